@@ -1,0 +1,379 @@
+"""The run config: the one source of the CLI's flags, the YAML recipes and the form in the Prefect UI.
+
+Every field says what it is for. A field marked ``runtime`` changes how a stage runs but never what it writes, so it
+stays out of the stage's fingerprint. Values that contradict each other are refused when the config is built.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+__all__ = [
+    "AlignmentConfig",
+    "AuditGate",
+    "CacheConfig",
+    "CorpusConfig",
+    "DistillConfig",
+    "EvaluateConfig",
+    "LoraConfig",
+    "ModelRef",
+    "ObjectiveConfig",
+    "RunConfig",
+    "StudentConfig",
+    "TrackingConfig",
+    "identity",
+]
+
+DType = Literal["float32", "bfloat16", "float16"]
+PAPER_PROMPT = (
+    "Below is an instruction that describes a task.\n\n"
+    "### Instruction:\n{instruction}\n\n{context_block}### Response:\n"
+)
+
+
+def runtime(default: Any, description: str, **constraints: Any) -> Any:
+    """A field that changes how a stage runs, never the bytes that it writes."""
+    return Field(default, description=description, json_schema_extra={"fingerprint": False}, **constraints)
+
+
+class Part(BaseModel):
+    """A section of the run config: unknown keys are refused, values are checked when built."""
+
+    model_config = ConfigDict(
+        extra="forbid", validate_default=True, validate_assignment=True, use_attribute_docstrings=True
+    )
+
+
+class ModelRef(Part):
+    """Where a model comes from."""
+
+    source: str = Field(
+        description="Hub id, local folder, GGUF file, `package:NAME==VERSION/MEMBER.gguf` (a model that a Python package "
+        "ships) or `random:ARCHITECTURE?layers=2&width=32` (a tiny untrained model made on the spot)."
+    )
+    revision: str | None = Field(None, description="Branch, tag or commit on the hub; unset takes the default branch.")
+    sha256: str | None = Field(
+        None, description="Checksum that a packaged or GGUF weights file must have.", pattern="^[0-9a-f]{64}$"
+    )
+    trust_remote_code: bool = Field(
+        False, description="Run Python code that the model's repository ships. Off unless you have read that code."
+    )
+
+
+class TeacherConfig(ModelRef):
+    """The model that is imitated."""
+
+    source: str = Field("HuggingFaceTB/SmolLM2-135M-Instruct", description=ModelRef.model_fields["source"].description)
+    template: Literal["plain", "chat"] = Field(
+        "plain",
+        title="Teacher prompt",
+        description="`plain` fills `corpus.prompt`; `chat` uses the model's own chat template.",
+    )
+
+
+class StudentConfig(ModelRef):
+    """The model that learns."""
+
+    source: str = Field(
+        "teacher",
+        description="`teacher` prunes the teacher itself; anything else is a model reference as for the teacher.",
+    )
+    template: Literal["plain", "chat"] = Field(
+        "plain",
+        title="Student prompt",
+        description="`plain` fills `corpus.prompt`; `chat` uses the model's own chat template.",
+    )
+    keep_layers: int | None = Field(
+        None,
+        ge=1,
+        description="Keep this many layers of the source, evenly spread, first and last included; unset keeps all.",
+    )
+    tokenizer: str = Field(
+        "source",
+        description="`source` keeps the source's tokenizer, `train` trains a byte-level BPE on the corpus, anything else is a model reference.",
+    )
+    vocabulary_size: int = Field(4096, ge=257, description="Entries of the tokenizer when it is trained on the corpus.")
+    embeddings: Literal["transfer", "random"] = Field(
+        "transfer",
+        title="New embeddings",
+        description="Start of the embeddings under a new tokenizer: `transfer` takes the mean of the source's token vectors for the same bytes.",
+    )
+    initial_weights: Literal["source", "random"] = Field(
+        "source",
+        title="Start",
+        description="`source` starts from the source's weights, `random` from a fresh initialisation of its architecture.",
+    )
+
+
+class CorpusConfig(Part):
+    """Examples: an instruction, an optional context and a response."""
+
+    source: str = Field(
+        "python-docs",
+        description="`python-docs` (documentation of the running interpreter's standard library), a file or folder of JSONL, Parquet or CSV, or a hub data set id.",
+    )
+    revision: str | None = Field(None, description="Revision of a hub data set.")
+    subset: str | None = Field(None, description="Configuration name of a hub data set.")
+    hub_split: str = Field("train", description="Split of a hub data set to read.")
+    layout: Literal["auto", "instruction", "dolly", "alpaca", "messages", "text"] = Field(
+        "auto",
+        title="Columns",
+        description="Names of the columns: a known layout, or `auto` to recognise it from the first row.",
+    )
+    columns: dict[str, str] = Field(
+        {}, description="Own names for instruction, context, response, system, messages or id; overrides the layout."
+    )
+    turns: Literal["last", "all"] = Field(
+        "last",
+        title="Conversation turns",
+        description="Train on the last assistant turn of a conversation or on each of them.",
+    )
+    prompt: str = Field(
+        PAPER_PROMPT,
+        description="Plain prompt; {instruction}, {context}, {system} and {context_block} (the context under its own heading, empty without one) are filled in.",
+    )
+    system: str = Field("", description="System prompt for examples that bring none.")
+    validation_share: float = Field(
+        0.05, ge=0, lt=1, description="Share of examples held out for validation while training, chosen by hash."
+    )
+    test_share: float = Field(
+        0.05, ge=0, lt=1, description="Share of examples held out for evaluation, chosen by hash."
+    )
+    max_train: int | None = Field(None, ge=1, description="Use at most this many training examples, chosen by hash.")
+    max_validation: int | None = Field(200, ge=1, description="Use at most this many validation examples.")
+    max_test: int | None = Field(500, ge=1, description="Use at most this many test examples.")
+    min_response: int = Field(1, ge=1, description="Shortest response kept, in characters.")
+    max_response: int | None = Field(
+        None, ge=1, description="Longest response kept, in characters; longer ones are dropped and counted, not cut."
+    )
+    deduplicate: bool = Field(
+        True, description="Drop examples whose instruction, context and response were seen before."
+    )
+    max_malformed: int = Field(
+        0, ge=0, description="Malformed rows to put aside in a quarantine file before the run stops."
+    )
+
+    @model_validator(mode="after")
+    def _shares_leave_training_data(self) -> CorpusConfig:
+        if self.validation_share + self.test_share >= 1:
+            raise ValueError("validation_share + test_share leave nothing to train on; lower one of them")
+        return self
+
+
+class AuditGate(Part):
+    """Bounds that the alignment must meet before the teacher runs."""
+
+    min_coverage: float = Field(0.5, ge=0, le=1, description="Smallest share of response bytes inside spans.")
+    max_tokens_per_span: float = Field(8.0, gt=0, description="Largest mean number of tokens a span, on either side.")
+    max_dropped: float = Field(0.5, ge=0, le=1, description="Largest share of examples dropped, whatever the reason.")
+
+
+class AlignmentConfig(Part):
+    """Tokenization with both tokenizers and the span map."""
+
+    max_length: int = Field(
+        320,
+        ge=8,
+        description="Most tokens an example on either side; both sides are cut at their last common cut that fits.",
+    )
+    max_prompt: int = Field(
+        256, ge=1, description="Most prompt tokens on either side; longer prompts lose whole tokens from the left."
+    )
+    examples_per_shard: int = Field(
+        256, ge=1, description="Examples in one shard: the unit of work, of resuming and of memory."
+    )
+    gate: AuditGate = Field(AuditGate(), description="Bounds that fail the run before the teacher is loaded.")
+    workers: int = runtime(1, "Processes that tokenize; the result does not depend on it.", ge=1)
+
+
+class CacheConfig(Part):
+    """Capture of the teacher's span centres."""
+
+    dtype: Literal["bfloat16", "float32", "int8"] = Field(
+        "bfloat16", title="Stored type", description="How centres are stored; int8 keeps one float16 scale a span."
+    )
+    compression: Literal["none", "zstd"] = Field(
+        "none", title="Compression", description="zstd is smaller; none can be memory-mapped without a copy."
+    )
+    compute_dtype: DType = Field(
+        "float32",
+        title="Teacher precision",
+        description="Type of the teacher's weights and activations while capturing.",
+    )
+    device: str = runtime("auto", "`auto`, `cpu`, `cuda` or `cuda:N`.")
+    tokens_per_batch: int = runtime(4096, "Most teacher tokens (padding included) in one forward.", ge=1)
+
+
+class ObjectiveConfig(Part):
+    """What the student minimises."""
+
+    name: Literal["sra", "sft"] = Field(
+        "sra", title="Objective", description="`sra` aligns spans with the teacher, `sft` is cross-entropy alone."
+    )
+    layers: list[tuple[int, int]] = Field(
+        [(-1, -1)], min_length=1, description="Pairs of teacher and student layers, counted from 1; -1 is the last."
+    )
+    alpha: float = Field(0.5, ge=0, le=1, description="Weight of cross-entropy; the span terms weigh 1 - alpha.")
+    cosine: float | list[float] = Field(
+        1.0, description="Weight lambda of the cosine term: one number, or one a layer pair."
+    )
+    geometry: float = Field(50.0, ge=0, description="Weight gamma of the geometry term.")
+    logit: float = Field(1.0, ge=0, description="Weight of the span-logit KL; 1 in the paper.")
+    trajectory: float = Field(
+        0.0, ge=0, description="Weight of the optional trajectory term over consecutive layer pairs."
+    )
+    mass_power: float = Field(1.0, ge=0, description="Power p of the teacher's span mass in the loss weights.")
+    temperature: float = Field(2.0, gt=0, description="Temperature tau of the span-logit KL.")
+    logit_reduction: Literal["sum", "mean"] = Field(
+        "mean",
+        title="Span-logit reduction",
+        description="Over the spans of a text: the paper's `sum`, or `mean`, which long texts do not blow up.",
+    )
+    weighted_pooling: bool = Field(
+        True, description="Weigh tokens by attention inside a span (WSP); off takes their plain mean."
+    )
+    weighted_loss: bool = Field(
+        True, description="Weigh spans by the teacher's mass in the loss (WSL); off weighs all alike."
+    )
+    logit_chunk: int | None = runtime(
+        None, "Spans a chunk of the logit term; unset picks one that bounds memory.", ge=1
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> ObjectiveConfig:
+        for pair in self.layers:
+            if 0 in pair or min(pair) < -1:
+                raise ValueError(f"layers: {list(pair)} is not a pair of layers; count from 1, or -1 for the last")
+        if isinstance(self.cosine, list) and len(self.cosine) != len(self.layers):
+            raise ValueError(
+                f"cosine: {len(self.cosine)} weights for {len(self.layers)} layer pairs; give one number or one a pair"
+            )
+        if self.trajectory and len(self.layers) < 2:
+            raise ValueError(
+                "trajectory: needs at least two layer pairs; add a pair to objective.layers or set it to 0"
+            )
+        return self
+
+
+class LoraConfig(Part):
+    """Low-rank adapters in place of full fine-tuning."""
+
+    rank: int = Field(16, ge=1, description="Rank of the adapters.")
+    alpha: int = Field(64, ge=1, description="Scale of the adapters.")
+    dropout: float = Field(0.1, ge=0, lt=1, description="Dropout on the adapters' input.")
+    targets: list[str] | None = Field(
+        None,
+        description="Module names to adapt; unset takes the attention projections that the paper adapts for the architecture.",
+    )
+
+
+class DistillConfig(Part):
+    """Training of the student with DeepSpeed."""
+
+    epochs: float = Field(10.0, gt=0, description="Passes over the training examples.")
+    max_steps: int | None = Field(
+        None, ge=1, description="Stop after this many optimizer steps; unset runs all epochs."
+    )
+    batch_size: int = Field(16, ge=1, description="Examples a process in one forward.")
+    accumulation: int = Field(1, ge=1, description="Forwards in one optimizer step.")
+    learning_rate: float = Field(5e-4, gt=0, description="Peak learning rate of the student.")
+    projector_learning_rate: float = Field(5e-4, gt=0, description="Peak learning rate of the projectors.")
+    min_learning_rate: float = Field(5e-6, ge=0, description="Floor of the cosine schedule.")
+    warmup: float = Field(0.1, ge=0, lt=1, description="Share of the steps that warm up.")
+    weight_decay: float = Field(0.01, ge=0, description="AdamW weight decay; norms and biases are exempt.")
+    clip: float = Field(1.0, ge=0, description="Largest gradient norm; 0 turns clipping off.")
+    precision: DType = Field(
+        "float32", title="Precision", description="Type of the student's weights and activations while training."
+    )
+    zero_stage: Literal[0, 1, 2, 3] = Field(
+        0,
+        title="ZeRO stage",
+        description="What DeepSpeed partitions over the processes: 0 nothing, 1 optimizer, 2 gradients, 3 parameters.",
+    )
+    processes: int = Field(1, ge=1, description="Training processes on this machine; one a GPU.")
+    lora: LoraConfig | None = Field(None, description="Train adapters instead of all weights.")
+    deepspeed: dict[str, Any] = Field({}, description="DeepSpeed settings merged over the ones made from this config.")
+    validate_every: int = Field(50, ge=1, description="Steps between measurements of held-out bits per byte.")
+    keep_best: bool = Field(
+        True, description="Export the weights with the best held-out bits per byte instead of the last ones."
+    )
+    checkpoint_every: int = Field(50, ge=1, description="Steps between checkpoints.")
+    keep_checkpoints: int = runtime(2, "Checkpoints kept on disk.", ge=1)
+    log_every: int = runtime(5, "Steps between logged metrics.", ge=1)
+    device: str = runtime("auto", "`auto`, `cpu` or `cuda`.")
+
+
+class EvaluateConfig(Part):
+    """Scores on the held-out test examples."""
+
+    examples: int | None = Field(
+        None, ge=1, description="Evaluate at most this many test examples; unset takes all of them."
+    )
+    generate: int | None = Field(
+        100, ge=0, description="Generate answers for at most this many of them (for ROUGE); unset takes all, 0 none."
+    )
+    max_new_tokens: int = Field(128, ge=1, description="Longest generated answer in tokens.")
+    temperature: float = Field(0.0, ge=0, description="0 decodes greedily; 1 with top_p 1 is the paper's sampling.")
+    top_p: float = Field(1.0, gt=0, le=1, description="Nucleus sampling: smallest set of tokens with this probability.")
+    seeds: list[int] = Field([10], min_length=1, description="Seeds to sample with; greedy decoding uses one.")
+    teacher: bool = Field(True, description="Score the teacher on the same examples, as the ceiling.")
+    initial: bool = Field(True, description="Score the student before training, as the floor.")
+    samples: int = Field(3, ge=0, description="Answers shown side by side in the summary.")
+    batch_size: int = runtime(16, "Examples in one forward.", ge=1)
+    device: str = runtime("auto", "`auto`, `cpu` or `cuda`.")
+
+
+class TrackingConfig(Part):
+    """MLflow."""
+
+    enabled: bool = Field(True, description="Track every stage in MLflow.")
+    uri: str | None = Field(
+        None, description="Tracking server or database; unset keeps a SQLite database inside the store."
+    )
+    experiment: str = Field("sra", description="Experiment that collects the runs.")
+    system_metrics: bool = Field(False, description="Log CPU, memory and GPU use while a stage runs.")
+
+
+class RunConfig(Part):
+    """All that determines a run: data, models, alignment, cache, objective, training, evaluation."""
+
+    name: str = Field(
+        "run", description="Name of the run in Prefect and MLflow.", json_schema_extra={"fingerprint": False}
+    )
+    store: str = runtime("sra-store", "Folder that keeps the results of every stage.")
+    seed: int = Field(0, ge=0, description="Seed of initialisation, data order, dropout and sampling.")
+    teacher: TeacherConfig = Field(TeacherConfig(), description="The model that is imitated.")
+    student: StudentConfig = Field(StudentConfig(), description="The model that learns.")
+    corpus: CorpusConfig = Field(CorpusConfig(), description="Where examples come from.")
+    alignment: AlignmentConfig = Field(AlignmentConfig(), description="Tokenization, span map and audit gate.")
+    cache: CacheConfig = Field(CacheConfig(), description="Capture of the teacher's span centres.")
+    objective: ObjectiveConfig = Field(ObjectiveConfig(), description="What the student minimises.")
+    distill: DistillConfig = Field(DistillConfig(), description="Training of the student.")
+    evaluate: EvaluateConfig = Field(EvaluateConfig(), description="Scores on held-out examples.")
+    tracking: TrackingConfig = Field(TrackingConfig(), description="MLflow.", json_schema_extra={"fingerprint": False})
+
+
+def identity(part: BaseModel) -> dict[str, Any]:
+    """The fields of a config part that determine results, nested as in the config and ready for JSON.
+
+    Fields marked ``runtime`` are left out.
+    """
+    return dict(_identity_items(part))
+
+
+def _identity_items(part: BaseModel) -> Iterator[tuple[str, Any]]:
+    for name, field in type(part).model_fields.items():
+        extra = field.json_schema_extra
+        if isinstance(extra, dict) and extra.get("fingerprint") is False:
+            continue
+        value = getattr(part, name)
+        yield name, identity(value) if isinstance(value, BaseModel) else _plain(value)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value

@@ -1,0 +1,74 @@
+"""The one tree of exceptions. Every message names what is wrong and ends with the remedy."""
+
+from __future__ import annotations
+
+__all__ = [
+    "AlignmentError",
+    "ConfigError",
+    "DataError",
+    "EvaluationError",
+    "ManifestMismatch",
+    "ModelError",
+    "ShardError",
+    "SraError",
+    "StorageError",
+    "TokenizerError",
+    "TrainingError",
+]
+
+
+class SraError(Exception):
+    """Base of all errors that a user can cause or mend.
+
+    Args:
+        problem: What is wrong, naming the file, line or field.
+        remedy: What the user can do about it.
+    """
+
+    def __init__(self, problem: str, remedy: str) -> None:
+        super().__init__(problem, remedy)
+        self.problem = problem
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return f"{self.problem}\n  -> {self.remedy}"
+
+
+class ConfigError(SraError):
+    """A run config that cannot be read or whose values contradict each other."""
+
+
+class DataError(SraError):
+    """Examples that are missing, malformed or unusable."""
+
+
+class ModelError(SraError):
+    """A model reference that cannot be resolved, or a model that does not fit its use."""
+
+
+class TokenizerError(ModelError):
+    """A tokenizer whose offsets are missing or cannot be trusted."""
+
+
+class AlignmentError(SraError):
+    """Texts whose tokens cannot be aligned, or an audit gate that failed."""
+
+
+class ShardError(SraError):
+    """A shard or another stored file that is damaged, truncated or missing."""
+
+
+class StorageError(SraError):
+    """The store cannot be written: no space, no permission, or locked for too long."""
+
+
+class ManifestMismatch(SraError):
+    """A stage result that was made from other inputs than the ones asked for."""
+
+
+class TrainingError(SraError):
+    """A training run that cannot go on."""
+
+
+class EvaluationError(SraError):
+    """A student that cannot be evaluated as asked."""
