@@ -42,9 +42,7 @@ def runtime(default: Any, description: str, **constraints: Any) -> Any:
 class Part(BaseModel):
     """A section of the run config: unknown keys are refused, values are checked when built."""
 
-    model_config = ConfigDict(
-        extra="forbid", validate_default=True, validate_assignment=True, use_attribute_docstrings=True
-    )
+    model_config = ConfigDict(extra="forbid", validate_default=True, validate_assignment=True)
 
 
 class ModelRef(Part):
