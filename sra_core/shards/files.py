@@ -1,0 +1,85 @@
+"""Files that are whole or absent: written aside, flushed to disk, renamed."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, BinaryIO
+
+from sra_core.errors import StorageError
+
+__all__ = ["PARTIAL_SUFFIX", "HashingWriter", "atomic_write", "file_digest"]
+
+PARTIAL_SUFFIX = ".partial"
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+
+
+class HashingWriter:
+    """A binary file that keeps the SHA-256 and the number of bytes written to it."""
+
+    def __init__(self, file: BinaryIO | IO[bytes]) -> None:
+        self._file = file
+        self._hash = hashlib.sha256()
+        self.bytes = 0
+        self.closed = False
+
+    def write(self, data: bytes) -> int:
+        self._file.write(data)
+        self._hash.update(data)
+        self.bytes += memoryview(data).nbytes
+        return memoryview(data).nbytes
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def close(self) -> None:
+        self.closed = True
+
+    @property
+    def sha256(self) -> str:
+        """Hexadecimal digest of all bytes written so far."""
+        return self._hash.hexdigest()
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[HashingWriter]:
+    """Write ``path`` so that it appears whole or not at all.
+
+    Raises:
+        StorageError: The disk is full or the folder cannot be written; the partial file is removed.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL_SUFFIX}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("wb") as file:
+            writer = HashingWriter(file)
+            yield writer
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise storage_error(path, error) from error
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def storage_error(path: Path, error: OSError) -> StorageError:
+    """The error that a failed write to ``path`` deserves."""
+    if error.errno in _FULL:
+        return StorageError(
+            f"no space left while writing {path}",
+            "free space or point `store` elsewhere, then run again: finished work is kept",
+        )
+    return StorageError(f"cannot write {path}: {error}", "check that the store exists and that you may write to it")
+
+
+def file_digest(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

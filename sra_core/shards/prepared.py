@@ -1,0 +1,130 @@
+"""Prepared shards: both tokenizations of an example and its span map. K spans, T tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from sra_core.shards.manifest import Manifest
+from sra_core.shards.reader import ShardSet
+
+__all__ = ["PREPARED_SCHEMA", "PreparedRow", "PreparedSet", "prepared_batch"]
+
+_TOKENS = pa.list_(pa.int32())
+_SPANS = pa.list_(pa.list_(pa.int32(), 2))
+
+PREPARED_SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("teacher_ids", _TOKENS),
+        ("student_ids", _TOKENS),
+        ("teacher_spans", _SPANS),
+        ("student_spans", _SPANS),
+        ("teacher_response", pa.int32()),
+        ("student_response", pa.int32()),
+        ("prompt", pa.string()),
+        ("response", pa.string()),
+        ("source", pa.string()),
+    ]
+)
+
+
+@dataclass(slots=True)
+class PreparedRow:
+    """One example, ready for both models.
+
+    Attributes:
+        teacher_ids, student_ids: (T,) int32 tokens of prompt, response and end of text.
+        teacher_spans, student_spans: (K, 2) int32 half-open token ranges; row i of both covers the same text.
+        teacher_response, student_response: Index of the first response token.
+        prompt, response: The student's prompt and the response as it was kept.
+    """
+
+    id: str
+    teacher_ids: NDArray[np.int32]
+    student_ids: NDArray[np.int32]
+    teacher_spans: NDArray[np.int32]
+    student_spans: NDArray[np.int32]
+    teacher_response: int
+    student_response: int
+    prompt: str
+    response: str
+    source: str
+
+
+def prepared_batch(rows: Sequence[PreparedRow]) -> pa.RecordBatch:
+    """Arrow form of prepared rows."""
+    arrays = [
+        pa.array([row.id for row in rows], pa.string()),
+        _token_lists([row.teacher_ids for row in rows]),
+        _token_lists([row.student_ids for row in rows]),
+        _span_lists([row.teacher_spans for row in rows]),
+        _span_lists([row.student_spans for row in rows]),
+        pa.array([row.teacher_response for row in rows], pa.int32()),
+        pa.array([row.student_response for row in rows], pa.int32()),
+        pa.array([row.prompt for row in rows], pa.string()),
+        pa.array([row.response for row in rows], pa.string()),
+        pa.array([row.source for row in rows], pa.string()),
+    ]
+    return pa.RecordBatch.from_arrays(arrays, schema=PREPARED_SCHEMA)
+
+
+def list_offsets(values: Sequence[NDArray[Any]]) -> NDArray[np.int64]:
+    """Arrow list offsets of a ragged column: one more than it has rows."""
+    return np.concatenate([[0], np.cumsum([len(value) for value in values], dtype=np.int64)]).astype(np.int64)
+
+
+def _flat(values: Sequence[NDArray[np.int32]]) -> NDArray[np.int32]:
+    return np.concatenate([np.asarray(value, np.int32).ravel() for value in values] or [np.empty(0, np.int32)])
+
+
+def _token_lists(values: Sequence[NDArray[np.int32]]) -> pa.ListArray:
+    return pa.ListArray.from_arrays(pa.array(list_offsets(values), pa.int32()), pa.array(_flat(values)))
+
+
+def _span_lists(values: Sequence[NDArray[np.int32]]) -> pa.ListArray:
+    pairs = pa.FixedSizeListArray.from_arrays(pa.array(_flat(values)), 2)
+    return pa.ListArray.from_arrays(pa.array(list_offsets(values), pa.int32()), pairs)
+
+
+class PreparedSet(Sequence[PreparedRow]):
+    """Memory-mapped random access to the prepared examples of one split.
+
+    Raises:
+        ShardError: A shard is missing or damaged.
+    """
+
+    def __init__(self, manifest: Manifest, split: str) -> None:
+        self._shards = ShardSet(Path(manifest.folder), manifest.shards, split)
+
+    def __len__(self) -> int:
+        return len(self._shards)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        columns, row = self._shards.locate(index)
+        return _row(columns, row)
+
+    def spans(self) -> NDArray[np.int64]:
+        """(rows,) number of spans of each example, without reading the rest."""
+        return self._shards.lengths("teacher_spans")
+
+    def tokens(self, side: str) -> NDArray[np.int64]:
+        """(rows,) number of ``teacher`` or ``student`` tokens of each example."""
+        return self._shards.lengths(f"{side}_ids")
+
+
+def _row(columns: Mapping[str, Any], row: int) -> PreparedRow:
+    values = {name: column[row] for name, column in columns.items()}
+    for name in ("teacher_spans", "student_spans"):
+        values[name] = values[name].reshape(-1, 2)
+    for name in ("teacher_response", "student_response"):
+        values[name] = int(values[name])
+    return PreparedRow(**values)

@@ -1,0 +1,111 @@
+"""Memory-mapped Arrow shards, addressed as one long list of rows."""
+
+from __future__ import annotations
+
+import bisect
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from sra_core.errors import ShardError
+from sra_core.shards.folder import verify
+from sra_core.shards.manifest import ShardEntry
+
+__all__ = ["Ragged", "ShardSet"]
+
+_OPEN_SHARDS = 64
+
+
+class Ragged:
+    """A list column as two flat arrays: row i is ``values[offsets[i] * width : offsets[i + 1] * width]``."""
+
+    def __init__(self, column: pa.Array) -> None:
+        values = column.values
+        self.width = 1
+        if pa.types.is_fixed_size_list(values.type):
+            self.width = values.type.list_size
+            values = values.flatten()
+        self.offsets = column.offsets.to_numpy()
+        self.values = (
+            values.to_numpy(zero_copy_only=True) if len(values) else np.empty(0, values.type.to_pandas_dtype())
+        )
+
+    def __getitem__(self, row: int) -> NDArray[Any]:
+        return self.values[self.offsets[row] * self.width : self.offsets[row + 1] * self.width]
+
+    def lengths(self) -> NDArray[np.int64]:
+        """(rows,) entries of each row."""
+        return np.diff(self.offsets).astype(np.int64)
+
+
+class _Scalars:
+    def __init__(self, column: pa.Array) -> None:
+        self.column = column
+
+    def __getitem__(self, row: int) -> Any:
+        return self.column[row].as_py()
+
+
+class Shard:
+    """One open shard: its columns, readable by row."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            with pa.memory_map(str(path)) as source:
+                table = pa.ipc.open_file(source).read_all()
+        except (OSError, pa.ArrowInvalid) as error:
+            raise ShardError(f"{path} cannot be read: {error}", "run the stage that made it again") from error
+        batch = table.combine_chunks()
+        self.metadata = table.schema.metadata or {}
+        self.columns = {name: _column(batch.column(name)) for name in batch.column_names}
+
+
+def _column(chunks: pa.ChunkedArray) -> Any:
+    array = chunks.chunk(0) if chunks.num_chunks else pa.array([], chunks.type)
+    return Ragged(array) if pa.types.is_list(array.type) or pa.types.is_large_list(array.type) else _Scalars(array)
+
+
+class ShardSet:
+    """The shards of one split as one list; the most recently used ones stay open."""
+
+    def __init__(self, folder: Path, shards: Iterable[ShardEntry], split: str) -> None:
+        self._shards = [shard for shard in shards if shard.split == split]
+        verify(folder, self._shards)
+        self._folder = folder
+        self._starts = [0, *np.cumsum([shard.rows for shard in self._shards]).tolist()]
+        self._open: OrderedDict[int, Shard] = OrderedDict()
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def shard(self, number: int) -> Shard:
+        """The open shard with this number."""
+        if number in self._open:
+            self._open.move_to_end(number)
+        else:
+            self._open[number] = Shard(self._folder / self._shards[number].name)
+            if len(self._open) > _OPEN_SHARDS:
+                self._open.popitem(last=False)
+        return self._open[number]
+
+    def locate(self, index: int) -> tuple[dict[str, Any], int]:
+        """The columns of the shard that holds a row, and the row's number inside it."""
+        if index < 0:
+            index += len(self)
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        number = bisect.bisect_right(self._starts, index) - 1
+        return self.shard(number).columns, index - self._starts[number]
+
+    def lengths(self, column: str) -> NDArray[np.int64]:
+        """(rows,) entries of a list column, for every row of the split."""
+        return self._collect(lambda shard: shard.columns[column].lengths())
+
+    def _collect(self, read: Callable[[Shard], NDArray[np.int64]]) -> NDArray[np.int64]:
+        parts = [read(self.shard(number)) for number in range(len(self._shards))]
+        return np.concatenate(parts) if parts else np.empty(0, np.int64)
