@@ -1,0 +1,230 @@
+"""Offsets -> clean cuts -> span map (paper section 3.1, generalised from end offsets to clean cuts).
+
+Shapes: T tokens of one side, R tokens of non-zero width, C clean boundaries, K spans.
+
+A boundary between two tokens is clean when no token before it ends later than a token after it starts. Where the
+tokenizer leaves characters out (white space, mostly) such a boundary is a whole interval of positions. Two boundaries
+of the two sides are common when their intervals intersect. One side's intervals are disjoint and sorted, so common
+boundaries are found without a table: a vectorised search, and a loop only over boundaries that compete crosswise.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from sra_core.errors import AlignmentError
+
+__all__ = ["IntArray", "SpanMap", "align", "clean_cuts"]
+
+IntArray = npt.NDArray[np.integer[Any]]
+"""Character offsets of shape (T, 2), half-open; anything that ``np.asarray`` turns into such an array is accepted."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SpanMap:
+    """Spans of one text in both tokenizations; all three arrays are int32, half-open, of shape (K, 2).
+
+    ``teacher`` and ``student`` are token ranges, ``chars`` the characters between the two cuts of each span, so that
+    ``chars[i, 1] == chars[i + 1, 0]``. Zero-width tokens at the edge of a span are outside its ranges.
+    """
+
+    teacher: npt.NDArray[np.int32]
+    student: npt.NDArray[np.int32]
+    chars: npt.NDArray[np.int32]
+
+    def __len__(self) -> int:
+        return len(self.chars)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, SpanMap):
+            return NotImplemented
+        return (
+            np.array_equal(self.teacher, other.teacher)
+            and np.array_equal(self.student, other.student)
+            and np.array_equal(self.chars, other.chars)
+        )
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def head(self, count: int) -> SpanMap:
+        """The first ``count`` spans."""
+        return SpanMap(self.teacher[:count], self.student[:count], self.chars[:count])
+
+    def shifted(self, teacher: int, student: int) -> SpanMap:
+        """The same spans with the token ranges moved by so many tokens on each side."""
+        return SpanMap(self.teacher + np.int32(teacher), self.student + np.int32(student), self.chars)
+
+
+class _Boundaries(NamedTuple):
+    """Clean boundaries of one side, all of shape (C,)."""
+
+    left: IntArray  # index one past the last real token before the boundary
+    right: IntArray  # index of the first real token after it
+    low: IntArray  # first position of the interval
+    high: IntArray  # last position of the interval
+
+
+def clean_cuts(offsets: npt.ArrayLike) -> IntArray:
+    """Clean cuts of one tokenization, in order.
+
+    Position p is a clean cut when every token before it ends at or before p and every token after it starts at or
+    after p. Zero-width tokens do not count. One row a boundary; in a gap between tokens it gives the first position.
+
+    Args:
+        offsets: (T, 2) half-open character offsets, in token order.
+
+    Returns:
+        (C, 2): token index just after the cut, character position. For all but the first row the index is one past the
+        last token (of non-zero width) before the cut. The first row is the start of the text: position 0, or the first
+        start where that is negative, and the index of the first token of non-zero width. No such token gives (0, 2).
+
+    Raises:
+        AlignmentError: not integers of shape (T, 2), or a token ends before it starts.
+    """
+    boundaries = _boundaries(offsets, "offsets")
+    if not len(boundaries.low):
+        return np.zeros((0, 2), np.int64)
+    cuts = np.stack([boundaries.left, boundaries.low], axis=1)
+    cuts[0] = boundaries.right[0], min(0, boundaries.high[0])
+    return cuts
+
+
+def align(teacher_offsets: npt.ArrayLike, student_offsets: npt.ArrayLike, start: int = 0) -> SpanMap:
+    """Map two tokenizations of the same text to the finest spans that both can express.
+
+    Spans lie between consecutive common clean cuts at or after ``start``. Their number is the largest possible with no
+    span empty on either side; among equal choices the leftmost cut is taken, so swapping the sides swaps the map. A
+    token that straddles ``start`` is in no span. Time and memory are linear in the number of tokens.
+
+    Args:
+        teacher_offsets: (T_t, 2) half-open character offsets into the text, in token order; any length, also none.
+        student_offsets: (T_s, 2) likewise.
+        start: Character position where the shared part of the text begins.
+
+    Raises:
+        AlignmentError: not integers of shape (T, 2), or a token ends before it starts.
+    """
+    teacher = _from(_boundaries(teacher_offsets, "teacher_offsets"), start)
+    student = _from(_boundaries(student_offsets, "student_offsets"), start)
+    i, j = _match(teacher, student)
+    cuts = np.maximum(teacher.low[i], student.low[j])
+    return SpanMap(
+        _between(teacher.right[i], teacher.left[i]), _between(student.right[j], student.left[j]), _between(cuts, cuts)
+    )
+
+
+def _between(begins: IntArray, ends: IntArray) -> npt.NDArray[np.int32]:
+    """(C,) begins and ends at each common cut -> (C - 1, 2) ranges from one cut to the next."""
+    ranges = np.empty((max(len(begins) - 1, 0), 2), np.int32)
+    ranges[:, 0] = begins[:-1]
+    ranges[:, 1] = ends[1:]
+    return ranges
+
+
+def _checked(offsets: npt.ArrayLike, name: str) -> IntArray:
+    array = np.asarray(offsets)
+    if array.size == 0:
+        return np.zeros((0, 2), np.int64)
+    if array.ndim != 2 or array.shape[1] != 2 or array.dtype.kind not in "iu":
+        raise AlignmentError(
+            f"{name}: expected integers of shape (tokens, 2), got {array.dtype} of shape {array.shape}.",
+            "Pass one (start, end) pair of characters a token, as a fast tokenizer's offset mapping gives them.",
+        )
+    return array
+
+
+def _boundaries(offsets: npt.ArrayLike, name: str) -> _Boundaries:
+    """All clean boundaries of one side, the start and the end of its text included; none without a real token."""
+    array = _checked(offsets, name)
+    starts, ends = np.ascontiguousarray(array[:, 0]), np.ascontiguousarray(array[:, 1])
+    real = ends > starts
+    index = None if real.all() else np.flatnonzero(real)
+    if index is not None:
+        if (ends < starts).any():
+            raise AlignmentError(
+                f"{name}: token {int(np.flatnonzero(ends < starts)[0])} ends before it starts.",
+                "The tokenizer's offsets are wrong; use another tokenizer or report its name.",
+            )
+        starts, ends = starts[index], ends[index]
+    if not len(starts):
+        empty = np.zeros(0, np.int64)
+        return _Boundaries(empty, empty, empty, empty)
+    return _clean(starts, ends, index)
+
+
+def _clean(starts: IntArray, ends: IntArray, index: IntArray | None) -> _Boundaries:
+    """Boundaries of R > 0 real tokens; ``index`` gives their places among all tokens, None for all of them."""
+    if len(starts) > 1 and (starts[1:] < ends[:-1]).any():
+        ends = np.maximum.accumulate(ends)
+        starts = np.minimum.accumulate(starts[::-1])[::-1]
+        after = np.flatnonzero(starts[1:] >= ends[:-1]) + 1
+    else:
+        after = np.arange(1, len(starts))
+    count = len(after) + 2
+    left, right, low, high = (np.empty(count, np.int64) for _ in range(4))
+    low[0], low[1:-1], low[-1] = np.iinfo(np.int64).min, ends[after - 1], ends[-1]
+    high[0], high[1:-1], high[-1] = starts[0], starts[after], ends[-1]
+    left[0], left[1:-1], left[-1] = 0, after - 1, len(starts) - 1
+    right[0], right[1:-1], right[-1] = 0, after, 0
+    if index is not None:
+        left, right = index[left], index[right]
+    left[1:] += 1
+    left[0], right[-1] = right[0], left[-1]
+    return _Boundaries(left, right, low, high)
+
+
+def _from(boundaries: _Boundaries, start: int) -> _Boundaries:
+    """The boundaries that have a position at or after ``start``, cut off there."""
+    first = int(np.searchsorted(boundaries.high, start))
+    left, right, low, high = (column[first:] for column in boundaries)
+    return _Boundaries(left, right, np.maximum(low, start), high)
+
+
+def _match(teacher: _Boundaries, student: _Boundaries) -> tuple[IntArray, IntArray]:
+    """Pairs (i, j) of boundaries whose intervals intersect: as many as possible, each boundary in one pair at most.
+
+    Taking the leftmost free partner from left to right is optimal because a side's intervals are disjoint.
+    """
+    if not len(teacher.low) or not len(student.low):
+        return np.zeros(0, np.int64), np.zeros(0, np.int64)
+    j = np.searchsorted(student.high, teacher.low)  # the first student boundary that does not end too early
+    i = np.flatnonzero(student.low[np.minimum(j, len(student.low) - 1)] <= teacher.high)
+    i = i[j[i] < len(student.low)]
+    j = j[i]
+    taken = np.flatnonzero(j[1:] == j[:-1]) + 1
+    return _settle(i, j, taken, teacher, student) if len(taken) else (i, j)
+
+
+def _settle(
+    i: IntArray, j: IntArray, taken: IntArray, teacher: _Boundaries, student: _Boundaries
+) -> tuple[IntArray, IntArray]:
+    """Resolve teacher boundaries (rows ``taken``) whose leftmost partner already belongs to the row before.
+
+    Most of them have no other partner and are dropped. One that does (gaps of both sides overlap crosswise) moves on to
+    its next partner, which may push the row after it; only such chains are walked one by one.
+    """
+    keep = np.ones(len(i), bool)
+    keep[taken] = False
+    following = j[taken] + 1
+    exists = following < len(student.low)
+    crosswise = taken[exists][student.low[following[exists]] <= teacher.high[i[taken[exists]]]]
+    j = j.copy()
+    for row in crosswise.tolist():
+        last = row - 1
+        while last >= 0 and not keep[last]:
+            last -= 1
+        while row < len(i):
+            wanted = max(j[row], j[last] + 1)
+            if wanted >= len(student.low) or student.low[wanted] > teacher.high[i[row]]:
+                keep[row] = False
+            else:
+                moved = wanted != j[row]
+                j[row], keep[row], last = wanted, True, row
+                if not moved:
+                    break
+            row += 1
+    return i[keep], j[keep]
