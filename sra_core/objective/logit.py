@@ -1,0 +1,95 @@
+"""Losses over a vocabulary: cross-entropy and the span-logit KL (paper section 3).
+
+Legend: N spans, d width, V entries.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sra_core.objective.batch import Batch
+from sra_core.objective.chunks import Slope, head_loss, supervised
+from sra_core.objective.head import Head
+
+__all__ = ["next_token_loss", "span_logit_kl"]
+
+
+def span_logit_kl(
+    student_centers: Tensor,
+    teacher_centers: Tensor,
+    student_head: Head | Tensor,
+    teacher_head: Head | Tensor,
+    temperature: float = 2.0,
+    reduction: str = "sum",
+    chunk: int | None = None,
+    text: Tensor | None = None,
+    texts: int | None = None,
+) -> Tensor:
+    """``sum_i KL(softmax(z^T_i / tau) || softmax(z^S_i / tau))``, the teacher first, no tau^2; mean over texts.
+
+    Only rows of the shared vocabulary take part, a chunk of spans at a time (see :mod:`sra_core.objective.chunks`).
+
+    Args:
+        student_centers: (N, d_S).
+        teacher_centers: (N, d_T), constant.
+        student_head: The student's rows of the shared vocabulary, (V, d_S).
+        teacher_head: The teacher's, (V, d_T), in the same order; constant.
+        temperature: tau.
+        reduction: Over the spans of a text: ``sum`` or ``mean``.
+        chunk: Spans at once; unset bounds the logits of a chunk to 16 MiB.
+        text: (N,) text of each span; unset when all belong to one.
+        texts: B; a text without spans contributes 0.
+    """
+    if reduction not in ("sum", "mean"):
+        raise ValueError(f"reduction is 'sum' or 'mean', not {reduction!r}")
+    spans = len(student_centers)
+    text = torch.zeros(spans, dtype=torch.long, device=student_centers.device) if text is None else text
+    texts = max(1, (int(text.max()) + 1 if spans else 1) if texts is None else texts)
+    weights = student_centers.new_full(
+        (spans,), 1 / texts, dtype=torch.promote_types(student_centers.dtype, torch.float32)
+    )
+    if reduction == "mean":
+        weights = weights / torch.bincount(text, minlength=texts).index_select(0, text)
+    slope = kl_slope(Head.of(teacher_head).constant(), temperature)
+    return head_loss(student_centers, Head.of(student_head), slope, (teacher_centers.detach(),), weights, chunk)
+
+
+def kl_slope(teacher_head: Head, temperature: float) -> Slope:
+    """Value and slope of the forward KL from the teacher's states, in three buffers of the size of the logits."""
+
+    def slope(logits: Tensor, teacher_rows: Tensor) -> tuple[Tensor, Tensor]:
+        log_p = _log_softmax_(teacher_head.logits(teacher_rows).div_(temperature))
+        log_q = _log_softmax_(logits.div_(temperature))
+        p = log_p.exp()
+        values = log_p.sub_(log_q).mul_(p).sum(-1)
+        return values, log_q.exp_().sub_(p).div_(temperature)
+
+    return slope
+
+
+def next_token_loss(final: Tensor, batch: Batch, head: Head, chunk: int | None = None) -> Tensor:
+    """Cross-entropy of the supervised next tokens, the mean over them; 0 where nothing is supervised.
+
+    Args:
+        final: (B, T, d_S) student states after the final norm.
+        batch: For its labels and mask.
+        head: The student's head, whole; full-vocabulary logits exist at supervised positions only.
+        chunk: Positions at once.
+    """
+    position, target = supervised(batch.labels, batch.attention_mask)
+    rows = final.reshape(-1, final.shape[-1]).index_select(0, position)
+    return head_loss(rows, head, _cross_entropy_slope, (target,), chunk=chunk) / max(1, len(target))
+
+
+def _cross_entropy_slope(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    log_q = _log_softmax_(logits)
+    values = -log_q.gather(1, target[:, None])[:, 0]
+    slope = log_q.exp_()
+    slope.scatter_add_(1, target[:, None], slope.new_full((len(target), 1), -1.0))
+    return values, slope
+
+
+def _log_softmax_(logits: Tensor) -> Tensor:
+    """Logarithm of the softmax over the last dimension, in place."""
+    return logits.sub_(logits.logsumexp(-1, keepdim=True))

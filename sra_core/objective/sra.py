@@ -1,0 +1,182 @@
+"""The SRA objective and plain supervised fine-tuning (paper section 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from sra_core.config import ObjectiveConfig
+from sra_core.errors import ConfigError
+from sra_core.objective.batch import Batch, ObjectiveContext, StudentOutput
+from sra_core.objective.head import Head, accurate
+from sra_core.objective.logit import next_token_loss, span_logit_kl
+from sra_core.objective.pooling import pool_batch
+from sra_core.objective.terms import span_cosine_loss, span_geometry_loss, span_trajectory_loss
+
+__all__ = ["Projector", "SftObjective", "SraObjective", "pair_weights"]
+
+
+class Projector(nn.Linear):
+    """The learned linear map W from the student's width to the teacher's, computed in float32 or wider.
+
+    It starts as the identity where the widths are equal (a student cut from its teacher shares its axes), else as a
+    random map with orthonormal rows or columns, which keeps the cosines between centres.  The start depends on the
+    widths and the seed alone, not on the global random state.
+    """
+
+    def __init__(self, student_width: int, teacher_width: int, seed: int = 0) -> None:
+        super().__init__(student_width, teacher_width, bias=False, device="meta")
+        self.weight = nn.Parameter(_start(student_width, teacher_width, seed))
+
+    def forward(self, centers: Tensor) -> Tensor:
+        """(N, d_S) to (N, d_T)."""
+        centers = accurate(centers)
+        return functional.linear(centers, self.weight.to(centers.dtype))
+
+
+class SftObjective(nn.Module):
+    """Cross-entropy alone: terms ``loss`` and ``ce``."""
+
+    def forward(self, batch: Batch, student: StudentOutput) -> dict[str, Tensor]:
+        """The terms of one batch."""
+        ce = next_token_loss(student.final, batch, student.head)
+        return {"loss": ce, "ce": ce, "spans": _count(batch)}
+
+
+class SraObjective(nn.Module):
+    """``alpha CE + (1 - alpha) (sum_l lambda_l L_cos(l) + gamma L_geo + L_kd + trajectory L_der)``.
+
+    Terms, each raw, the mean over the texts of the batch: ``ce``; ``cosine_<teacher layer>_<student layer>`` a layer
+    pair, and ``cosine``, their sum weighted by lambda; ``geometry`` and ``logit`` on the last pair; ``trajectory``;
+    ``spans``, the number of spans.  A term whose weight is 0 is neither computed nor listed.
+    """
+
+    def __init__(self, config: ObjectiveConfig, context: ObjectiveContext) -> None:
+        super().__init__()
+        self.config, self.layers = config, list(context.layers)
+        self.power = config.mass_power if config.weighted_loss else 0.0
+        self.lambdas = pair_weights(config)
+        mapped = any(self.lambdas) or config.trajectory > 0
+        self.projectors = nn.ModuleList(
+            Projector(context.student_width, context.teacher_width, context.seed + place)
+            for place in range(len(self.layers) if mapped else 0)
+        )
+        self.teacher_head = _constant(context.teacher_head) if config.logit else None
+        self.shared = context.shared_student_ids
+
+    def forward(self, batch: Batch, student: StudentOutput) -> dict[str, Tensor]:
+        """The terms of one batch."""
+        terms = {"ce": next_token_loss(student.final, batch, student.head)}
+        centers = [
+            pool_batch(
+                student.hidden[layer],
+                student.weights[layer],
+                batch.span_text,
+                batch.span_range,
+                self.config.weighted_pooling,
+            )[0]
+            for _, layer in self.layers
+        ]
+        terms |= self._cosine(batch, centers)
+        terms |= self._last_pair(batch, centers[-1], student.head)
+        terms |= self._trajectory(batch, centers)
+        return {"loss": self.total(terms), **terms, "spans": _count(batch)}
+
+    def weights(self) -> dict[str, float]:
+        """What each term weighs in the loss."""
+        config, share = self.config, 1 - self.config.alpha
+        return {
+            "ce": config.alpha,
+            "cosine": share,
+            "geometry": share * config.geometry,
+            "logit": share * config.logit,
+            "trajectory": share * config.trajectory,
+        }
+
+    def total(self, terms: dict[str, Tensor]) -> Tensor:
+        """The loss from the terms."""
+        return torch.stack([weight * terms[name] for name, weight in self.weights().items() if name in terms]).sum()
+
+    def _cosine(self, batch: Batch, centers: Sequence[Tensor]) -> dict[str, Tensor]:
+        if not any(self.lambdas):
+            return {}
+        values = {}
+        for (teacher, student), projector, own in zip(self.layers, self.projectors, centers, strict=True):
+            spans = batch.teacher[teacher]
+            values[f"cosine_{teacher}_{student}"] = span_cosine_loss(
+                own, spans.centers, spans.mass, projector, self.power, batch.span_text, batch.texts
+            )
+        total = torch.stack([factor * value for factor, value in zip(self.lambdas, values.values(), strict=True)]).sum()
+        return {"cosine": total, **values}
+
+    def _last_pair(self, batch: Batch, own: Tensor, head: Head) -> dict[str, Tensor]:
+        config, spans, terms = self.config, batch.teacher[self.layers[-1][0]], {}
+        if config.geometry:
+            terms["geometry"] = span_geometry_loss(
+                own, spans.centers, spans.mass, self.power, batch.span_text, batch.texts
+            )
+        if self.teacher_head is not None:
+            terms["logit"] = span_logit_kl(
+                own,
+                spans.centers,
+                head.rows(self.shared.to(own.device)),
+                self._head_on(self.teacher_head, own.device),
+                config.temperature,
+                config.logit_reduction,
+                config.logit_chunk,
+                batch.span_text,
+                batch.texts,
+            )
+        return terms
+
+    def _trajectory(self, batch: Batch, centers: Sequence[Tensor]) -> dict[str, Tensor]:
+        if not self.config.trajectory:
+            return {}
+        spans = [batch.teacher[teacher] for teacher, _ in self.layers]
+        value = span_trajectory_loss(
+            centers,
+            [each.centers for each in spans],
+            [each.mass for each in spans],
+            list(self.projectors),
+            self.power,
+            batch.span_text,
+            batch.texts,
+        )
+        return {"trajectory": value}
+
+    def _head_on(self, head: Head, device: torch.device) -> Head:
+        """The teacher's rows where the centres are: moved once, and no part of the student's checkpoints."""
+        if head.weight.device != device:
+            self.teacher_head = head = head.to(device)
+        return head
+
+
+def pair_weights(config: ObjectiveConfig) -> list[float]:
+    """lambda of each layer pair."""
+    return list(config.cosine) if isinstance(config.cosine, list) else [config.cosine] * len(config.layers)
+
+
+def _constant(head: Head | None) -> Head:
+    if head is None:
+        raise ConfigError(
+            "the logit term needs the teacher's LM head rows of the shared vocabulary, and the cache has none",
+            "run the cache stage again, or set objective.logit to 0",
+        )
+    return head.constant()
+
+
+def _count(batch: Batch) -> Tensor:
+    return torch.tensor(float(len(batch.span_text)), device=batch.input_ids.device)
+
+
+def _start(student_width: int, teacher_width: int, seed: int) -> Tensor:
+    """(d_T, d_S) start of a projector."""
+    if student_width == teacher_width:
+        return torch.eye(teacher_width)
+    generator = torch.Generator().manual_seed(seed)
+    wide, narrow = max(student_width, teacher_width), min(student_width, teacher_width)
+    basis, _ = torch.linalg.qr(torch.randn(wide, narrow, generator=generator))
+    return basis if teacher_width == wide else basis.T.contiguous()
