@@ -38,6 +38,7 @@ class Batch:
         span_text: (N,) row of each span, non-decreasing.
         span_range: (N, 2) half-open student token ranges, columns of ``input_ids``.
         teacher: Spans by teacher layer.
+        supervised: Supervised tokens a forward of the step has on average; unset counts this batch's own.
         teacher_states: Last-layer token states (B, T_T, d_T) by teacher layer, for objectives that need them.
         teacher_ids: (B, T_T) teacher tokens.
         teacher_labels: (B, T_T), as ``labels``, in teacher tokens; -100 on padding.
@@ -51,6 +52,7 @@ class Batch:
     span_text: Tensor
     span_range: Tensor
     teacher: dict[int, TeacherSpans]
+    supervised: float | None = None
     teacher_states: dict[int, Tensor] | None = None
     teacher_ids: Tensor | None = None
     teacher_labels: Tensor | None = None

@@ -71,6 +71,9 @@ def kl_slope(teacher_head: Head, temperature: float) -> Slope:
 def next_token_loss(final: Tensor, batch: Batch, head: Head, chunk: int | None = None) -> Tensor:
     """Cross-entropy of the supervised next tokens, the mean over them; 0 where nothing is supervised.
 
+    Where the batch is one forward of a larger step, the sum is divided by ``batch.supervised`` instead: then the mean
+    over the step's forwards is the mean over its tokens, however the step was cut.
+
     Args:
         final: (B, T, d_S) student states after the final norm.
         batch: For its labels and mask.
@@ -79,7 +82,7 @@ def next_token_loss(final: Tensor, batch: Batch, head: Head, chunk: int | None =
     """
     position, target = supervised(batch.labels, batch.attention_mask)
     rows = final.reshape(-1, final.shape[-1]).index_select(0, position)
-    return head_loss(rows, head, _cross_entropy_slope, (target,), chunk=chunk) / max(1, len(target))
+    return head_loss(rows, head, _cross_entropy_slope, (target,), chunk=chunk) / (batch.supervised or max(1, len(target)))
 
 
 def _cross_entropy_slope(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
