@@ -6,10 +6,11 @@ stays out of the stage's fingerprint. Values that contradict each other are refu
 
 from __future__ import annotations
 
+import string
 from collections.abc import Iterator
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 __all__ = [
     "AlignmentConfig",
@@ -32,6 +33,9 @@ PAPER_PROMPT = (
     "Below is an instruction that describes a task.\n\n"
     "### Instruction:\n{instruction}\n\n{context_block}### Response:\n"
 )
+
+
+PLACEHOLDERS = ("instruction", "context", "system", "context_block")
 
 
 def runtime(default: Any, description: str, **constraints: Any) -> Any:
@@ -116,13 +120,15 @@ class CorpusConfig(Part):
     revision: str | None = Field(None, description="Revision of a hub data set.")
     subset: str | None = Field(None, description="Configuration name of a hub data set.")
     hub_split: str = Field("train", description="Split of a hub data set to read.")
+    streaming: bool = runtime(False, "Read a hub data set as a stream instead of downloading all of it first.")
     layout: Literal["auto", "instruction", "dolly", "alpaca", "messages", "text"] = Field(
         "auto",
         title="Columns",
         description="Names of the columns: a known layout, or `auto` to recognise it from the first row.",
     )
-    columns: dict[str, str] = Field(
-        {}, description="Own names for instruction, context, response, system, messages or id; overrides the layout."
+    columns: dict[Literal["instruction", "context", "response", "system", "messages", "id", "source"], str] = Field(
+        {},
+        description="Own names for the columns instruction, context, response, system, messages, id or source (by which the audit is broken down); overrides the layout.",
     )
     turns: Literal["last", "all"] = Field(
         "last",
@@ -131,7 +137,7 @@ class CorpusConfig(Part):
     )
     prompt: str = Field(
         PAPER_PROMPT,
-        description="Plain prompt; {instruction}, {context}, {system} and {context_block} (the context under its own heading, empty without one) are filled in.",
+        description="Plain prompt; {instruction}, {context}, {system} and {context_block} (the context under its own heading, empty without one) are filled in. A system prompt or a context that it has no place for goes before it or after the instruction.",
     )
     system: str = Field("", description="System prompt for examples that bring none.")
     validation_share: float = Field(
@@ -148,11 +154,43 @@ class CorpusConfig(Part):
         None, ge=1, description="Longest response kept, in characters; longer ones are dropped and counted, not cut."
     )
     deduplicate: bool = Field(
-        True, description="Drop examples whose instruction, context and response were seen before."
+        True,
+        description="Drop examples whose whole content (system prompt, history, instruction, context, response) was seen before.",
     )
     max_malformed: int = Field(
         0, ge=0, description="Malformed rows to put aside in a quarantine file before the run stops."
     )
+
+    @field_validator("prompt")
+    @classmethod
+    def _known_placeholders(cls, prompt: str) -> str:
+        try:
+            parts = list(string.Formatter().parse(prompt))
+        except ValueError as error:
+            raise ValueError(f"prompt: {error}; write literal braces as {{{{ and }}}}") from error
+        for _, name, spec, conversion in parts:
+            if name is not None and (name not in PLACEHOLDERS or spec or conversion):
+                raise ValueError(f"prompt: unknown placeholder {{{name}}}; known are {', '.join(PLACEHOLDERS)}")
+        if not any(name == "instruction" for _, name, _, _ in parts):
+            raise ValueError("prompt: has no {instruction}, so that all examples would ask the same")
+        return prompt
+
+    @model_validator(mode="after")
+    def _columns_belong_to_layout(self) -> CorpusConfig:
+        pair = {"instruction", "context", "response"} & set(self.columns)
+        if "messages" in self.columns and (pair or self.layout not in ("auto", "messages")):
+            raise ValueError("columns: messages goes with layout messages and without instruction, context, response")
+        if self.layout == "messages" and pair:
+            raise ValueError(f"columns: layout messages has no {', '.join(sorted(pair))}; name its messages instead")
+        if self.layout == "text" and pair - {"response"}:
+            raise ValueError("columns: layout text has a response only; choose layout instruction")
+        return self
+
+    @model_validator(mode="after")
+    def _lengths_agree(self) -> CorpusConfig:
+        if self.max_response is not None and self.max_response < self.min_response:
+            raise ValueError("max_response is below min_response, so that no example is left; raise it")
+        return self
 
     @model_validator(mode="after")
     def _shares_leave_training_data(self) -> CorpusConfig:
@@ -208,13 +246,19 @@ class CacheConfig(Part):
 class ObjectiveConfig(Part):
     """What the student minimises."""
 
-    name: Literal["sra", "sft"] = Field(
-        "sra", title="Objective", description="`sra` aligns spans with the teacher, `sft` is cross-entropy alone."
+    name: Literal[
+        "sra", "sft", "uld", "mined", "dskd", "multilevel_ot", "alm", "fkl", "rkl", "js", "skl"
+    ] = Field(
+        "sra",
+        title="Objective",
+        description="`sra` aligns spans with the teacher, `sft` is cross-entropy alone; `uld`, `mined`, `dskd`, "
+        "`multilevel_ot` and `alm` are rivals across tokenizers, `fkl`, `rkl`, `js` and `skl` (forward, reverse, "
+        "Jensen-Shannon, skewed divergence) need the teacher's own tokenizer.",
     )
     layers: list[tuple[int, int]] = Field(
         [(-1, -1)], min_length=1, description="Pairs of teacher and student layers, counted from 1; -1 is the last."
     )
-    alpha: float = Field(0.5, ge=0, le=1, description="Weight of cross-entropy; the span terms weigh 1 - alpha.")
+    alpha: float = Field(0.5, ge=0, le=1, description="Weight of cross-entropy; the teacher's terms weigh 1 - alpha.")
     cosine: float | list[float] = Field(
         1.0, description="Weight lambda of the cosine term: one number, or one a layer pair."
     )
@@ -224,7 +268,13 @@ class ObjectiveConfig(Part):
         0.0, ge=0, description="Weight of the optional trajectory term over consecutive layer pairs."
     )
     mass_power: float = Field(1.0, ge=0, description="Power p of the teacher's span mass in the loss weights.")
-    temperature: float = Field(2.0, gt=0, description="Temperature tau of the span-logit KL.")
+    temperature: float = Field(
+        2.0, gt=0, description="Temperature tau of the span-logit KL, and of the KL terms of `mined`, `dskd`, `fkl`, "
+        "`rkl`, `js` and `skl`."
+    )
+    skew: float = Field(
+        0.1, ge=0, lt=1, description="Share of the teacher in the mixture that `skl` compares with the teacher."
+    )
     logit_reduction: Literal["sum", "mean"] = Field(
         "mean",
         title="Span-logit reduction",
@@ -295,6 +345,12 @@ class DistillConfig(Part):
     lora: LoraConfig | None = Field(None, description="Train adapters instead of all weights.")
     deepspeed: dict[str, Any] = Field({}, description="DeepSpeed settings merged over the ones made from this config.")
     validate_every: int = Field(50, ge=1, description="Steps between measurements of held-out bits per byte.")
+    patience: int | None = Field(
+        None, ge=1, description="Stop after this many measurements without a better one; unset never stops early."
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="Recompute activations in the backward pass: less memory, about a third more time."
+    )
     keep_best: bool = Field(
         True, description="Export the weights with the best held-out bits per byte instead of the last ones."
     )

@@ -1,0 +1,154 @@
+"""Prompts: the plain template of the config, or the chat template that a model brings, with the response located."""
+
+from __future__ import annotations
+
+import datetime
+import string
+from dataclasses import dataclass
+from typing import Any
+
+from sra_core.corpus.types import Example
+from sra_core.errors import ConfigError, DataError
+
+__all__ = ["RenderError", "Rendered", "render"]
+
+CONTEXT_HEADING = "### Input:\n"
+TODAY = datetime.datetime(2024, 7, 26)
+"""The day that chat templates are told: the same example must render alike on every day."""
+MARK = "RESPONSE4d1f7b"
+REMEDY = "set the model's template to plain, or leave such examples out"
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """What a model reads: ``prompt + response``. The response is the example's own, character for character."""
+
+    prompt: str
+    response: str
+    add_special_tokens: bool
+    """Whether the tokenizer should add its begin-of-text token; a chat template writes it itself."""
+
+
+class RenderError(DataError):
+    """An example that a chat template cannot render, or whose response it changes."""
+
+
+def render(example: Example, template: str, prompt: str, tokenizer: Any = None) -> Rendered:
+    """Prompt and response of an example as one model reads them.
+
+    Plain text (no instruction, context or history) has an empty prompt under either template.
+
+    Args:
+        template: ``plain`` fills ``prompt``, ``chat`` asks the tokenizer's chat template.
+        prompt: Plain template, see ``CorpusConfig.prompt``.
+        tokenizer: Needed for ``chat`` only.
+
+    Raises:
+        ConfigError: If the tokenizer has no chat template, or that is broken.
+        RenderError: If the chat template refuses the example or changes its response.
+    """
+    if example.is_text:
+        return Rendered("", example.response, add_special_tokens=True)
+    if template == "plain":
+        return Rendered(_plain(example, prompt), example.response, add_special_tokens=True)
+    return _chat(example, tokenizer)
+
+
+def _plain(example: Example, template: str) -> str:
+    """Earlier exchanges in the same template, each with its answer, then the one to answer."""
+    system, pieces = example.system, []
+    for question, answer in zip(example.history[::2], example.history[1::2], strict=True):
+        pieces.append(f"{_fill(template, question.content, '', system)}{answer.content}\n\n")
+        system = ""
+    pieces.append(_fill(template, example.instruction, example.context, system))
+    return "".join(pieces)
+
+
+def _fill(template: str, instruction: str, context: str, system: str) -> str:
+    fields = {name for _, name, _, _ in string.Formatter().parse(template) if name}
+    if context and not fields & {"context", "context_block"}:
+        instruction = _joined(instruction, context)
+    block = f"{CONTEXT_HEADING}{context}\n\n" if context else ""
+    filled = template.format(instruction=instruction, context=context, system=system, context_block=block)
+    return filled if "system" in fields else _joined(system, filled)
+
+
+def _joined(first: str, second: str) -> str:
+    return f"{first}\n\n{second}" if first and second else first or second
+
+
+def _chat(example: Example, tokenizer: Any) -> Rendered:
+    if not getattr(tokenizer, "chat_template", None):
+        raise ConfigError(
+            f"tokenizer {getattr(tokenizer, 'name_or_path', tokenizer)!s} has no chat template",
+            "set the model's template to plain, or take an instruction-tuned model",
+        )
+    turns, opening = _opening(example, tokenizer)
+    finished = _apply(example, tokenizer, [*turns, _message("assistant", example.response)])
+    prompt = _before_response(example.response, opening, finished)
+    if prompt is None:
+        marked = _apply(example, tokenizer, [*turns, _message("assistant", MARK)])
+        prompt = marked.partition(MARK)[0]
+        shown = example.response.strip()
+        if not (MARK in marked and prompt.startswith(opening) and finished[len(prompt) :].lstrip().startswith(shown)):
+            raise RenderError(
+                f"example {example.id}: its response is not where the chat template's generation prompt ends", REMEDY
+            )
+    return Rendered(prompt, example.response, add_special_tokens=False)
+
+
+def _before_response(response: str, opening: str, finished: str) -> str | None:
+    """Prompt of the finished rendering when nothing but white space lies between generation prompt and response.
+
+    White space that the template itself puts there (Llama 2 writes a space) belongs to the prompt; white space that it
+    strips from the response stays in the response.
+    """
+    if not finished.startswith(opening):
+        return None
+    rest = finished[len(opening) :]
+    if rest.startswith(response):
+        return opening
+    bare = rest.lstrip()
+    if not bare.startswith(response.strip()):
+        return None
+    space = rest[: len(rest) - len(bare)]
+    return opening + space.removesuffix(response[: len(response) - len(response.lstrip())])
+
+
+def _opening(example: Example, tokenizer: Any) -> tuple[list[dict[str, str]], str]:
+    """The turns before the response and their rendering; the system prompt joins the first user turn if it must."""
+    turns = [_message(turn.role, turn.content) for turn in example.history]
+    turns.append(_message("user", _joined(example.instruction, example.context)))
+    if example.system:
+        own = [_message("system", example.system), *turns]
+        try:
+            opening = _apply(example, tokenizer, own, add_generation_prompt=True)
+        except RenderError:
+            opening = ""
+        if example.system.strip() in opening:
+            return own, opening
+        turns[0] = _message("user", _joined(example.system, turns[0]["content"]))
+    return turns, _apply(example, tokenizer, turns, add_generation_prompt=True)
+
+
+def _message(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
+
+
+def _apply(example: Example, tokenizer: Any, turns: list[dict[str, str]], add_generation_prompt: bool = False) -> str:
+    from jinja2 import TemplateError, TemplateSyntaxError
+
+    try:
+        return str(
+            tokenizer.apply_chat_template(
+                turns,
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+                strftime_now=TODAY.strftime,
+                date_string=TODAY.strftime("%d %b %Y"),
+            )
+        )
+    except TemplateSyntaxError as error:
+        raise ConfigError(f"the chat template is broken: {error}", "set the model's template to plain") from error
+    except (TemplateError, TypeError, ValueError, KeyError) as error:
+        raise RenderError(f"example {example.id}: the chat template refuses it: {error}", REMEDY) from error
