@@ -91,7 +91,12 @@ class StudentConfig(ModelRef):
     keep_layers: int | None = Field(
         None,
         ge=1,
-        description="Keep this many layers of the source, evenly spread, first and last included; unset keeps all.",
+        description="Keep this many layers of the source, first and last included; unset keeps all.",
+    )
+    layer_choice: Literal["spread", "importance"] = Field(
+        "spread",
+        title="Layers to keep",
+        description="`spread` keeps evenly spread layers, `importance` the first, the last and those in between that change their input most on a sample of the corpus.",
     )
     tokenizer: str = Field(
         "source",
@@ -246,9 +251,7 @@ class CacheConfig(Part):
 class ObjectiveConfig(Part):
     """What the student minimises."""
 
-    name: Literal[
-        "sra", "sft", "uld", "mined", "dskd", "multilevel_ot", "alm", "fkl", "rkl", "js", "skl"
-    ] = Field(
+    name: Literal["sra", "sft", "uld", "mined", "dskd", "multilevel_ot", "alm", "fkl", "rkl", "js", "skl"] = Field(
         "sra",
         title="Objective",
         description="`sra` aligns spans with the teacher, `sft` is cross-entropy alone; `uld`, `mined`, `dskd`, "
@@ -269,8 +272,10 @@ class ObjectiveConfig(Part):
     )
     mass_power: float = Field(1.0, ge=0, description="Power p of the teacher's span mass in the loss weights.")
     temperature: float = Field(
-        2.0, gt=0, description="Temperature tau of the span-logit KL, and of the KL terms of `mined`, `dskd`, `fkl`, "
-        "`rkl`, `js` and `skl`."
+        2.0,
+        gt=0,
+        description="Temperature tau of the span-logit KL, and of the KL terms of `mined`, `dskd`, `fkl`, "
+        "`rkl`, `js` and `skl`.",
     )
     skew: float = Field(
         0.1, ge=0, lt=1, description="Share of the teacher in the mixture that `skl` compares with the teacher."

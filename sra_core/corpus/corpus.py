@@ -12,7 +12,7 @@ from typing import Any
 from sra_core.config import CorpusConfig
 from sra_core.corpus.files import Files, is_data_file
 from sra_core.corpus.hub import HubRows
-from sra_core.corpus.layouts import Layout, examples, find_layout
+from sra_core.corpus.layouts import Layout, examples, find_layout, unknown_layout
 from sra_core.corpus.python_docs import PythonDocs
 from sra_core.corpus.quarantine import Quarantine
 from sra_core.corpus.split import SPLITS, Limit, digest, rank_of, split_of
@@ -91,12 +91,10 @@ class Corpus:
         Raises:
             DataError: If the data cannot be read, its columns are not recognised, or too many rows are malformed.
         """
-        limits = self._limits
-        for limit in limits.values():
-            limit.start()
+        gates = {split: limit.gate() for split, limit in self._limits.items()}
         for split, rank, item in self._scan():
-            if isinstance(item, Example) and not limits[split].admits(rank):
-                detail = f"corpus.max_{split} leaves {limits[split].size} examples, those with the lowest hashes"
+            if isinstance(item, Example) and not gates[split](rank):
+                detail = f"corpus.max_{split} keeps {self._limits[split].size} examples, those with the lowest hashes"
                 item = Rejected(item.id, "over_limit", detail)
             yield split, item
 
@@ -132,17 +130,23 @@ class Corpus:
 
     def _items(self) -> Iterator[tuple[bytes, Example | Rejected]]:
         quarantine = Quarantine(self._quarantine, self._config.max_malformed)
-        unseen = dict(self._config.columns)
-        layout, name = None, ""
+        unseen: dict[str, str] = {str(field): column for field, column in self._config.columns.items()}
+        layout, path, line = None, "", 0
         for row in self._source:
+            line = row.line
             if isinstance(row, BadRow):
                 yield b"", quarantine.add(row)
                 continue
-            if layout is None or row.name != name:
-                layout, name = find_layout(self._config, row, self._source.layout), row.name
+            if layout is None or row.path != path:
+                layout, path = find_layout(self._config, row, self._source.layout), row.path
+            if layout is None:
+                yield b"", quarantine.add(_bad(row, "its columns fit no layout"), unknown_layout(self._config, row))
+                continue
             for field in [field for field, column in unseen.items() if column in row.values]:
                 del unseen[field]
             yield from _row_items(row, layout, self._config, quarantine)
+        if not line:
+            raise DataError(f"{self._config.source} holds no rows", "set corpus.source to data with at least one row")
         for field, column in unseen.items():
             raise DataError(
                 f"corpus.columns.{field} names the column `{column}`, which no row of {self._config.source} has",
@@ -169,8 +173,11 @@ def _row_items(
     try:
         yield from list(examples(row, layout, config))
     except MalformedRow as error:
-        raw = json.dumps(row.values, default=str)
-        yield b"", quarantine.add(BadRow(row.path, row.name, row.line, str(error), raw))
+        yield b"", quarantine.add(_bad(row, str(error)))
+
+
+def _bad(row: Row, reason: str) -> BadRow:
+    return BadRow(row.path, row.name, row.line, reason, json.dumps(row.values, default=str))
 
 
 def _content(example: Example) -> bytes:

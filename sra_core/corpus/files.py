@@ -42,7 +42,7 @@ class Files:
     layout: str | None = None
 
     def __init__(self, source: str) -> None:
-        self._system, self._root = fsspec.core.url_to_fs(source)
+        self._system, self._root = _file_system(source)
         self._shown = source.rstrip("/")
         self._single = self._system.isfile(self._root)
         found = [self._root] if self._single else sorted(filter(self._is_wanted, self._list(source)))
@@ -88,6 +88,16 @@ class Files:
             shown = self._shown if self._single else f"{self._shown}/{relative}"
             with self._system.open(path, "rb") as stream:
                 yield from _rows(stream, shown, relative)
+
+
+def _file_system(source: str) -> tuple[Any, str]:
+    try:
+        system, root = fsspec.core.url_to_fs(source)
+    except (ImportError, ValueError) as error:
+        raise DataError(
+            f"{source}: no file system for it: {error}", "correct corpus.source, or install the fsspec package for it"
+        ) from error
+    return system, root
 
 
 def _rows(stream: IO[bytes], path: str, relative: str) -> Iterator[Row | BadRow]:
@@ -153,33 +163,42 @@ def _shown(raw: bytes) -> str:
 
 def _csv_rows(stream: IO[bytes], path: str, name: str) -> Iterator[Row | BadRow]:
     csv.field_size_limit(LONGEST_CELL)
-    # Undecodable bytes become lone surrogates, so that only their row is lost and not the rest of the file.
-    reader = csv.reader((raw.decode("utf-8", "surrogateescape") for raw in stream), strict=True)
+    taken: list[bytes] = []
+    reader = csv.reader(_csv_lines(stream, taken), strict=True)
     header: list[str] | None = None
     while True:
         line = reader.line_num + 1
+        taken.clear()
         try:
             cells = next(reader)
         except StopIteration:
             return
         except csv.Error as error:
-            yield BadRow(path, name, line, f"not valid CSV: {error}", "")
+            yield BadRow(path, name, line, f"not valid CSV: {error}", _shown(b"".join(taken)))
             continue
         if header is None:
             header = [cell.removeprefix("\ufeff") for cell in cells]
         elif cells:
-            yield _csv_row(header, cells, path, name, line)
+            problem = _csv_problem(header, cells, b"".join(taken))
+            if problem:
+                yield BadRow(path, name, line, problem, _shown(b"".join(taken)))
+            else:
+                yield Row(path, name, line, dict(zip(header, cells, strict=True)))
 
 
-def _csv_row(header: list[str], cells: list[str], path: str, name: str, line: int) -> Row | BadRow:
-    raw = ",".join(cells).encode("utf-8", "surrogateescape")
-    if len(cells) != len(header):
-        return BadRow(path, name, line, f"{len(cells)} cells under a header of {len(header)}", _shown(raw))
+def _csv_lines(stream: IO[bytes], taken: list[bytes]) -> Iterator[str]:
+    """Lines for the reader, each also remembered; undecodable bytes must not lose more than their own row."""
+    for raw in stream:
+        taken.append(raw)
+        yield raw.decode("utf-8", "surrogateescape")
+
+
+def _csv_problem(header: list[str], cells: list[str], raw: bytes) -> str:
     try:
         raw.decode()
     except UnicodeDecodeError as error:
-        return BadRow(path, name, line, f"not valid UTF-8: {error.reason}", _shown(raw))
-    return Row(path, name, line, dict(zip(header, cells, strict=True)))
+        return f"not valid UTF-8: {error.reason}"
+    return "" if len(cells) == len(header) else f"{len(cells)} cells under a header of {len(header)}"
 
 
 def _parquet_rows(stream: IO[bytes], path: str, name: str) -> Iterator[Row | BadRow]:
@@ -191,11 +210,20 @@ def _parquet_rows(stream: IO[bytes], path: str, name: str) -> Iterator[Row | Bad
         for batch in pq.ParquetFile(stream).iter_batches(ROWS_AT_ONCE):
             for place in range(batch.num_rows):
                 line += 1
-                try:
-                    yield Row(path, name, line, batch.slice(place, 1).to_pylist()[0])
-                except UnicodeDecodeError as error:
-                    yield BadRow(path, name, line, f"not valid UTF-8: {error.reason}", "")
+                yield _parquet_row(batch, place, path, name, line)
     except (pa.ArrowInvalid, OSError) as error:
         raise DataError(
             f"{path}, row {line + 1}: damaged or not Parquet: {error}", "fetch or write the file again"
         ) from error
+
+
+def _parquet_row(batch: Any, place: int, path: str, name: str, line: int) -> Row | BadRow:
+    try:
+        return Row(
+            path,
+            name,
+            line,
+            dict(zip(batch.schema.names, (column[place].as_py() for column in batch.columns), strict=True)),
+        )
+    except UnicodeDecodeError as error:
+        return BadRow(path, name, line, f"not valid UTF-8: {error.reason}", "")

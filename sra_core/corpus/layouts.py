@@ -11,7 +11,7 @@ from sra_core.corpus.split import digest
 from sra_core.corpus.types import Example, MalformedRow, Rejected, Row, Turn
 from sra_core.errors import DataError
 
-__all__ = ["LAYOUTS", "Layout", "examples", "find_layout"]
+__all__ = ["LAYOUTS", "Layout", "examples", "find_layout", "unknown_layout"]
 
 ROLES = {
     "user": "user",
@@ -34,7 +34,7 @@ class Layout:
     """Names of the columns; an empty name means that the layout has no such column."""
 
     required: tuple[str, ...]
-    """Fields whose columns every row must have, and by which the layout is recognised."""
+    """Fields whose columns every row must have."""
     instruction: str = ""
     context: str = ""
     response: str = ""
@@ -42,24 +42,26 @@ class Layout:
     system: str = "system"
     id: str = "id"
     source: str = "source"
+    telling: tuple[str, ...] = ()
+    """Further fields by whose columns the layout is recognised."""
 
     def renamed(self, config: CorpusConfig) -> Layout:
         """The layout with the names of the config in place of its own."""
-        names: dict[str, Any] = dict(config.columns)
+        names: dict[str, Any] = {str(field): column for field, column in config.columns.items()}
         return replace(self, **names)
 
     def column(self, field: str) -> str:
         """The column of a field."""
         return str(getattr(self, field))
 
-    def fits(self, row: Mapping[str, Any]) -> bool:
-        """Whether a row has every required column."""
-        return all(self.column(field) in row for field in self.required)
+    def fits(self, row: Mapping[str, Any], fields: tuple[str, ...]) -> bool:
+        """Whether a row has the columns of some fields."""
+        return all(self.column(field) in row for field in fields)
 
 
 PAIR = ("instruction", "response")
 LAYOUTS: dict[str, tuple[Layout, ...]] = {
-    "dolly": (Layout((*PAIR, "source"), "instruction", "context", "response", source="category"),),
+    "dolly": (Layout(PAIR, "instruction", "context", "response", source="category", telling=("source",)),),
     "instruction": (Layout(PAIR, "instruction", "context", "response"),),
     "alpaca": (Layout(PAIR, "instruction", "input", "output"),),
     "messages": tuple(Layout(("messages",), messages=name) for name in CONVERSATIONS),
@@ -67,25 +69,30 @@ LAYOUTS: dict[str, tuple[Layout, ...]] = {
 }
 
 
-def find_layout(config: CorpusConfig, row: Row, only: str | None = None) -> Layout:
+def find_layout(config: CorpusConfig, row: Row, only: str | None = None) -> Layout | None:
     """The layout of a file, from its first row; ``config.columns`` overrides names of the layout's columns.
 
     Args:
         only: The one layout that the source writes; config is not asked then.
 
-    Raises:
-        DataError: If no known layout has its columns in the row.
+    Returns:
+        The first layout that has its columns in the row, or None.
     """
     if only:
         return LAYOUTS[only][0]
-    names = _candidates(config)
-    for name in names:
+    for name in _candidates(config):
         for known in LAYOUTS[name]:
             layout = known.renamed(config)
-            if layout.fits(row.values):
+            telling = layout.telling if config.layout == "auto" else ()
+            if layout.fits(row.values, layout.required + telling):
                 return layout
-    wanted = "; ".join(f"{name}: {_required(name, config)}" for name in names)
-    raise DataError(
+    return None
+
+
+def unknown_layout(config: CorpusConfig, row: Row) -> DataError:
+    """The error for a first row that no layout fits: names the columns seen, those known, and the remedy."""
+    wanted = "; ".join(f"{name}: {_required(name, config)}" for name in _candidates(config))
+    return DataError(
         f"{row.path}, line {row.line}: columns {sorted(map(str, row.values))} fit no layout known ({wanted})",
         "name your columns with corpus.columns, for example "
         "--set corpus.columns='{instruction: question, response: answer}', or set corpus.layout",
@@ -121,7 +128,8 @@ def examples(row: Row, layout: Layout, config: CorpusConfig) -> Iterator[tuple[b
         if layout.column(field) not in row.values:
             raise MalformedRow(f"column `{layout.column(field)}` is missing")
     name = _id(row, layout)
-    source = _text(row.values, layout.source) or row.name
+    source = row.values.get(layout.source)
+    source = source if isinstance(source, str) and source else row.name
     system = _text(row.values, layout.system)
     if layout.messages:
         yield from _conversation(row.values[layout.messages], name, system, source, layout.messages, config)
@@ -142,8 +150,8 @@ def _id(row: Row, layout: Layout) -> str:
     value = row.values.get(layout.id)
     if value is None or value == "":
         return f"{row.name}:{row.line}"
-    if isinstance(value, bool) or not isinstance(value, (str, int)):
-        raise MalformedRow(f"column `{layout.id}` holds {_kind(value)}, not a text or a whole number")
+    if isinstance(value, (bool, list, dict)):
+        raise MalformedRow(f"column `{layout.id}` holds {_kind(value)}, not a text or a number")
     return _encodable(str(value), layout.id)
 
 

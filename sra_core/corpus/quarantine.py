@@ -29,8 +29,11 @@ class Quarantine:
         if path is not None:
             path.unlink(missing_ok=True)
 
-    def add(self, row: BadRow) -> Rejected:
+    def add(self, row: BadRow, error: DataError | None = None) -> Rejected:
         """Put a row aside.
+
+        Args:
+            error: What to raise in place of the usual error when there are more than allowed.
 
         Raises:
             DataError: If there are more than allowed; it names the file and line of the first one.
@@ -40,7 +43,7 @@ class Quarantine:
         if self.path is not None:
             self._write(self.path, row)
         if self._count > self._most:
-            raise self._too_many(self._first)
+            raise error or self._too_many(self._first)
         name = f"{row.name}:{row.line}"
         return Rejected(name, "malformed", f"{row.name}, line {row.line}: {row.reason}")
 

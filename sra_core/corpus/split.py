@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import heapq
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from sra_core.config import CorpusConfig
@@ -37,17 +38,16 @@ def rank_of(key: bytes) -> int:
 
 @dataclass(slots=True)
 class Limit:
-    """The lowest ranks of a split, at most ``size`` of them, found in one pass and then asked in a second one.
+    """The lowest ranks of a split, at most ``size`` of them: found in one pass over the examples, asked in later ones.
 
-    Memory is one number an admitted example. Equal ranks (the same content twice) are admitted in order of arrival.
+    Memory is one number an admitted example.
     """
 
     size: int | None
     _kept: list[int] = field(default_factory=list)
-    _left: int = 0
 
     def offer(self, rank: int) -> None:
-        """First pass: see a rank."""
+        """First pass: a rank."""
         if self.size is None:
             return
         if len(self._kept) < self.size:
@@ -55,16 +55,21 @@ class Limit:
         else:
             heapq.heappushpop(self._kept, -rank)
 
-    def start(self) -> None:
-        """Begin a second pass."""
-        self._left = self._kept.count(self._kept[0]) if self._kept else 0
+    def gate(self) -> Callable[[int], bool]:
+        """For one later pass: whether a rank is among the lowest.
 
-    def admits(self, rank: int) -> bool:
-        """Second pass: whether this one is among the lowest."""
-        if self.size is None:
-            return True
+        Equal ranks (the same content twice) are admitted in order of arrival.
+        """
+        if self.size is None or not self._kept:
+            return lambda rank: True
         highest = -self._kept[0]
-        if rank == highest:
-            self._left -= 1
-            return self._left >= 0
-        return rank < highest
+        left = self._kept.count(-highest)
+
+        def admits(rank: int) -> bool:
+            nonlocal left
+            if rank != highest:
+                return rank < highest
+            left -= 1
+            return left >= 0
+
+        return admits

@@ -15,7 +15,8 @@ __all__ = ["RenderError", "Rendered", "render"]
 CONTEXT_HEADING = "### Input:\n"
 TODAY = datetime.datetime(2024, 7, 26)
 """The day that chat templates are told: the same example must render alike on every day."""
-MARK = "RESPONSE4d1f7b"
+MARK = "MARK4d1f7b"
+"""Stands for a text whose place in a rendering is looked for."""
 REMEDY = "set the model's template to plain, or leave such examples out"
 
 
@@ -120,15 +121,19 @@ def _opening(example: Example, tokenizer: Any) -> tuple[list[dict[str, str]], st
     turns = [_message(turn.role, turn.content) for turn in example.history]
     turns.append(_message("user", _joined(example.instruction, example.context)))
     if example.system:
-        own = [_message("system", example.system), *turns]
-        try:
-            opening = _apply(example, tokenizer, own, add_generation_prompt=True)
-        except RenderError:
-            opening = ""
-        if example.system.strip() in opening:
-            return own, opening
-        turns[0] = _message("user", _joined(example.system, turns[0]["content"]))
+        if _takes_system(example, tokenizer, turns):
+            turns.insert(0, _message("system", example.system))
+        else:
+            turns[0] = _message("user", _joined(example.system, turns[0]["content"]))
     return turns, _apply(example, tokenizer, turns, add_generation_prompt=True)
+
+
+def _takes_system(example: Example, tokenizer: Any, turns: list[dict[str, str]]) -> bool:
+    """Whether the template writes a system turn; some refuse it, some drop it in silence."""
+    try:
+        return MARK in _apply(example, tokenizer, [_message("system", MARK), *turns], add_generation_prompt=True)
+    except RenderError:
+        return False
 
 
 def _message(role: str, content: str) -> dict[str, str]:

@@ -22,8 +22,10 @@ class Turn:
 class Example:
     """One response to learn, and all that comes before it.
 
-    ``history`` holds the earlier turns of a conversation, oldest first; a conversation whose every assistant turn is
-    learned gives several examples. Without instruction, context and history the response is plain text.
+    ``history`` holds the earlier turns of a conversation, oldest first, users and assistants by turns; a conversation
+    whose every assistant turn is learned gives several examples.
+
+    Without instruction, context and history the response is plain text.
     """
 
     id: str
