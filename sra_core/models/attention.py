@@ -1,0 +1,250 @@
+"""The attention row of the last real token, read out of an ordinary forward.
+
+transformers looks up every model's attention function by name at each call. While a capture is open, the function under
+the model's current name is wrapped: it returns what it always returned and, at the mapped layers, one extra
+``softmax(q_last K^T)`` is computed from the same queries and keys. Nothing of size T x T is formed.
+
+Shapes: B batch, T tokens, H heads, G key heads.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sra_core.errors import ModelError
+from sra_core.models.structure import decoder_of, layer_count, layers_of, resolve_layer, unwrap
+
+__all__ = ["last_row_attention"]
+
+
+@contextmanager
+def last_row_attention(model: nn.Module, layers: Iterable[int]) -> Iterator[dict[int, Tensor]]:
+    """Yields a dict; after each forward of ``model`` inside, it holds ``{layer: (B, T) float32 rows}``.
+
+    A row is the attention of a text's last real token (by the 2-D ``attention_mask``; without one, all tokens are
+    real), summed over the heads, zero at padding. Layers count from 1; -1 is the last. Rows carry no gradient. Works
+    whatever the attention implementation, inside autograd, gradient checkpointing and PEFT; captures can be nested and
+    several models can be captured at once. On exit, also after an exception, model and registry are as before.
+
+    Source: paper section 2 (span mass).
+
+    Raises:
+        ConfigError: a layer that the model does not have.
+        ModelError: a forward whose mapped layers do not attend through transformers' attention interface, one with past
+            keys, or one whose mask is not (B, T).
+    """
+    count = layer_count(model)
+    capture = _Capture(model, {resolve_layer(count, layer) for layer in layers})
+    with _hooked(model, capture), _wrapped(capture):
+        yield capture.rows
+
+
+class _Capture:
+    """The rows of one open context, and which modules they come from."""
+
+    def __init__(self, model: nn.Module, layers: set[int]) -> None:
+        modules = layers_of(model)
+        self.layers = layers
+        self.layer_of = {id(part): layer for layer in layers for part in modules[layer - 1].modules()}
+        parts = [part for layer in layers for part in modules[layer - 1].modules()]
+        configs = [unwrap(model).config.get_text_config(), *(part.config for part in parts if hasattr(part, "config"))]
+        names = {getattr(config, "_attn_implementation", None) for config in configs}
+        self.implementations = {name for name in names if name} if layers else set()
+        self.rows: dict[int, Tensor] = {}
+        self.mask: Tensor | None = None
+        self.open = False  # inside a forward; a recomputation for gradient checkpointing is not one
+
+    def record(self, module: nn.Module, name: str, query: Tensor, key: Tensor, mask: Any, options: dict) -> None:
+        layer = self.layer_of.get(id(module))
+        if layer is None or not self.open:
+            return
+        if query.shape[2] != key.shape[2]:
+            raise ModelError(
+                f"layer {layer} attends to {key.shape[2]} keys from {query.shape[2]} tokens",
+                "run whole texts, without past keys (use_cache=False)",
+            )
+        with torch.no_grad(), torch.autocast(query.device.type, enabled=False):
+            self.rows[layer] = _last_row(query.detach(), key.detach(), self.mask, mask, "flash" in name, options)
+
+
+# Hooks: which tokens are real, and when a forward runs.
+
+
+@contextmanager
+def _hooked(model: nn.Module, capture: _Capture) -> Iterator[None]:
+    outer, decoder = unwrap(model), decoder_of(model)
+    handles = []
+    given: list[Tensor | None] = []  # the mask that the outer model was called with, while it runs
+
+    def outer_begins(module: nn.Module, args: tuple, kwargs: dict) -> None:
+        given[:] = [_mask_argument(module, args, kwargs)]
+
+    def outer_ends(*_: Any) -> None:
+        given.clear()
+
+    def begins(module: nn.Module, args: tuple, kwargs: dict) -> None:
+        mask = _mask_argument(module, args, kwargs)
+        if mask is not None and not _is_flat(mask) and given:
+            mask = given[0]  # the outer model turned it into a mask of another shape
+        if mask is not None and not _is_flat(mask):
+            raise ModelError("the attention mask has not the shape (B, T)", "pass 1 for real tokens and 0 for padding")
+        capture.rows.clear()
+        capture.mask, capture.open = mask, True
+
+    def ends(module: nn.Module, args: tuple, output: Any) -> None:
+        capture.open, capture.mask = False, None
+        missing = sorted(capture.layers - capture.rows.keys())
+        if output is not None and missing:
+            raise ModelError(
+                f"layers {missing} of {type(outer).__name__} gave no attention row: they do not attend through "
+                "transformers' attention interface",
+                "map other layers, or use another architecture",
+            )
+
+    if outer is not decoder:
+        handles.append(outer.register_forward_pre_hook(outer_begins, with_kwargs=True))
+        handles.append(outer.register_forward_hook(outer_ends, always_call=True))
+    handles.append(decoder.register_forward_pre_hook(begins, with_kwargs=True))
+    handles.append(decoder.register_forward_hook(ends, always_call=True))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _is_flat(mask: Any) -> bool:
+    return isinstance(mask, Tensor) and mask.dim() == 2
+
+
+def _mask_argument(module: nn.Module, args: tuple, kwargs: dict) -> Any:
+    if "attention_mask" in kwargs:
+        return kwargs["attention_mask"]
+    names = list(inspect.signature(module.forward).parameters)
+    position = names.index("attention_mask") if "attention_mask" in names else len(args)
+    return args[position] if position < len(args) else None
+
+
+# The registry: one wrapper a name, shared by all open captures, gone with the last of them.
+
+
+class _Wrapper:
+    def __init__(self, name: str, original: Callable | None) -> None:
+        self.name, self.original = name, original
+        self.captures: list[_Capture] = []
+
+    def __call__(
+        self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, *args: Any, **kw: Any
+    ) -> Any:
+        for capture in tuple(self.captures):
+            capture.record(module, self.name, query, key, mask, kw)
+        original = self.original or _eager_of(module)
+        return original(module, query, key, value, mask, *args, **kw)
+
+
+_wrappers: dict[str, _Wrapper] = {}
+_lock = threading.Lock()
+
+
+@contextmanager
+def _wrapped(capture: _Capture) -> Iterator[None]:
+    entered = []
+    try:
+        for name in sorted(capture.implementations):
+            _enter(name, capture)
+            entered.append(name)
+        yield
+    finally:
+        for name in entered:
+            _leave(name, capture)
+
+
+def _enter(name: str, capture: _Capture) -> None:
+    from transformers import AttentionInterface
+
+    with _lock:
+        if name not in _wrappers:
+            # "eager" is no entry of the registry: each architecture brings its own function, found at the call
+            _wrappers[name] = _Wrapper(name, AttentionInterface._global_mapping.get(name))
+            AttentionInterface.register(name, _wrappers[name])
+        _wrappers[name].captures.append(capture)
+
+
+def _leave(name: str, capture: _Capture) -> None:
+    from transformers import AttentionInterface
+
+    with _lock:
+        wrapper = _wrappers[name]
+        wrapper.captures.remove(capture)
+        if wrapper.captures:
+            return
+        del _wrappers[name]
+        if AttentionInterface._global_mapping.get(name) is not wrapper:
+            return  # someone registered another function meanwhile: it is theirs to keep
+        if wrapper.original is None:
+            del AttentionInterface._global_mapping[name]
+        else:
+            AttentionInterface.register(name, wrapper.original)
+
+
+def _eager_of(module: nn.Module) -> Callable:
+    for kind in type(module).__mro__:
+        function = getattr(sys.modules.get(kind.__module__), "eager_attention_forward", None)
+        if function is not None:
+            return function
+    raise ModelError(f"{type(module).__name__} has no eager attention of its own", "load the model with SDPA attention")
+
+
+# The row itself.
+
+
+def _last_row(
+    query: Tensor, key: Tensor, real: Tensor | None, mask: Any, flash: bool, options: dict[str, Any]
+) -> Tensor:
+    """(B, H, T, d) queries and (B, G, T, d) keys to (B, T) float32: heads summed, the last real token's attention."""
+    batch, heads, tokens, width = query.shape
+    position = torch.arange(tokens, device=query.device)
+    real = torch.ones(batch, tokens, device=query.device) if real is None else real.to(query.device)
+    last = (real.bool() * position).amax(-1)  # (B,)
+    each = torch.arange(batch, device=query.device)
+    scaling = options.get("scaling")
+    scaling = width**-0.5 if scaling is None else scaling
+    kind = torch.promote_types(query.dtype, torch.float32)
+    latest = query[each, :, last].to(kind).view(batch, key.shape[1], -1, width)
+    scores = torch.einsum("bghd,bgtd->bght", latest, key.to(kind)).reshape(batch, heads, tokens) * scaling
+    if (softcap := options.get("softcap")) is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    if (bias := options.get("position_bias")) is not None:
+        scores = scores + bias.expand(batch, -1, tokens, -1)[each, :, last, :tokens]
+    allowed = real.bool() & (position <= last[:, None])
+    if flash and options.get("sliding_window") is not None:  # elsewhere the mask knows the window
+        allowed = allowed & (position > last[:, None] - options["sliding_window"])
+    scores = _masked(scores, mask, each, last)
+    scores = scores.masked_fill(~allowed[:, None], torch.finfo(kind).min)
+    if (sinks := options.get("s_aux")) is not None:  # a learned logit a head that takes attention and gives nothing
+        scores = torch.cat([scores, sinks.to(kind).view(1, heads, 1).expand(batch, -1, -1)], -1)
+    rows = scores.softmax(-1)[..., :tokens].sum(1)
+    return (rows * allowed).float()
+
+
+def _masked(scores: Tensor, mask: Any, each: Tensor, last: Tensor) -> Tensor:
+    """Apply the last token's row of the mask that the implementation was given, whatever its form."""
+    tokens = scores.shape[-1]
+    if hasattr(mask, "mask_mod"):  # flex attention: a function of indices
+        position = torch.arange(tokens, device=scores.device)
+        seen = mask.mask_mod(each[:, None], torch.zeros_like(each)[:, None], last[:, None], position[None])
+        return scores.masked_fill(~seen[:, None], torch.finfo(scores.dtype).min)
+    if not isinstance(mask, Tensor) or mask.dim() != 4:
+        return scores
+    row = mask.expand(len(each), *mask.shape[1:])[each, :, last, :tokens]  # (B, 1 or H, T)
+    if row.dtype == torch.bool:
+        return scores.masked_fill(~row, torch.finfo(scores.dtype).min)
+    return scores + row

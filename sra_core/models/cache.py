@@ -1,0 +1,74 @@
+"""The user's cache folder: converted and made models live there, each written once and moved into place whole."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from sra_core.errors import ModelError
+
+__all__ = ["cache_folder", "made_once", "slug"]
+
+logger = logging.getLogger(__name__)
+
+_PATIENCE = 3600.0  # seconds that a second process waits for the first one to finish the same model
+
+
+def cache_folder() -> Path:
+    """`$SRA_CACHE`, else `$XDG_CACHE_HOME/sra`, else `~/.cache/sra`."""
+    if own := os.environ.get("SRA_CACHE"):
+        return Path(own).expanduser().absolute()
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache").expanduser().absolute() / "sra"
+
+
+def slug(text: str) -> str:
+    """``text`` as a file name: letters, digits, dot, dash and underscore."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-.")
+
+
+def made_once(key: str, make: Callable[[Path], None]) -> Path:
+    """The folder ``models/<key>`` of the cache, made by ``make(folder)`` if it is not there yet.
+
+    ``make`` writes into a temporary folder beside it, which is renamed when it is complete: a folder that exists is
+    whole. A second process that wants the same folder waits for the first one; the lock of a dead process is free.
+
+    Raises:
+        ModelError: the cache folder cannot be written, or another process holds the lock for too long.
+    """
+    folder = cache_folder() / "models" / key
+    if folder.is_dir():
+        return folder
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.parent / f".{key}.lock", timeout=_PATIENCE):
+            if not folder.is_dir():
+                _make(folder, make)
+    except Timeout as error:
+        raise ModelError(
+            f"another process has been making {folder} for {_PATIENCE / 60:.0f} minutes",
+            "wait for it, or stop it and run this again",
+        ) from error
+    except OSError as error:
+        raise ModelError(
+            f"cannot write the model {folder}: {error}",
+            "free some space there, or set SRA_CACHE to a folder that can be written",
+        ) from error
+    return folder
+
+
+def _make(folder: Path, make: Callable[[Path], None]) -> None:
+    unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        make(unfinished)
+        unfinished.chmod(0o755)
+        unfinished.rename(folder)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)

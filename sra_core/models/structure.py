@@ -1,0 +1,150 @@
+"""The parts of a decoder: its layers, its head, and whether the method can read it at all."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from sra_core.errors import ConfigError, ModelError
+from sra_core.objective.head import Head
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+__all__ = ["check_decoder", "decoder_of", "layer_count", "layers_of", "lm_head", "resolve_layer", "unwrap"]
+
+_PROBE = ((3, 4, 5), (3, 4, 6))  # two texts that differ in their last token only
+
+
+def layer_count(model_or_config: Any) -> int:
+    """The number of decoder layers of a model (wrapped or not) or of its config."""
+    config = model_or_config if not isinstance(model_or_config, nn.Module) else unwrap(model_or_config).config
+    return int(config.get_text_config().num_hidden_layers)
+
+
+def resolve_layer(count: int, layer: int) -> int:
+    """A layer number from 1 to ``count``; -1 stands for the last.
+
+    Raises:
+        ConfigError: the model has no such layer.
+    """
+    number = count if layer == -1 else layer
+    if not 1 <= number <= count:
+        raise ConfigError(
+            f"there is no layer {layer} in a model of {count} layers",
+            f"count layers from 1 to {count} in objective.layers, or use -1 for the last",
+        )
+    return number
+
+
+def unwrap(model: nn.Module) -> PreTrainedModel:
+    """The transformers model inside a compiled, distributed, DeepSpeed or PEFT wrapper."""
+    while True:
+        if hasattr(model, "_orig_mod"):
+            model = model._orig_mod
+        elif hasattr(model, "get_base_model"):
+            model = model.get_base_model()
+        elif not hasattr(model, "config") or not hasattr(model, "get_input_embeddings"):
+            if not hasattr(model, "module"):
+                raise ModelError(f"{type(model).__name__} is no transformers model", "pass the model itself")
+            model = model.module
+        else:
+            return model
+
+
+def decoder_of(model: nn.Module) -> nn.Module:
+    """The module that turns token ids into the states after the final norm, without the LM head.
+
+    Raises:
+        ModelError: an encoder-decoder, or states that are projected to another width before the head (OPT-350m).
+    """
+    inner = unwrap(model)
+    config = inner.config.get_text_config()
+    if getattr(config, "is_encoder_decoder", False):
+        raise ModelError(f"{type(inner).__name__} is an encoder-decoder", "use a decoder-only model")
+    if getattr(config, "word_embed_proj_dim", config.hidden_size) != config.hidden_size:
+        raise ModelError(
+            f"{type(inner).__name__} projects its last states from {config.hidden_size} to "
+            f"{config.word_embed_proj_dim} before the LM head: one width does not hold for all layers",
+            "use a model without this projection (every OPT but the 350m one)",
+        )
+    return inner.get_decoder()
+
+
+def layers_of(model: nn.Module) -> nn.ModuleList:
+    """The decoder's layers, first to last.
+
+    Raises:
+        ModelError: no list of layers can be told from the model.
+    """
+    count = layer_count(model)
+    lists = [child for child in decoder_of(model).children() if isinstance(child, nn.ModuleList)]
+    for child in lists:
+        if len(child) == count:
+            return child
+    raise ModelError(
+        f"{type(unwrap(model)).__name__} has no list of its {count} layers",
+        "use a decoder whose base model keeps its layers in one ModuleList",
+    )
+
+
+def lm_head(model: nn.Module) -> Head:
+    """The LM head as tensors; a constant factor on the logits (Granite, Cohere, Falcon-H1) is folded into the weight.
+
+    The weight is the model's own parameter where there is no such factor, so that gradients reach it.
+
+    Raises:
+        ModelError: no output embeddings, or ones that an adapter replaced.
+    """
+    inner = unwrap(model)
+    config = inner.config.get_text_config()
+    linear = inner.get_output_embeddings()
+    if linear is None or not isinstance(getattr(linear, "weight", None), Tensor) or hasattr(linear, "base_layer"):
+        raise ModelError(
+            f"{type(inner).__name__} has no plain linear LM head",
+            "use a causal language model, and keep `lm_head` out of the LoRA targets",
+        )
+    weight, bias, factor = linear.weight, getattr(linear, "bias", None), _logit_factor(config)
+    if factor != 1.0:
+        weight, bias = weight * factor, None if bias is None else bias * factor
+    return Head(weight, bias, getattr(config, "final_logit_softcapping", None))
+
+
+def _logit_factor(config: Any) -> float:
+    kind = config.model_type
+    if kind.startswith(("granite", "minicpm")) and getattr(config, "logits_scaling", None):
+        return 1.0 / config.logits_scaling
+    for name in ("logit_scale", "lm_head_multiplier", "logits_scaling"):
+        value = getattr(config, name, None)
+        if isinstance(value, int | float):
+            return float(value)
+    return 1.0
+
+
+@torch.no_grad()
+def check_decoder(model: PreTrainedModel, name: str) -> None:
+    """Run six tokens through the model and see that it is causal and that ``lm_head`` gives its logits.
+
+    Raises:
+        ModelError: a bidirectional model, or logits that are not the head of the final states.
+    """
+    decoder = decoder_of(model)
+    ids = torch.tensor(_PROBE, device=model.device) % unwrap(model).config.get_text_config().vocab_size
+    states = decoder(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)[0]
+    logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits.float()
+    tolerance = 1e-4 if model.dtype == torch.float32 else 0.03
+    if not _close(logits[0, :2], logits[1, :2], tolerance):
+        raise ModelError(
+            f"{name} ({type(model).__name__}) looks at later tokens: it is an encoder", "use a decoder-only model"
+        )
+    if not _close(lm_head(model).logits(states.flatten(0, 1)), logits.flatten(0, 1), tolerance):
+        raise ModelError(
+            f"the logits of {name} ({type(model).__name__}) are not its LM head on the final states",
+            "use another architecture, or teach sra_core.models.structure.lm_head how this one makes its logits",
+        )
+
+
+def _close(left: Tensor, right: Tensor, tolerance: float) -> bool:
+    return bool((left - right).abs().max() <= tolerance * right.abs().max())
