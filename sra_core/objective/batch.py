@@ -39,9 +39,10 @@ class Batch:
         span_range: (N, 2) half-open student token ranges, columns of ``input_ids``.
         teacher: Spans by teacher layer.
         supervised: Supervised tokens a forward of the step has on average; unset counts this batch's own.
-        teacher_states: Last-layer token states (B, T_T, d_T) by teacher layer, for objectives that need them.
+        teacher_states: Token states (B, T_T, d_T) by teacher layer, the highest being the last one, after the final
+            norm; read only at positions that predict a supervised token, so the rest may be zero.
         teacher_ids: (B, T_T) teacher tokens.
-        teacher_labels: (B, T_T), as ``labels``, in teacher tokens; -100 on padding.
+        teacher_labels: (B, T_T), as ``labels``, in teacher tokens; -100 on padding and where no real token precedes.
         teacher_range: (N, 2) the spans' half-open teacher token ranges, columns of ``teacher_ids``.
     """
 
@@ -77,12 +78,14 @@ class StudentOutput:
         weights: (B, T) last-row attention by student layer; rows sum to one, no gradient.
         final: (B, T, d_S) after the final norm.
         head: The student's own head, whole.
+        embedding: (V_S, d_S) input embeddings, for objectives that read them (``student_embedding`` of the needs).
     """
 
     hidden: dict[int, Tensor]
     weights: dict[int, Tensor]
     final: Tensor
     head: Head
+    embedding: Tensor | None = None
 
 
 @dataclass(slots=True)
@@ -97,6 +100,10 @@ class ObjectiveContext:
         shared_student_ids: (V,) student ids of the shared vocabulary.
         shared_teacher_ids: (V,) teacher ids of the shared vocabulary.
         seed: Seed of the projectors' start.
+        teacher_full_head: The teacher's whole head, where :func:`teacher_needs` asks for it.
+        teacher_embedding: The teacher's (V_T, d_T) input embeddings, likewise.
+        student_tokens: Text of every student token, likewise (for token alignment by edit distance).
+        teacher_tokens: Text of every teacher token.
     """
 
     layers: list[tuple[int, int]]
@@ -106,6 +113,10 @@ class ObjectiveContext:
     shared_student_ids: Tensor
     shared_teacher_ids: Tensor
     seed: int = 0
+    teacher_full_head: Head | None = None
+    teacher_embedding: Tensor | None = None
+    student_tokens: list[str] | None = None
+    teacher_tokens: list[str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,11 +127,19 @@ class TeacherNeeds:
         span_layers: Teacher layers whose span centres and masses are read, as configured (-1 is the last).
         token_states: Whether last-layer token states of the teacher are read.
         weighted_pooling: Whether centres weigh tokens by attention; else they are plain means.
+        shared_head: Whether the teacher's LM head rows of the shared vocabulary are read.
+        full_head: Whether the teacher's whole LM head is read.
+        embedding: Whether the teacher's input embeddings are read.
+        same_tokenizer: Whether teacher and student must share their tokenizer.
     """
 
     span_layers: tuple[int, ...] = ()
     token_states: bool = False
     weighted_pooling: bool = True
+    shared_head: bool = False
+    full_head: bool = False
+    embedding: bool = False
+    same_tokenizer: bool = False
 
 
 def _move(value: Any, device: torch.device | str) -> Any:

@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
 
 from sra_core.objective.head import Head, accurate, product
 
-__all__ = ["head_loss", "slope_by_autograd", "supervised"]
+__all__ = ["head_loss", "head_map", "slope_by_autograd", "supervised"]
 
 LOGITS_AT_ONCE = 1 << 22  # entries of one chunk of logits: 16 MiB in float32
 
@@ -52,11 +53,49 @@ def head_loss(
     """
     tensors = (rows, head.weight, head.bias)
     needs = [torch.is_grad_enabled() and tensor is not None and tensor.requires_grad for tensor in tensors]
-    chunk = chunk or max(1, LOGITS_AT_ONCE // max(1, len(head.weight)))
+    chunk = chunk or rows_at_once(head)
     plan = _Plan(slope, head.softcap, chunk, (needs[0], needs[1], needs[2]))
     weights = accurate(rows.new_ones(len(rows)) if weights is None else weights.detach())
     value: Tensor = _HeadLoss.apply(plan, rows, head.weight, head.bias, weights, *extras)
     return value
+
+
+def head_map(
+    rows: Tensor,
+    head: Head,
+    function: Callable[..., Tensor],
+    extras: Sequence[Tensor] = (),
+    chunk: int | None = None,
+) -> Tensor:
+    """``function(head(rows), extras...)`` row by row, for functions whose output is small.
+
+    The logits of a chunk are dropped after use and formed again in the backward.
+
+    Args:
+        rows: (n, d) states.
+        head: The head that they go through.
+        function: (logits (n, V), extras...) to (n, ...).
+        extras: Tensors of n entries, cut into the same chunks.
+        chunk: Rows at once; unset bounds the logits to 16 MiB.
+    """
+
+    def piece(part: Tensor, weight: Tensor, bias: Tensor | None, *others: Tensor) -> Tensor:
+        return function(Head(weight, bias, head.softcap).logits(part), *others)
+
+    chunk = chunk or rows_at_once(head)
+    outputs = []
+    for start in range(0, max(1, len(rows)), chunk):
+        part = slice(start, start + chunk)
+        operands = (rows[part], head.weight, head.bias, *(extra[part] for extra in extras))
+        outputs.append(
+            checkpoint(piece, *operands, use_reentrant=False) if torch.is_grad_enabled() else piece(*operands)
+        )
+    return torch.cat(outputs)
+
+
+def rows_at_once(head: Head) -> int:
+    """Rows whose logits fill the bound of one chunk."""
+    return max(1, LOGITS_AT_ONCE // max(1, len(head.weight)))
 
 
 def slope_by_autograd(values: Callable[..., Tensor]) -> Slope:

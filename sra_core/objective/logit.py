@@ -12,7 +12,7 @@ from sra_core.objective.batch import Batch
 from sra_core.objective.chunks import Slope, head_loss, supervised
 from sra_core.objective.head import Head
 
-__all__ = ["next_token_loss", "span_logit_kl"]
+__all__ = ["cross_entropy_slope", "kl_slope", "next_token_loss", "span_logit_kl"]
 
 
 def span_logit_kl(
@@ -82,10 +82,13 @@ def next_token_loss(final: Tensor, batch: Batch, head: Head, chunk: int | None =
     """
     position, target = supervised(batch.labels, batch.attention_mask)
     rows = final.reshape(-1, final.shape[-1]).index_select(0, position)
-    return head_loss(rows, head, _cross_entropy_slope, (target,), chunk=chunk) / (batch.supervised or max(1, len(target)))
+    return head_loss(rows, head, cross_entropy_slope, (target,), chunk=chunk) / (
+        batch.supervised or max(1, len(target))
+    )
 
 
-def _cross_entropy_slope(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+def cross_entropy_slope(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Value and slope of the cross-entropy of each row's target."""
     log_q = _log_softmax_(logits)
     values = -log_q.gather(1, target[:, None])[:, 0]
     slope = log_q.exp_()

@@ -6,35 +6,17 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from sra_core.config import ObjectiveConfig
 from sra_core.errors import ConfigError
 from sra_core.objective.batch import Batch, ObjectiveContext, StudentOutput
-from sra_core.objective.head import Head, accurate
+from sra_core.objective.head import Head
 from sra_core.objective.logit import next_token_loss, span_logit_kl
 from sra_core.objective.pooling import pool_batch
+from sra_core.objective.projector import Projector
 from sra_core.objective.terms import span_cosine_loss, span_geometry_loss, span_trajectory_loss
 
-__all__ = ["Projector", "SftObjective", "SraObjective", "pair_weights"]
-
-
-class Projector(nn.Linear):
-    """The learned linear map W from the student's width to the teacher's, computed in float32 or wider.
-
-    It starts as the identity where the widths are equal (a student cut from its teacher shares its axes), else as a
-    random map with orthonormal rows or columns, which keeps the cosines between centres.  The start depends on the
-    widths and the seed alone, not on the global random state.
-    """
-
-    def __init__(self, student_width: int, teacher_width: int, seed: int = 0) -> None:
-        super().__init__(student_width, teacher_width, bias=False, device="meta")
-        self.weight = nn.Parameter(_start(student_width, teacher_width, seed))
-
-    def forward(self, centers: Tensor) -> Tensor:
-        """(N, d_S) to (N, d_T)."""
-        centers = accurate(centers)
-        return functional.linear(centers, self.weight.to(centers.dtype))
+__all__ = ["SftObjective", "SraObjective", "pair_weights"]
 
 
 class SftObjective(nn.Module):
@@ -170,13 +152,3 @@ def _constant(head: Head | None) -> Head:
 
 def _count(batch: Batch) -> Tensor:
     return torch.tensor(float(len(batch.span_text)), device=batch.input_ids.device)
-
-
-def _start(student_width: int, teacher_width: int, seed: int) -> Tensor:
-    """(d_T, d_S) start of a projector."""
-    if student_width == teacher_width:
-        return torch.eye(teacher_width)
-    generator = torch.Generator().manual_seed(seed)
-    wide, narrow = max(student_width, teacher_width), min(student_width, teacher_width)
-    basis, _ = torch.linalg.qr(torch.randn(wide, narrow, generator=generator))
-    return basis if teacher_width == wide else basis.T.contiguous()

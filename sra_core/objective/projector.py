@@ -1,0 +1,37 @@
+"""Learned maps between widths and where they start.  Legend: N rows, d_S and d_T widths."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from sra_core.objective.head import accurate
+
+__all__ = ["Projector", "orthogonal"]
+
+
+class Projector(nn.Linear):
+    """The learned linear map W from the student's width to the teacher's, computed in float32 or wider.
+
+    It starts as the identity where the widths are equal (a student cut from its teacher shares its axes), else as a
+    random map with orthonormal rows or columns, which keeps the cosines between centres.  The start depends on the
+    widths and the seed alone, not on the global random state.
+    """
+
+    def __init__(self, student_width: int, teacher_width: int, seed: int = 0) -> None:
+        super().__init__(student_width, teacher_width, bias=False, device="meta")
+        same = student_width == teacher_width
+        self.weight = nn.Parameter(torch.eye(teacher_width) if same else orthogonal(student_width, teacher_width, seed))
+
+    def forward(self, centers: Tensor) -> Tensor:
+        """(N, d_S) to (N, d_T)."""
+        centers = accurate(centers)
+        return functional.linear(centers, self.weight.to(centers.dtype))
+
+
+def orthogonal(inputs: int, outputs: int, seed: int) -> Tensor:
+    """(outputs, inputs) random matrix with orthonormal columns, or rows where it is wide; its own random state."""
+    generator = torch.Generator().manual_seed(seed)
+    basis, _ = torch.linalg.qr(torch.randn(max(inputs, outputs), min(inputs, outputs), generator=generator))
+    return basis if outputs >= inputs else basis.T.contiguous()

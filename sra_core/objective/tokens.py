@@ -1,0 +1,138 @@
+"""What the token-level rivals share: supervised positions of both sides and their pairing.
+
+Legend: B texts, T tokens, n supervised positions of the batch, d width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sra_core.config import ObjectiveConfig
+from sra_core.errors import ConfigError
+from sra_core.objective.batch import Batch, ObjectiveContext, StudentOutput
+from sra_core.objective.chunks import supervised
+from sra_core.objective.head import Head
+from sra_core.objective.logit import next_token_loss
+
+__all__ = ["Side", "TokenObjective", "pad", "paired", "student_side", "teacher_side"]
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """The supervised positions of one model, text by text.
+
+    Args:
+        rows: (n, d) states that predict a supervised token.
+        source: (n,) the token read at each position.
+        target: (n,) the token to predict.
+        text: (n,) text of each, non-decreasing.
+        rank: (n,) place within the text.
+        place: (n,) place of the target in the flattened (B * T) tokens.
+        counts: (B,) positions a text.
+        width: T, tokens of a row of the batch.
+    """
+
+    rows: Tensor
+    source: Tensor
+    target: Tensor
+    text: Tensor
+    rank: Tensor
+    place: Tensor
+    counts: Tensor
+    width: int
+
+    @property
+    def first(self) -> Tensor:
+        """(B,) index of each text's first position."""
+        return self.counts.cumsum(0) - self.counts
+
+
+class TokenObjective(nn.Module):
+    """``alpha CE + (1 - alpha) sum of the teacher's terms``; a rival implements :meth:`distill`.
+
+    Terms: ``loss``, ``ce``, those of the rival by name, ``spans``.
+    """
+
+    def __init__(self, config: ObjectiveConfig, context: ObjectiveContext) -> None:
+        super().__init__()
+        self.config, self.context = config, context
+        self.constants: dict[str, Any] = {}
+
+    def distill(self, batch: Batch, student: StudentOutput, own: Side, teacher: Side) -> Mapping[str, Tensor]:
+        """The teacher's terms, each a mean over what it compares."""
+        raise NotImplementedError
+
+    def forward(self, batch: Batch, student: StudentOutput) -> dict[str, Tensor]:
+        """The terms of one batch."""
+        ce = next_token_loss(student.final, batch, student.head)
+        terms = self.distill(batch, student, student_side(batch, student), teacher_side(batch))
+        loss = self.config.alpha * ce + (1 - self.config.alpha) * torch.stack(list(terms.values())).sum()
+        spans = torch.tensor(float(len(batch.span_text)), device=loss.device)
+        return {"loss": loss, "ce": ce, **terms, "spans": spans}
+
+    def weights(self) -> dict[str, float]:
+        """What cross-entropy weighs in the loss; every other term weighs ``1 - alpha``."""
+        return {"ce": self.config.alpha}
+
+    def head(self, name: str, device: torch.device) -> Head:
+        """A constant head of the teacher on ``device``: moved once, and no part of the student's checkpoints."""
+        head = self.constants.get(name) or getattr(self.context, name)
+        if head is None:
+            raise ConfigError(
+                f"objective {self.config.name} needs the teacher's {name.replace('_', ' ')}, and the cache has none",
+                "run the cache stage again with this objective",
+            )
+        if name not in self.constants or head.weight.device != device:
+            self.constants[name] = head = head.constant().to(device)
+        return head
+
+
+def student_side(batch: Batch, student: StudentOutput) -> Side:
+    """The student's supervised positions."""
+    return _side(student.final, batch.input_ids, batch.labels, batch.attention_mask)
+
+
+def teacher_side(batch: Batch) -> Side:
+    """The teacher's supervised positions, from its last layer's token states.
+
+    Raises:
+        ConfigError: The batch carries no token states.
+    """
+    if batch.teacher_states is None or batch.teacher_ids is None or batch.teacher_labels is None:
+        raise ConfigError(
+            "this objective compares tokens, and the cache holds span centres only",
+            "run the cache stage with this objective, which stores token states, or choose objective sra or sft",
+        )
+    states = batch.teacher_states[max(batch.teacher_states)].detach()
+    return _side(states, batch.teacher_ids, batch.teacher_labels, torch.ones_like(batch.teacher_labels))
+
+
+def paired(own: Side, teacher: Side) -> tuple[Tensor, Tensor]:
+    """Positions of the two sides with the same rank in the same text: indices into each side's rows."""
+    mine = (own.rank < teacher.counts.index_select(0, own.text)).nonzero()[:, 0]
+    theirs = teacher.first.index_select(0, own.text[mine]) + own.rank[mine]
+    return mine, theirs
+
+
+def pad(side: Side, values: Tensor) -> tuple[Tensor, Tensor]:
+    """Values (n, ...) of a side's positions as (B, longest, ...) with zeros, and the mask of real ones."""
+    texts, longest = len(side.counts), int(side.counts.max()) if len(side.counts) else 0
+    padded = values.new_zeros(texts, longest, *values.shape[1:]).index_put((side.text, side.rank), values)
+    mask = torch.arange(longest, device=values.device) < side.counts[:, None]
+    return padded, mask
+
+
+def _side(states: Tensor, ids: Tensor, labels: Tensor, mask: Tensor) -> Side:
+    position, target = supervised(labels, mask)
+    text = torch.div(position, labels.shape[1], rounding_mode="floor")
+    counts = torch.bincount(text, minlength=len(labels))
+    rank = torch.arange(len(text), device=text.device) - (counts.cumsum(0) - counts).index_select(0, text)
+    rows = states.reshape(-1, states.shape[-1]).index_select(0, position)
+    return Side(
+        rows, ids.reshape(-1).index_select(0, position), target, text, rank, position + 1, counts, labels.shape[1]
+    )
