@@ -1,0 +1,180 @@
+"""What all flows share: parameters of the form, the task that runs a stage, what is worth a second try, the script."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any
+
+import httpx
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from prefect.runtime import deployment, flow_run
+from prefect.states import State
+from prefect.tasks import exponential_backoff
+from pydantic import BaseModel, Field
+
+from flows.watching import PrefectWatcher
+from sra_core.config import RunConfig
+from sra_core.errors import ShardError, SraError, StorageError
+from sra_core.recipes import load_config, parse_overrides, recipe_names
+from sra_core.tracking import MlflowWatcher, PipelineRun, pipeline_run
+from sra_core.watching import Watchers
+
+if TYPE_CHECKING:
+    from sra_core.shards import Manifest
+
+__all__ = ["NO_RECIPE", "Overrides", "Recipe", "is_passing", "run_as_script", "run_stages", "settle", "stage_task"]
+
+NO_RECIPE = "none"
+RETRIES = 3
+Recipe = Annotated[
+    str,
+    Field(
+        title="Recipe",
+        description="Run config to start from; `none` starts from the defaults.",
+        json_schema_extra={"enum": [NO_RECIPE, *recipe_names()]},
+    ),
+]
+Overrides = Annotated[
+    dict[str, Any],
+    Field(
+        title="Overrides",
+        description='Dotted fields that win over everything else, such as {"distill.epochs": 2}; also the way to set a '
+        "field of a recipe back to its default.",
+    ),
+]
+
+
+def settle(recipe: str, config: RunConfig, overrides: Mapping[str, Any]) -> RunConfig:
+    """The run config that the form asks for: recipe < fields of ``config`` that differ from the defaults < overrides.
+
+    A form sends every field of ``config``, touched or not; one that equals its default counts as untouched.
+
+    Raises:
+        ConfigError: Names the unknown recipe, or the field that is unknown or has a bad value.
+    """
+    nested = _touched(config, RunConfig())
+    for name, value in overrides.items():
+        for key in reversed(name.split(".")):
+            value = {key: value}
+        nested = _merged(nested, value)
+    return load_config(None if recipe == NO_RECIPE else recipe, nested)
+
+
+def _merged(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in top.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = _merged(merged[key], value) if both else value
+    return merged
+
+
+def _touched(config: BaseModel, default: BaseModel) -> dict[str, Any]:
+    touched: dict[str, Any] = {}
+    for name in type(config).model_fields:
+        value, usual = getattr(config, name), getattr(default, name)
+        if value == usual:
+            continue
+        nested = isinstance(value, BaseModel) and isinstance(usual, BaseModel)
+        touched[name] = _touched(value, usual) if nested else config.model_dump(include={name})[name]
+    return touched
+
+
+def is_passing(error: BaseException | None) -> bool:
+    """Whether a second try may succeed where the first one failed.
+
+    Passing: damaged or missing shards (they are made again), a store that is full or locked, and the network or the
+    system, also as the named cause of another error. Everything else a user must mend first.
+    """
+    if isinstance(error, (ShardError, StorageError)):
+        return True
+    if isinstance(error, SraError):
+        return _is_outage(error.__cause__)
+    return _is_outage(error) or (isinstance(error, OSError) and not isinstance(error, _LASTING))
+
+
+_LASTING = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
+
+
+def _is_outage(error: BaseException | None) -> bool:
+    return isinstance(error, (ConnectionError, TimeoutError, ChildProcessError, httpx.TransportError))
+
+
+def _worth_retrying(task: Any, task_run: Any, state: State) -> bool:
+    try:
+        state.result()
+    except BaseException as error:
+        return is_passing(error)
+    return False
+
+
+def _run_stage(stage: str, config: RunConfig, parent: PipelineRun | None) -> Manifest:
+    mlflow = MlflowWatcher(config, parent, _run_tags())
+    prefect = PrefectWatcher(mlflow)
+    function = getattr(importlib.import_module("sra_core.stages"), stage)
+    try:
+        manifest: Manifest = function(config, Watchers(mlflow, prefect))
+    except BaseException as error:
+        prefect.close(patience=20.0 if isinstance(error, Exception) else 2.0)
+        raise
+    prefect.close()
+    return manifest
+
+
+def stage_task(stage: str) -> Any:
+    """The task that runs a stage. No result is kept by Prefect: a stage that is done returns at once by fingerprint."""
+    return task(
+        _run_stage,
+        name=stage,
+        task_run_name=stage,
+        tags=[f"stage:{stage}"],
+        retries=RETRIES,
+        retry_delay_seconds=exponential_backoff(5),
+        retry_jitter_factor=0.3,
+        retry_condition_fn=_worth_retrying,
+        cache_policy=NO_CACHE,
+        persist_result=False,
+    )
+
+
+def run_stages(names: Iterable[str], config: RunConfig, parent: PipelineRun | None = None) -> dict[str, Manifest]:
+    """Run stages one after the other, each as a task of the current flow run."""
+    return {name: stage_task(name)(name, config, parent) for name in names}
+
+
+def _run_tags() -> dict[str, str]:
+    """Where an MLflow run comes from in Prefect."""
+    tags = {
+        "prefect.flow_run_id": flow_run.id,
+        "prefect.flow_run_name": flow_run.name,
+        "prefect.flow_run_url": flow_run.ui_url,
+        "prefect.deployment": deployment.name,
+    }
+    return {name: str(value) for name, value in tags.items() if value}
+
+
+@contextmanager
+def tracked_pipeline(config: RunConfig) -> Any:
+    """The MLflow parent run of the current pipeline flow run."""
+    with pipeline_run(config, _run_tags()) as parent:
+        yield parent
+
+
+def run_as_script(flow: Callable[..., Any], arguments: list[str] | None = None) -> int:
+    """Run a flow from the command line, without a server: ``python -m flows.pipeline smoke --set distill.epochs=1``.
+
+    Returns:
+        Exit status: 1 after an error that the message explains.
+    """
+    parser = argparse.ArgumentParser(description=(flow.__doc__ or "").partition("\n")[0])
+    parser.add_argument("recipe", nargs="?", default="quickstart", help="recipe name or YAML file")
+    parser.add_argument("--set", dest="assignments", action="append", default=[], metavar="FIELD=VALUE")
+    options = parser.parse_args(arguments)
+    try:
+        flow(recipe=options.recipe, overrides=parse_overrides(options.assignments))
+    except SraError as error:
+        parser.exit(1, f"{error}\n")
+    return 0

@@ -1,0 +1,29 @@
+"""The evaluate stage as a flow of its own."""
+
+from typing import Any
+
+import flows  # noqa: F401  sets defaults that Prefect reads on import
+
+# isort: split
+from prefect import flow
+
+from flows.common import Overrides, Recipe, run_as_script, run_stages, settle
+from sra_core.config import RunConfig
+
+__all__ = ["evaluate"]
+
+
+@flow(name="evaluate", flow_run_name="evaluate-{recipe}")
+def evaluate(recipe: Recipe = "quickstart", config: RunConfig = RunConfig(), overrides: Overrides = {}) -> Any:  # noqa: B006, B008
+    """Score the student, its start and the teacher on held-out texts.
+
+    Args:
+        recipe: Run config to start from; `none` starts from the defaults.
+        config: Fields that differ from their defaults win over the recipe.
+        overrides: Dotted fields that win over everything else.
+    """
+    return run_stages(["evaluate"], settle(recipe, config, overrides))["evaluate"]
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_as_script(evaluate))

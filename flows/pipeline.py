@@ -1,0 +1,35 @@
+"""The four stages in a row: prepare, cache, distill, evaluate."""
+
+from typing import Any
+
+import flows  # noqa: F401  sets defaults that Prefect reads on import
+
+# isort: split
+from prefect import flow
+
+from flows.common import Overrides, Recipe, run_as_script, run_stages, settle, tracked_pipeline
+from sra_core.config import RunConfig
+
+__all__ = ["pipeline"]
+
+STAGES = ("prepare", "cache", "distill", "evaluate")
+
+
+@flow(name="pipeline", flow_run_name="pipeline-{recipe}")
+def pipeline(recipe: Recipe = "quickstart", config: RunConfig = RunConfig(), overrides: Overrides = {}) -> Any:  # noqa: B006, B008
+    """Distil a student: prepare, cache, distill, evaluate.
+
+    A stage that is done is found by its fingerprint and not repeated, so a retried run goes on where it stopped.
+
+    Args:
+        recipe: Run config to start from; `none` starts from the defaults.
+        config: Fields that differ from their defaults win over the recipe.
+        overrides: Dotted fields that win over everything else.
+    """
+    settled = settle(recipe, config, overrides)
+    with tracked_pipeline(settled) as parent:
+        return run_stages(STAGES, settled, parent)
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_as_script(pipeline))

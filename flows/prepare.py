@@ -1,0 +1,29 @@
+"""The prepare stage as a flow of its own."""
+
+from typing import Any
+
+import flows  # noqa: F401  sets defaults that Prefect reads on import
+
+# isort: split
+from prefect import flow
+
+from flows.common import Overrides, Recipe, run_as_script, run_stages, settle
+from sra_core.config import RunConfig
+
+__all__ = ["prepare"]
+
+
+@flow(name="prepare", flow_run_name="prepare-{recipe}")
+def prepare(recipe: Recipe = "quickstart", config: RunConfig = RunConfig(), overrides: Overrides = {}) -> Any:  # noqa: B006, B008
+    """Read the corpus, tokenize it with both tokenizers and store the span maps.
+
+    Args:
+        recipe: Run config to start from; `none` starts from the defaults.
+        config: Fields that differ from their defaults win over the recipe.
+        overrides: Dotted fields that win over everything else.
+    """
+    return run_stages(["prepare"], settle(recipe, config, overrides))["prepare"]
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_as_script(prepare))

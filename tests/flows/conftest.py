@@ -1,0 +1,89 @@
+"""A Prefect of its own for these tests, and stages that finish at once."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import types
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+os.environ["PREFECT_HOME"] = tempfile.mkdtemp(prefix="prefect-")
+os.environ.pop("PREFECT_API_URL", None)
+
+from sra_core.config import RunConfig
+from sra_core.shards import Manifest
+from sra_core.watching import Watcher, watched
+
+STAGES = ("prepare", "cache", "distill", "evaluate")
+
+
+class StubStages(types.ModuleType):
+    """Stages that record their calls; ``fail[stage]`` holds errors to raise first, one a call."""
+
+    def __init__(self) -> None:
+        super().__init__("sra_core.stages")
+        self.calls: list[str] = []
+        self.configs: list[RunConfig] = []
+        self.fail: dict[str, list[BaseException]] = {}
+        self.done: set[str] = set()
+        for stage in STAGES:
+            setattr(self, stage, self._stage(stage))
+
+    def _stage(self, stage: str) -> Callable[..., Manifest]:
+        def run(config: RunConfig, watch: Watcher) -> Manifest:
+            self.calls.append(stage)
+            self.configs.append(config)
+            reused = stage in self.done
+            with watched(watch, stage, f"{stage}-fp", config, "four steps", reused=reused):
+                if not reused:
+                    self._work(stage, watch)
+                self.done.add(stage)
+                manifest = _manifest(stage, config)
+                watch.end(manifest)
+                return manifest
+
+        return run
+
+    def _work(self, stage: str, watch: Watcher) -> None:
+        if self.fail.get(stage):
+            raise self.fail[stage].pop(0)
+        for step in range(1, 5):
+            watch.metrics({"loss": 1.0 / step}, step)
+            watch.progress(step, 4, "steps", f"loss {1 / step:.2f}")
+        watch.table("samples", {"question": ["a", "b"], "answer": ["c", "d"]})
+        watch.markdown("audit", "# fine")
+
+
+def _manifest(stage: str, config: RunConfig) -> Manifest:
+    return Manifest(
+        stage=stage,
+        fingerprint=f"{stage}-fp",
+        identity={"corpus": {"source": "x"}},
+        counts={"kept": 3},
+        metrics={"bits_per_byte": 1.5},
+        created="2026-01-01T00:00:00+00:00",
+        folder=str(Path(config.store) / stage),
+    )
+
+
+@pytest.fixture(scope="session")
+def prefect_server() -> Iterator[None]:
+    from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+    from prefect.testing.utilities import prefect_test_harness
+
+    with (
+        prefect_test_harness(server_startup_timeout=120),
+        temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}),
+    ):
+        yield
+
+
+@pytest.fixture
+def stub_stages(monkeypatch: pytest.MonkeyPatch) -> StubStages:
+    stages = StubStages()
+    monkeypatch.setitem(sys.modules, "sra_core.stages", stages)
+    return stages

@@ -1,0 +1,162 @@
+"""Flows against a Prefect server, with stages that finish at once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
+from prefect.states import State
+
+from flows import common
+from flows.distill import distill
+from flows.pipeline import pipeline
+from sra_core.config import RunConfig
+from sra_core.errors import ConfigError, ShardError
+
+pytestmark = pytest.mark.usefixtures("prefect_server")
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> dict[str, Any]:
+    return {"store": str(tmp_path / "store"), "tracking.enabled": False}
+
+
+def _artifacts(state: State) -> dict[str, Any]:
+    with get_client(sync_client=True) as client:
+        wanted = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[state.state_details.flow_run_id]))
+        found = client.read_artifacts(artifact_filter=wanted)
+    return {artifact.key: artifact for artifact in found}
+
+
+def test_pipeline_runs_the_four_stages_in_order_with_one_config(stub_stages: Any, settings: dict[str, Any]) -> None:
+    state = pipeline(recipe="smoke", overrides={**settings, "seed": 5}, return_state=True)
+    assert state.is_completed()
+    assert stub_stages.calls == ["prepare", "cache", "distill", "evaluate"]
+    assert {config.seed for config in stub_stages.configs} == {5}
+    assert [manifest.stage for manifest in state.result().values()] == stub_stages.calls
+
+
+def test_artifacts_show_progress_live_numbers_reports_and_the_result(
+    stub_stages: Any, settings: dict[str, Any]
+) -> None:
+    state = distill(recipe="smoke", overrides=settings, return_state=True)
+    shown = _artifacts(state)
+    assert {"distill-progress", "distill-live", "distill-samples", "distill-audit", "distill-result"} <= set(shown)
+    assert shown["distill-progress"].data == 100.0
+    assert "4 of 4 steps" in shown["distill-progress"].description
+    assert "loss 0.25" in shown["distill-progress"].description
+    live = json.loads(shown["distill-live"].data)
+    assert live[0] == {"step": 4, "loss": 0.25}
+    assert json.loads(shown["distill-samples"].data)[1] == {"question": "b", "answer": "d"}
+    assert "| bits_per_byte | 1.5 |" in shown["distill-result"].data
+
+
+def test_a_passing_cause_is_retried_and_the_run_completes(
+    stub_stages: Any, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _hurry(monkeypatch)
+    stub_stages.fail["cache"] = [ShardError("torn", "again"), ConnectionResetError("gone")]
+    state = pipeline(recipe="smoke", overrides=settings, return_state=True)
+    assert state.is_completed()
+    assert stub_stages.calls == ["prepare", "cache", "cache", "cache", "distill", "evaluate"]
+
+
+def test_retries_end(stub_stages: Any, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    _hurry(monkeypatch)
+    stub_stages.fail["prepare"] = [OSError("disk")] * 9
+    state = pipeline(recipe="smoke", overrides=settings, return_state=True)
+    assert state.is_failed()
+    assert stub_stages.calls == ["prepare"] * (1 + common.RETRIES)
+
+
+def test_a_cause_that_lasts_fails_at_once(stub_stages: Any, settings: dict[str, Any]) -> None:
+    stub_stages.fail["distill"] = [ConfigError("wrong", "mend it")]
+    state = pipeline(recipe="smoke", overrides=settings, return_state=True)
+    assert state.is_failed()
+    assert stub_stages.calls == ["prepare", "cache", "distill"]
+    with pytest.raises(ConfigError, match="mend it"):
+        state.result()
+
+
+def test_a_wrong_config_fails_before_any_stage(stub_stages: Any, settings: dict[str, Any]) -> None:
+    state = pipeline(recipe="smoke", overrides={**settings, "distill.epoch": 1}, return_state=True)
+    assert state.is_failed()
+    assert stub_stages.calls == []
+
+
+def test_a_value_that_the_form_should_refuse_is_refused_by_the_flow(stub_stages: Any) -> None:
+    with pytest.raises(Exception, match="epochs"):
+        pipeline(recipe="smoke", config={"distill": {"epochs": -1}})
+    assert stub_stages.calls == []
+
+
+def test_cancellation_passes_through_the_task(stub_stages: Any, settings: dict[str, Any]) -> None:
+    stub_stages.fail["distill"] = [KeyboardInterrupt()]
+    with pytest.raises(KeyboardInterrupt):
+        pipeline(recipe="smoke", overrides=settings)
+    assert stub_stages.calls == ["prepare", "cache", "distill"]
+
+
+def test_mlflow_and_prefect_name_each_other(stub_stages: Any, settings: dict[str, Any]) -> None:
+    from mlflow import MlflowClient
+
+    from sra_core.tracking import tracking_uri
+
+    config = RunConfig(store=settings["store"])
+    state = pipeline(recipe="smoke", overrides={**settings, "tracking.enabled": True}, return_state=True)
+    client = MlflowClient(tracking_uri(config))
+    runs = client.search_runs([client.get_experiment_by_name("sra").experiment_id])
+    assert len(runs) == 5
+    flow_run = str(state.state_details.flow_run_id)
+    assert {run.data.tags["prefect.flow_run_id"] for run in runs} == {flow_run}
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    parents = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    assert len(parents) == 1
+    assert parents[0].data.metrics["bits_per_byte"] == 1.5
+    assert "mlflow ui" in _artifacts(state)["distill-mlflow"].data
+
+
+def test_a_second_run_records_reused_stages(stub_stages: Any, settings: dict[str, Any]) -> None:
+    from mlflow import MlflowClient
+
+    from sra_core.tracking import tracking_uri
+
+    tracked = {**settings, "tracking.enabled": True}
+    for _ in range(2):
+        pipeline(recipe="smoke", overrides=tracked)
+    client = MlflowClient(tracking_uri(RunConfig(store=settings["store"])))
+    runs = client.search_runs([client.get_experiment_by_name("sra").experiment_id])
+    reused = [run for run in runs if run.data.tags.get("reused") == "true"]
+    made = {run.data.tags["stage"]: run.info.run_id for run in runs if "stage" in run.data.tags and run not in reused}
+    assert len(runs) == 10
+    assert {run.data.tags["stage"]: run.data.tags["original_run"] for run in reused} == made
+    assert all("loss" not in run.data.metrics for run in reused)
+
+
+def test_as_a_script(stub_stages: Any, settings: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    assignments = [f"--set={name}={json.dumps(value)}" for name, value in settings.items()]
+    assert common.run_as_script(pipeline, ["smoke", *assignments, "--set=seed=9"]) == 0
+    assert {config.seed for config in stub_stages.configs} == {9}
+
+
+def test_a_script_explains_a_wrong_config(capsys: pytest.CaptureFixture[str], stub_stages: Any) -> None:
+    with pytest.raises(SystemExit) as exit_info:
+        common.run_as_script(pipeline, ["smoke", "--set=distill.epoch=1"])
+    assert exit_info.value.code == 1
+    assert "distill.epoch" in capsys.readouterr().err
+    assert stub_stages.calls == []
+
+
+def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No waiting between tries."""
+    real = common.task
+
+    def quick(function: Callable[..., Any], **options: Any) -> Any:
+        return real(function, **{**options, "retry_delay_seconds": 0.01, "retry_jitter_factor": None})
+
+    monkeypatch.setattr(common, "task", quick)
