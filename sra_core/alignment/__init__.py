@@ -1,5 +1,21 @@
-"""Alignment: offsets -> clean cuts -> span map, shared vocabulary, audit."""
+"""Alignment: offsets -> clean cuts -> span map, both tokenizations of an example, shared vocabulary, audit."""
 
 from sra_core.alignment.cuts import IntArray, SpanMap, align, clean_cuts
+from sra_core.alignment.encode import AlignedExample, PairEncoder
+from sra_core.alignment.offsets import check_offsets, close_gaps
+from sra_core.alignment.tokens import token_bytes
+from sra_core.alignment.vocabulary import SharedVocabulary, shared_vocabulary
 
-__all__ = ["IntArray", "SpanMap", "align", "clean_cuts"]
+__all__ = [
+    "AlignedExample",
+    "IntArray",
+    "PairEncoder",
+    "SharedVocabulary",
+    "SpanMap",
+    "align",
+    "check_offsets",
+    "clean_cuts",
+    "close_gaps",
+    "shared_vocabulary",
+    "token_bytes",
+]

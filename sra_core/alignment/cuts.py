@@ -11,7 +11,7 @@ boundaries are found without a table: a vectorised search, and a loop only over 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -158,6 +158,7 @@ def _boundaries(offsets: npt.ArrayLike, name: str) -> _Boundaries:
 
 def _clean(starts: IntArray, ends: IntArray, index: IntArray | None) -> _Boundaries:
     """Boundaries of R > 0 real tokens; ``index`` gives their places among all tokens, None for all of them."""
+    after: IntArray
     if len(starts) > 1 and (starts[1:] < ends[:-1]).any():
         ends = np.maximum.accumulate(ends)
         starts = np.minimum.accumulate(starts[::-1])[::-1]
@@ -165,7 +166,7 @@ def _clean(starts: IntArray, ends: IntArray, index: IntArray | None) -> _Boundar
     else:
         after = np.arange(1, len(starts))
     count = len(after) + 2
-    left, right, low, high = (np.empty(count, np.int64) for _ in range(4))
+    left, right, low, high = (cast(IntArray, np.empty(count, np.int64)) for _ in range(4))
     low[0], low[1:-1], low[-1] = np.iinfo(np.int64).min, ends[after - 1], ends[-1]
     high[0], high[1:-1], high[-1] = starts[0], starts[after], ends[-1]
     left[0], left[1:-1], left[-1] = 0, after - 1, len(starts) - 1

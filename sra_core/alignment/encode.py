@@ -1,0 +1,245 @@
+"""Examples -> both tokenizations with their span map, truncated together.
+
+Prompt and response are tokenized together on each side. Offsets are relative to the start of the response, where the
+prompts of the two sides may differ: only the response is aligned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from sra_core.alignment.cuts import SpanMap, align, clean_cuts
+from sra_core.alignment.offsets import Tokens, check_offsets, close_gaps, encode_batch, require_inside
+from sra_core.alignment.tokens import backend_of, end_of_text, tokenizer_name
+from sra_core.corpus import Example, Rejected, Rendered, RenderError, render
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+__all__ = ["AlignedExample", "PairEncoder"]
+
+Template = Literal["plain", "chat"]
+
+
+@dataclass(slots=True)
+class AlignedExample:
+    """One example in both tokenizations; spans index into ``teacher_ids`` and ``student_ids``."""
+
+    id: str
+    teacher_ids: npt.NDArray[np.int32]
+    """(T_t,) prompt, response and, unless truncated, the end-of-text token."""
+    student_ids: npt.NDArray[np.int32]
+    """(T_s,)"""
+    spans: SpanMap
+    """Characters are relative to the start of the response."""
+    teacher_response: int
+    """First teacher token that ends after the start of the response; one that straddles it is in no span."""
+    student_response: int
+    prompt: str
+    """The student's rendering, what a cut prompt lost left out."""
+    response: str
+    """What truncation left of it."""
+    source: str
+    truncated: bool
+    """The response lost text, or its end-of-text tokens."""
+    prompt_cut: int
+    """Tokens that the prompt lost on the left, on the side that lost more."""
+
+
+class _Side(NamedTuple):
+    """One side of an example while it is being cut."""
+
+    ids: npt.NDArray[np.int32]
+    offsets: npt.NDArray[np.int32]  # relative to the start of the response
+    response: int  # first token that ends after the start of the response
+    kept: int  # leading tokens (begin of text) that no prompt cut removes
+
+    def without(self, begin: int) -> _Side:
+        """The side without its prompt tokens before ``begin``, the kept ones aside."""
+        ids, offsets = (np.concatenate([array[: self.kept], array[begin:]]) for array in (self.ids, self.offsets))
+        return _Side(ids, offsets, self.response - (begin - self.kept), self.kept)
+
+    def excess(self, limit: int) -> int:
+        """Prompt tokens beyond the limit."""
+        return max(self.response - limit, 0)
+
+
+class PairEncoder:
+    """Tokenizes examples with both tokenizers, aligns them and keeps both sides within their limits.
+
+    Args:
+        teacher_tokenizer: A fast tokenizer.
+        student_tokenizer: Likewise.
+        teacher_template: ``plain`` fills ``prompt``, ``chat`` uses the tokenizer's own chat template.
+        student_template: Likewise.
+        prompt: The plain prompt.
+        max_length: Most tokens on either side, the end-of-text token included.
+        max_prompt: Most prompt tokens on either side.
+
+    Raises:
+        TokenizerError: a tokenizer without offsets, with wrong ones or without an end-of-text token.
+    """
+
+    def __init__(
+        self,
+        teacher_tokenizer: PreTrainedTokenizerFast,
+        student_tokenizer: PreTrainedTokenizerFast,
+        *,
+        teacher_template: Template,
+        student_template: Template,
+        prompt: str,
+        max_length: int,
+        max_prompt: int,
+    ) -> None:
+        self._teacher = _Encoder(teacher_tokenizer, teacher_template, prompt)
+        self._student = _Encoder(student_tokenizer, student_template, prompt)
+        self._max_length = max_length
+        self._max_prompt = max_prompt
+
+    def __call__(self, examples: Sequence[Example]) -> list[AlignedExample | Rejected]:
+        """Encode examples.
+
+        Returns:
+            One item an example, in order. Reasons of rejection: ``empty_response``; ``template`` (a chat template
+            refuses the example or changes its response); ``no_span`` (no common cut inside the response);
+            ``too_long`` (the prompt leaves no room for a single span).
+        """
+        rendered = [self._rendered(example) for example in examples]
+        pairs = [pair for pair in rendered if not isinstance(pair, Rejected)]
+        sides = zip(
+            self._teacher.encode([teacher for teacher, _ in pairs]),
+            self._student.encode([student for _, student in pairs]),
+            strict=True,
+        )
+        return [
+            pair if isinstance(pair, Rejected) else self._aligned(example, pair, *next(sides))
+            for example, pair in zip(examples, rendered, strict=True)
+        ]
+
+    def _rendered(self, example: Example) -> tuple[Rendered, Rendered] | Rejected:
+        if not example.response.strip():
+            return Rejected(example.id, "empty_response", "the response is empty or white space")
+        try:
+            return self._teacher.render(example), self._student.render(example)
+        except RenderError as error:
+            return Rejected(example.id, "template", error.problem)
+
+    def _aligned(
+        self, example: Example, rendered: tuple[Rendered, Rendered], teacher: _Side, student: _Side
+    ) -> AlignedExample | Rejected:
+        prompt, response = rendered[1].prompt, rendered[1].response
+        begins, characters = (0, 0), 0
+        if teacher.excess(self._max_prompt) or student.excess(self._max_prompt):
+            begins, characters = self._prompt_cut(teacher, student, len(prompt), rendered[0].prompt == prompt)
+            teacher, student = (
+                side.without(b) if b else side for side, b in zip((teacher, student), begins, strict=True)
+            )
+        spans = align(teacher.offsets, student.offsets)
+        if not len(spans):
+            return Rejected(example.id, "no_span", "the two tokenizations have no common cut inside the response")
+        fits = max(len(teacher.ids), len(student.ids)) < self._max_length
+        if fits:
+            teacher_ids = np.append(teacher.ids, self._teacher.end)
+            student_ids = np.append(student.ids, self._student.end)
+        else:
+            count = int(
+                np.searchsorted(np.maximum(spans.teacher[:, 1], spans.student[:, 1]), self._max_length, "right")
+            )
+            if not count:
+                return Rejected(
+                    example.id,
+                    "too_long",
+                    f"prompts of {teacher.response} and {student.response} tokens leave no room for a span",
+                )
+            spans = spans.head(count)
+            teacher_ids = teacher.ids[: spans.teacher[-1, 1]]
+            student_ids = student.ids[: spans.student[-1, 1]]
+            response = response[: spans.chars[-1, 1]]
+        return AlignedExample(
+            id=example.id,
+            teacher_ids=teacher_ids,
+            student_ids=student_ids,
+            spans=spans,
+            teacher_response=teacher.response,
+            student_response=student.response,
+            prompt=prompt[characters:],
+            response=response,
+            source=example.source,
+            truncated=not fits,
+            prompt_cut=max(begins),
+        )
+
+    def _prompt_cut(self, teacher: _Side, student: _Side, length: int, same: bool) -> tuple[tuple[int, int], int]:
+        """Where the prompts go on: first token kept on each side, first character kept of the student's prompt.
+
+        At the leftmost common cut where both fit, if the prompts are the same text; else each at its own.
+        """
+        limit = self._max_prompt
+        if same:
+            spans = align(teacher.offsets, student.offsets, -length)
+            fits = (spans.teacher[:, 0] - teacher.kept >= teacher.excess(limit)) & (spans.chars[:, 0] <= 0)
+            fits &= spans.student[:, 0] - student.kept >= student.excess(limit)
+            if fits.any():
+                first = int(np.argmax(fits))
+                begins = int(spans.teacher[first, 0]), int(spans.student[first, 0])
+                return begins, length + int(spans.chars[first, 0])
+        own = [_own_cut(side, limit) for side in (teacher, student)]
+        return (own[0][0], own[1][0]), max(length + own[1][1], 0) if own[1][0] else 0
+
+
+def _own_cut(side: _Side, limit: int) -> tuple[int, int]:
+    """First token kept and its position at the leftmost clean cut where the prompt fits; (0, 0) if it fits uncut."""
+    if not side.excess(limit):
+        return 0, 0
+    cuts = clean_cuts(side.offsets)
+    fits = (cuts[:, 0] - side.kept >= side.excess(limit)) & (cuts[:, 1] <= 0)
+    if not fits.any():
+        return side.response, 0
+    index, position = cuts[int(np.argmax(fits))].tolist()
+    return index, position
+
+
+class _Encoder:
+    """Renders and tokenizes examples for one side."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, template: Template, prompt: str) -> None:
+        check_offsets(tokenizer)
+        self.end = np.int32(end_of_text(tokenizer))
+        self._tokenizer = tokenizer
+        self._backend = backend_of(tokenizer)
+        self._template = template
+        self._prompt = prompt
+        self._special = np.array(sorted(tokenizer.all_special_ids), np.int32)
+        self._begin = tokenizer.bos_token_id
+
+    def render(self, example: Example) -> Rendered:
+        return render(example, self._template, self._prompt, self._tokenizer)
+
+    def encode(self, rendered: Sequence[Rendered]) -> list[_Side]:
+        """Tokenize renderings, those that want special tokens and those that do not in a batch each."""
+        texts = [text.prompt + text.response for text in rendered]
+        sides: list[_Side | None] = [None] * len(rendered)
+        for special in (True, False):
+            rows = [k for k, text in enumerate(rendered) if text.add_special_tokens is special]
+            for k, tokens in zip(rows, encode_batch(self._backend, [texts[k] for k in rows], special), strict=True):
+                sides[k] = self._side(texts[k], tokens, len(rendered[k].prompt))
+        return [side for side in sides if side is not None]
+
+    def _side(self, text: str, tokens: Tokens, prompt: int) -> _Side:
+        ids, offsets = tokens
+        require_inside(offsets, len(text), tokenizer_name(self._tokenizer))
+        count = len(ids)
+        while count and offsets[count - 1, 0] == offsets[count - 1, 1] and ids[count - 1] in self._special:
+            count -= 1  # the tokenizer's own closing token: the end of text is added after truncation
+        ids, offsets = ids[:count], close_gaps(text, offsets[:count], prompt) - np.int32(prompt)
+        ends_after = offsets[:, 1] > 0
+        response = int(np.argmax(ends_after)) if ends_after.any() else count
+        kept = 0
+        while kept < response and (offsets[kept, 0] == offsets[kept, 1] or ids[kept] == self._begin):
+            kept += 1
+        return _Side(ids, offsets, response, kept)
