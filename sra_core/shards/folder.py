@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from sra_core.errors import ShardError, StorageError
 from sra_core.shards.files import PARTIAL_SUFFIX, atomic_write, file_digest
-from sra_core.shards.manifest import FileEntry, Manifest, ShardEntry, Upstream, fingerprint
+from sra_core.shards.manifest import FileEntry, Manifest, ShardEntry, Upstream, differences, fingerprint
 
 __all__ = ["StageFolder", "StoreLock"]
 
@@ -68,6 +68,35 @@ class StageFolder:
             return None
         fresh = all(manifest.upstream[made.stage].content == made.content for made in upstream)
         return manifest if fresh else None
+
+    def missing(self, command: str) -> tuple[str, str]:
+        """Problem and remedy for a result that is not there, naming where the nearest other result differs.
+
+        Args:
+            command: What makes the result.
+        """
+        remedy = f"run `{command}` with this config first"
+        others = [other for other in self._siblings() if other.stage == self.stage]
+        if self.manifest_path.exists():
+            return (
+                f"the result of {self.stage} in {self.path} is damaged",
+                f"run `{command}` again: it keeps what is whole",
+            )
+        if not others:
+            return f"there is no result of {self.stage} in {self.path.parent}", remedy
+        nearest = min(others, key=lambda other: len(list(differences(self.identity, other.identity))))
+        differing = differences(self.identity, nearest.identity)
+        fields = [f"{name} (wanted {want!r}, found {got!r})" for name, want, got in differing]
+        return (
+            f"no result of {self.stage} fits this config; the nearest, {nearest.fingerprint}, differs in "
+            + ", ".join(fields),
+            remedy,
+        )
+
+    def _siblings(self) -> Iterator[Manifest]:
+        for path in sorted(self.path.parent.glob("*/manifest.json")):
+            with suppress(ShardError):
+                yield read_manifest(path.parent)
 
     @contextmanager
     def lock(self, waiting: Callable[[], None] = lambda: None, timeout: float = -1) -> Iterator[None]:

@@ -13,8 +13,6 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from sra_core.errors import ManifestMismatch
-
 __all__ = [
     "SCHEMA_VERSION",
     "FileEntry",
@@ -23,7 +21,6 @@ __all__ = [
     "Upstream",
     "differences",
     "fingerprint",
-    "require_match",
 ]
 
 SCHEMA_VERSION = 1
@@ -109,17 +106,3 @@ def differences(wanted: Any, found: Any, path: str = "") -> Iterator[tuple[str, 
             yield from differences(wanted.get(key), found.get(key), f"{path}.{key}" if path else key)
     elif wanted != found:
         yield path, wanted, found
-
-
-def require_match(stage: str, wanted: Mapping[str, Any], manifest: Manifest, remedy: str) -> None:
-    """Refuse a stage result that was made from other inputs.
-
-    Raises:
-        ManifestMismatch: Names each field that differs, with both values.
-    """
-    differing = list(differences(wanted, manifest.identity))
-    if manifest.stage != stage:
-        differing.insert(0, ("stage", stage, manifest.stage))
-    if differing:
-        lines = "; ".join(f"{field}: wanted {want!r}, found {got!r}" for field, want, got in differing)
-        raise ManifestMismatch(f"{manifest.folder or manifest.stage} was made from other inputs: {lines}", remedy)

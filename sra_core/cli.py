@@ -1,0 +1,204 @@
+"""The `sra` command: parse, build the config, run, say what came out. Logic lives in the rooms."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markdown import Markdown
+from rich.table import Table
+
+from sra_core.errors import SraError
+from sra_core.telemetry import quiet_telemetry
+
+if TYPE_CHECKING:
+    from sra_core.config import RunConfig
+    from sra_core.watching import Watcher
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    help="Distil a student from a teacher with another tokenizer, by aligning spans of text (SRA).",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+console = Console(highlight=False)
+errors = Console(stderr=True, highlight=False)
+
+Recipe = Annotated[str, typer.Argument(help="Name of a shipped recipe (see `sra recipes`) or a YAML file.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", "-s", metavar="FIELD=VALUE", help="Set any field of the config, as in distill.epochs=2."),
+]
+
+
+@app.command()
+def run(recipe: Recipe, settings: Settings = None) -> None:
+    """Run the whole pipeline: prepare, cache, distill, evaluate."""
+    from sra_core import stages
+    from sra_core.tracking import pipeline_run, ui_command
+
+    config = _config(recipe, settings)
+    with pipeline_run(config) as parent:
+        results = stages.run(config, _watcher(config, parent))
+    _summary(results["evaluate"].folder)
+    console.print(f"\nThe student: {results['distill'].folder}/student")
+    if config.tracking.enabled:
+        console.print(f"Its runs in MLflow: {' '.join(ui_command(config))}")
+    console.print(
+        f"Another try: sra run {recipe} --set distill.learning_rate=1e-3   (finished stages are not repeated)"
+    )
+
+
+@app.command()
+def prepare(recipe: Recipe, settings: Settings = None) -> None:
+    """Tokenize with both tokenizers, map spans, write Arrow shards and the alignment audit."""
+    _stage("prepare", recipe, settings)
+
+
+@app.command()
+def cache(recipe: Recipe, settings: Settings = None) -> None:
+    """Capture the teacher's span centres."""
+    _stage("cache", recipe, settings)
+
+
+@app.command()
+def distill(recipe: Recipe, settings: Settings = None) -> None:
+    """Train the student with DeepSpeed from the cache."""
+    _stage("distill", recipe, settings)
+
+
+@app.command()
+def evaluate(recipe: Recipe, settings: Settings = None) -> None:
+    """Score teacher, initial student and student on held-out examples."""
+    manifest = _stage("evaluate", recipe, settings)
+    _summary(manifest.folder)
+
+
+@app.command()
+def audit(recipe: Recipe, settings: Settings = None) -> None:
+    """Show how well the two tokenizers align on the corpus, before any teacher runs."""
+    from sra_core import preparation
+
+    manifest = _stage("prepare", recipe, settings)
+    preparation.show_audit(manifest, console)
+
+
+@app.command()
+def recipes() -> None:
+    """List the recipes that come with the package."""
+    from sra_core.recipes import recipe_names, recipe_path
+
+    for name in recipe_names():
+        lines = recipe_path(name).read_text().splitlines()
+        comment = [line[2:] for line in lines[: next(i for i, line in enumerate(lines) if not line.startswith("#"))]]
+        console.print(f"[bold]{name}[/]  {' '.join(comment)}")
+
+
+@app.command()
+def fields(section: Annotated[str, typer.Argument(help="Only fields below this one.")] = "") -> None:
+    """List every field of the config with its default and meaning."""
+    from sra_core.config import RunConfig, describe
+
+    table = Table("field", "default", "meaning", box=None, pad_edge=False)
+    for name, default, meaning in describe(RunConfig):
+        if name.startswith(section):
+            table.add_row(name, default, meaning)
+    console.print(table)
+
+
+@app.command()
+def config(recipe: Recipe, settings: Settings = None) -> None:
+    """Print the whole config of a run as YAML, ready to be saved as a recipe."""
+    import yaml
+
+    sys.stdout.write(yaml.safe_dump(_config(recipe, settings).model_dump(mode="json"), sort_keys=False, width=100))
+
+
+@app.command()
+def verify(recipe: Recipe, settings: Settings = None) -> None:
+    """Read every byte of a run's stage results and compare checksums."""
+    from sra_core import stages
+    from sra_core.shards.folder import verify as verify_files
+
+    config = _config(recipe, settings)
+    for name in stages.STAGES:
+        try:
+            manifest = stages.result_of(name, config)
+        except SraError as error:
+            console.print(f"[yellow]{name}[/]  {error.problem}")
+            continue
+        verify_files(Path(manifest.folder), [*manifest.shards, *manifest.files], full=True)
+        console.print(f"[green]{name}[/]  {len(manifest.shards) + len(manifest.files)} files whole  {manifest.folder}")
+
+
+@app.command()
+def ui(recipe: Recipe = "quickstart", settings: Settings = None) -> None:
+    """Open the MLflow UI on a recipe's store (loopback only); Ctrl-C ends it."""
+    import subprocess
+
+    from sra_core.tracking import ui_command
+
+    command = ui_command(_config(recipe, settings))
+    console.print(" ".join(command))
+    raise typer.Exit(subprocess.call(command))
+
+
+@app.command()
+def doctor(recipe: Recipe = "quickstart", settings: Settings = None) -> None:
+    """Say what is missing or slow on this machine."""
+    from sra_core.doctor import examine
+
+    findings = examine(_config(recipe, settings))
+    for finding in findings:
+        console.print(f"[{finding.colour}]{finding.level:>4}[/]  {finding.text}")
+    if any(finding.level == "bad" for finding in findings):
+        raise typer.Exit(1)
+
+
+def main() -> None:
+    """Entry point: errors that the user can mend are printed with their remedy, not as a traceback."""
+    quiet_telemetry()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        app()
+    except SraError as error:
+        errors.print(f"[red]{type(error).__name__}[/]: ", end="")
+        errors.print(error.problem, markup=False)
+        errors.print(f"  -> {error.remedy}", markup=False)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        errors.print("stopped; run the same command again to go on from here")
+        sys.exit(130)
+
+
+def _config(recipe: str, settings: list[str] | None) -> RunConfig:
+    from sra_core.recipes import load_config, parse_overrides
+
+    return load_config(recipe, parse_overrides(settings or []))
+
+
+def _stage(name: str, recipe: str, settings: list[str] | None) -> Any:
+    from sra_core import stages
+
+    config = _config(recipe, settings)
+    manifest = stages.STAGES[name](config, _watcher(config, None))
+    console.print(f"  {manifest.folder}")
+    return manifest
+
+
+def _watcher(config: RunConfig, parent: Any) -> Watcher:
+    from sra_core.tracking import MlflowWatcher
+    from sra_core.watching import TerminalWatcher, Watchers
+
+    return Watchers(TerminalWatcher(), MlflowWatcher(config, parent))
+
+
+def _summary(folder: str) -> None:
+    console.print()
+    console.print(Markdown((Path(folder) / "summary.md").read_text()))

@@ -1,0 +1,104 @@
+"""What is missing or slow on this machine, before a run finds out."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Literal
+
+from sra_core.config import RunConfig
+from sra_core.errors import SraError
+
+__all__ = ["Finding", "examine"]
+
+_PACKAGES = ("torch", "transformers", "datasets", "pyarrow", "deepspeed", "prefect", "mlflow")
+_GIB = 2**30
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of the report: ``good``, ``slow`` (works, but) or ``bad`` (a run would fail)."""
+
+    level: Literal["good", "slow", "bad"]
+    text: str
+
+    @property
+    def colour(self) -> str:
+        return {"good": "green", "slow": "yellow", "bad": "red"}[self.level]
+
+
+def examine(config: RunConfig) -> list[Finding]:
+    """Look at the interpreter, packages, devices, memory, store, models and tracking of a config."""
+    checks = (_python, _packages, _device, _memory, _store, _teacher, _tracking)
+    return [finding for check in checks for finding in check(config)]
+
+
+def _python(config: RunConfig) -> Iterator[Finding]:
+    version = ".".join(map(str, sys.version_info[:3]))
+    yield Finding("good", f"Python {version} on {os.cpu_count()} cores")
+
+
+def _packages(config: RunConfig) -> Iterator[Finding]:
+    for name in _PACKAGES:
+        try:
+            yield Finding("good", f"{name} {metadata.version(name)}")
+        except metadata.PackageNotFoundError:
+            yield Finding("bad", f"{name} is not installed; run `make setup`")
+
+
+def _device(config: RunConfig) -> Iterator[Finding]:
+    import torch
+
+    if torch.cuda.is_available():
+        for number in range(torch.cuda.device_count()):
+            gibibytes = torch.cuda.get_device_properties(number).total_memory / _GIB
+            yield Finding("good", f"GPU {number}: {torch.cuda.get_device_name(number)}, {gibibytes:.0f} GiB")
+        return
+    asked = {config.cache.device, config.distill.device, config.evaluate.device}
+    if any(device.startswith("cuda") for device in asked):
+        yield Finding("bad", "the config asks for a GPU and torch finds none; set the devices to `auto`")
+    yield Finding("slow", "no GPU: runs use the CPU; fine for quickstart, slow beyond")
+
+
+def _memory(config: RunConfig) -> Iterator[Finding]:
+    import psutil
+
+    free = psutil.virtual_memory().available / _GIB
+    yield Finding("good" if free >= 6 else "slow", f"{free:.0f} GiB of memory free (quickstart takes about 4)")
+
+
+def _store(config: RunConfig) -> Iterator[Finding]:
+    store = Path(config.store).expanduser().absolute()
+    parent = next(path for path in (store, *store.parents) if path.exists())
+    if not os.access(parent, os.W_OK):
+        yield Finding("bad", f"store {store} cannot be written; set `store` to a folder of yours")
+        return
+    free = shutil.disk_usage(parent).free / _GIB
+    level: Literal["good", "slow", "bad"] = "good" if free >= 5 else "slow" if free >= 1 else "bad"
+    yield Finding(level, f"store {store}: {free:.0f} GiB free")
+
+
+def _teacher(config: RunConfig) -> Iterator[Finding]:
+    from sra_core.models import load_tokenizer
+
+    for part, ref in (("teacher", config.teacher), ("student", config.student)):
+        if ref.source == "teacher":
+            continue
+        try:
+            load_tokenizer(ref)
+        except SraError as error:
+            yield Finding("bad", f"{part} {ref.source}: {error.problem} -> {error.remedy}")
+        else:
+            yield Finding("good", f"{part} {ref.source} is at hand, with a fast tokenizer")
+
+
+def _tracking(config: RunConfig) -> Iterator[Finding]:
+    from sra_core.tracking import tracking_uri
+
+    if config.tracking.enabled:
+        yield Finding("good", f"MLflow: {tracking_uri(config)}")

@@ -1,0 +1,186 @@
+"""The whole story: prepare -> cache -> distill -> evaluate, each a plain function from a config to a manifest.
+
+A stage returns at once if its result is there and whole; else it keeps the finished pieces and does the rest. It finds
+the results that it builds on by their fingerprints and says what to run if one is missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from sra_core.config import RunConfig, identity
+from sra_core.errors import ManifestMismatch
+from sra_core.shards import SCHEMA_VERSION, Manifest, StageFolder
+from sra_core.watching import Watcher, watched
+
+__all__ = ["STAGES", "cache", "distill", "evaluate", "prepare", "result_of", "run"]
+
+
+def prepare(config: RunConfig, watch: Watcher | None = None) -> Manifest:
+    """Tokenize the corpus with both tokenizers, map spans, write shards and the alignment audit.
+
+    Raises:
+        AlignmentError: The audit misses a bound of ``alignment.gate``; nothing downstream is run.
+        SraError: Input, tokenizer or store cannot be used.
+    """
+    from sra_core import preparation
+
+    folder = _prepare_folder(config)
+    watch = watch or Watcher()
+
+    def work() -> Manifest:
+        return preparation.prepare_corpus(config, folder, watch)
+
+    manifest = _once(folder, config, watch, (), "tokenize both sides and map spans", work)
+    preparation.check_gate(config, manifest, watch)
+    return manifest
+
+
+def cache(config: RunConfig, watch: Watcher | None = None) -> Manifest:
+    """Run the teacher once over the training examples and keep its span centres, masses and shared LM head rows.
+
+    Raises:
+        ManifestMismatch: The prepared examples of this config are missing.
+        SraError: The teacher or the store cannot be used.
+    """
+    from sra_core import capture
+
+    prepared = result_of("prepare", config)
+    folder = _cache_folder(config)
+    watch = watch or Watcher()
+
+    def work() -> Manifest:
+        return capture.capture_teacher(config, prepared, folder, watch)
+
+    plan = f"capture layers {folder.identity['layers']} of {prepared.rows('train')} examples"
+    return _once(folder, config, watch, (prepared,), plan, work)
+
+
+def distill(config: RunConfig, watch: Watcher | None = None) -> Manifest:
+    """Train the student with DeepSpeed from the cache; the result is a Hugging Face folder.
+
+    Raises:
+        ManifestMismatch: The prepared examples or the cache of this config are missing.
+        TrainingError: Training stopped; running again resumes from the last checkpoint.
+    """
+    from sra_core import distillation
+
+    upstream = [result_of(stage, config) for stage in _distill_reads(config)]
+    folder = _distill_folder(config)
+    watch = watch or Watcher()
+
+    def work() -> Manifest:
+        return distillation.distill_student(config, upstream, folder, watch)
+
+    return _once(folder, config, watch, upstream, f"train with objective {config.objective.name}", work)
+
+
+def evaluate(config: RunConfig, watch: Watcher | None = None) -> Manifest:
+    """Score teacher, initial student and student on the held-out test examples.
+
+    Raises:
+        ManifestMismatch: The prepared examples or the student of this config are missing.
+        EvaluationError: There is nothing to evaluate.
+    """
+    from sra_core import scoring
+
+    upstream = [result_of(stage, config) for stage in ("prepare", "distill")]
+    folder = _evaluate_folder(config)
+    watch = watch or Watcher()
+
+    def work() -> Manifest:
+        return scoring.score_student(config, upstream, folder, watch)
+
+    manifest = _once(folder, config, watch, upstream, "score held-out examples", work)
+    watch.markdown("summary", (Path(manifest.folder) / "summary.md").read_text())
+    return manifest
+
+
+def run(config: RunConfig, watch: Watcher | None = None) -> dict[str, Manifest]:
+    """All stages that the config needs, in order; returns their manifests by stage."""
+    stages = [name for name in STAGES if name != "cache" or "cache" in _distill_reads(config)]
+    return {name: STAGES[name](config, watch) for name in stages}
+
+
+STAGES: dict[str, Callable[..., Manifest]] = {
+    "prepare": prepare,
+    "cache": cache,
+    "distill": distill,
+    "evaluate": evaluate,
+}
+
+
+def result_of(stage: str, config: RunConfig) -> Manifest:
+    """The finished result of a stage under this config.
+
+    Raises:
+        ManifestMismatch: There is none; names the fields in which the nearest result in the store differs.
+    """
+    folder = _FOLDERS[stage](config)
+    manifest = folder.manifest()
+    if manifest is None:
+        raise ManifestMismatch(*folder.missing(f"sra {stage}"))
+    return manifest
+
+
+def _once(
+    folder: StageFolder,
+    config: RunConfig,
+    watch: Watcher,
+    upstream: Iterable[Manifest],
+    plan: str,
+    work: Callable[[], Manifest],
+) -> Manifest:
+    """The stage's result: the one that is there and whole, or the one that ``work`` makes under the folder's lock."""
+    upstream = list(upstream)
+    with folder.lock(lambda: watch.message("another process works on this result; waiting for it")):
+        manifest = folder.manifest(upstream)
+        reused = manifest is not None
+        with watched(watch, folder.stage, folder.fingerprint, config, plan, reused=reused):
+            if manifest is None:
+                folder.reset()
+                manifest = work()
+            watch.end(manifest)
+    return manifest
+
+
+def _prepare_folder(config: RunConfig) -> StageFolder:
+    from sra_core import preparation
+
+    return StageFolder(config.store, "prepare", preparation.prepare_identity(config))
+
+
+def _cache_folder(config: RunConfig) -> StageFolder:
+    from sra_core import capture
+
+    return StageFolder(config.store, "cache", capture.cache_identity(config, _prepare_folder(config).fingerprint))
+
+
+def _distill_folder(config: RunConfig) -> StageFolder:
+    from sra_core import distillation
+
+    reads = {stage: _FOLDERS[stage](config).fingerprint for stage in _distill_reads(config)}
+    return StageFolder(config.store, "distill", distillation.distill_identity(config, reads))
+
+
+def _evaluate_folder(config: RunConfig) -> StageFolder:
+    made: dict[str, Any] = {
+        "schema": SCHEMA_VERSION,
+        "students": _distill_folder(config).fingerprint,
+        "evaluate": identity(config.evaluate),
+    }
+    return StageFolder(config.store, "evaluate", made)
+
+
+def _distill_reads(config: RunConfig) -> tuple[str, ...]:
+    return ("prepare",) if config.objective.name == "sft" else ("prepare", "cache")
+
+
+_FOLDERS: dict[str, Callable[[RunConfig], StageFolder]] = {
+    "prepare": _prepare_folder,
+    "cache": _cache_folder,
+    "distill": _distill_folder,
+    "evaluate": _evaluate_folder,
+}

@@ -1,0 +1,134 @@
+"""What the stage hands to the training processes, and what they hand back: plain JSON in the job's folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sra_core.config import RunConfig
+from sra_core.shards import atomic_write
+
+__all__ = ["Events", "History", "Job", "read_events"]
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One training job.
+
+    Attributes:
+        config: The run config.
+        prepared: Folder of the prepared stage's result.
+        teacher: Folder of the cache stage's result; None for objectives without a teacher.
+        initial: Folder of the student before training.
+        folder: Where checkpoints, events and the best weights go.
+    """
+
+    config: RunConfig
+    prepared: Path
+    teacher: Path | None
+    initial: Path
+    folder: Path
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / "checkpoints"
+
+    @property
+    def best(self) -> Path:
+        """Trained parameters of the best step so far."""
+        return self.folder / "best.safetensors"
+
+    @property
+    def events(self) -> Path:
+        return self.folder / "events.jsonl"
+
+    @property
+    def history(self) -> Path:
+        """Metrics by step, from the first step on, however often training was resumed."""
+        return self.folder / "history.jsonl"
+
+    def save(self) -> Path:
+        """Write the job file that a training process loads."""
+        values = {
+            "config": self.config.model_dump(mode="json"),
+            "prepared": str(self.prepared),
+            "teacher": str(self.teacher) if self.teacher else None,
+            "initial": str(self.initial),
+            "folder": str(self.folder),
+        }
+        path = self.folder / "job.json"
+        with atomic_write(path) as file:
+            file.write(json.dumps(values).encode())
+        return path
+
+    @staticmethod
+    def load(path: Path) -> Job:
+        values = json.loads(path.read_bytes())
+        return Job(
+            config=RunConfig.model_validate(values["config"]),
+            prepared=Path(values["prepared"]),
+            teacher=Path(values["teacher"]) if values["teacher"] else None,
+            initial=Path(values["initial"]),
+            folder=Path(values["folder"]),
+        )
+
+
+class Events:
+    """Lines of JSON that the first training process appends and the stage reads while training runs."""
+
+    def __init__(self, path: Path, *, silent: bool = False) -> None:
+        self._path = path
+        self._silent = silent
+
+    def send(self, kind: str, **values: Any) -> None:
+        """Append one event."""
+        if self._silent:
+            return
+        with self._path.open("a") as file:
+            file.write(json.dumps({"kind": kind, **values}) + "\n")
+
+
+class History:
+    """Metrics by step as lines of JSON: what a learning curve is drawn from.
+
+    Args:
+        path: The file.
+        silent: Write nothing; for all processes but the first.
+    """
+
+    def __init__(self, path: Path, *, silent: bool = False) -> None:
+        self._path = path
+        self._silent = silent
+
+    def append(self, step: int, values: Mapping[str, float]) -> None:
+        """Add the metrics of a step."""
+        if not self._silent:
+            with self._path.open("a") as file:
+                file.write(json.dumps({"step": step, **values}) + "\n")
+
+    def rewind(self, step: int) -> None:
+        """Forget what came after a step: training goes on from there."""
+        if self._silent or not self._path.exists():
+            return
+        kept = [line for line in read_events(self._path, 0)[0] if line["step"] <= step]
+        with atomic_write(self._path) as file:
+            file.write("".join(json.dumps(line) + "\n" for line in kept).encode())
+
+
+def read_events(path: Path, position: int) -> tuple[list[Mapping[str, Any]], int]:
+    """Whole events after a byte position, and the position after them."""
+    if not path.exists():
+        return [], position
+    with path.open("rb") as file:
+        file.seek(position)
+        data = file.read()
+    whole = data[: data.rfind(b"\n") + 1]
+    return list(_parse(whole)), position + len(whole)
+
+
+def _parse(lines: bytes) -> Iterator[Mapping[str, Any]]:
+    for line in lines.splitlines():
+        yield json.loads(line)

@@ -1,0 +1,62 @@
+"""The student, its projectors and the objective as one module, so that DeepSpeed owns every parameter."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sra_core.models import lm_head, mapped_states
+from sra_core.objective import Batch, StudentOutput
+
+__all__ = ["DistillModule"]
+
+
+class DistillModule(nn.Module):
+    """Runs the student on a batch and hands what it made to the objective.
+
+    Args:
+        student: A causal language model, possibly wrapped by adapters.
+        objective: An objective built by `sra_core.objective.build_objective`.
+        layers: Student layers whose states and attention the objective reads, counted from 1.
+    """
+
+    def __init__(self, student: Any, objective: nn.Module, layers: list[int]) -> None:
+        super().__init__()
+        self.student = student
+        self.objective = objective
+        self.layers = layers
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """The objective's terms; ``loss`` is the one to minimise."""
+        states = mapped_states(self.student, batch.input_ids, batch.attention_mask, self.layers)
+        output = StudentOutput(states.hidden, states.weights, states.final, lm_head(self.student))
+        return self.objective(batch, output)
+
+    def trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Names and parameters of the student that training changes."""
+        return ((name, p) for name, p in self.student.named_parameters() if p.requires_grad)
+
+
+def parameter_groups(
+    module: DistillModule, learning_rate: float, projector_rate: float, decay: float
+) -> list[dict[str, Any]]:
+    """Optimizer groups: the student's matrices decay, its norms and biases don't; projectors have a rate of their own.
+
+    Each group carries ``peak``, the learning rate that the schedule scales.
+    """
+    student = [p for _, p in module.trainable()]
+    projectors = [p for p in module.objective.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in student if _decays(p)], "peak": learning_rate, "weight_decay": decay},
+        {"params": [p for p in student if not _decays(p)], "peak": learning_rate, "weight_decay": 0.0},
+        {"params": projectors, "peak": projector_rate, "weight_decay": decay},
+    ]
+    return [{**group, "lr": group["peak"]} for group in groups if group["params"]]
+
+
+def _decays(parameter: torch.Tensor) -> bool:
+    shape = getattr(parameter, "ds_shape", parameter.shape)  # ZeRO 3 hides the real shape
+    return len(shape) > 1
