@@ -34,4 +34,4 @@ def orthogonal(inputs: int, outputs: int, seed: int) -> Tensor:
     """(outputs, inputs) random matrix with orthonormal columns, or rows where it is wide; its own random state."""
     generator = torch.Generator().manual_seed(seed)
     basis, _ = torch.linalg.qr(torch.randn(max(inputs, outputs), min(inputs, outputs), generator=generator))
-    return basis if outputs >= inputs else basis.T.contiguous()
+    return (basis if outputs >= inputs else basis.T).contiguous()  # DeepSpeed broadcasts contiguous parameters only
