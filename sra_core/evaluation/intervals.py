@@ -1,0 +1,193 @@
+"""Intervals, paired comparisons and detectable differences, over examples and seeds.
+
+Every score here is a ratio of sums: a mean divides by the number of examples, bits per byte divides by their bytes.
+One set of functions serves both; ``weights`` says what an example adds to the denominator.
+
+Shapes: E examples, S seeds, R resamples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sra_core.errors import EvaluationError
+
+__all__ = ["Comparison", "Interval", "compare_all", "detectable_difference", "interval", "paired"]
+
+Floats = NDArray[np.float64]
+RESAMPLES = 2000
+_CELLS = 2**22
+"""Most numbers in one block of resamples."""
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A score and its percentile bootstrap interval.
+
+    Attributes:
+        estimate: The score on the examples themselves.
+        low, high: Ends of the interval.
+        examples, seeds: What it rests on.
+    """
+
+    estimate: float
+    low: float
+    high: float
+    examples: int
+    seeds: int
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Two students on the same examples.
+
+    Attributes:
+        difference: Score of the first minus score of the second, with its interval.
+        p_value: Share of random swaps of the two, example by example, that give a difference as large (two-sided).
+        adjusted: The same after Holm's correction for the number of comparisons made together.
+        wins, ties, losses: Examples where the first scores higher, the same or lower, seeds averaged.
+        detectable: Smallest true difference that these examples would show in four of five such tests.
+    """
+
+    difference: Interval
+    p_value: float
+    adjusted: float
+    wins: int
+    ties: int
+    losses: int
+    detectable: float
+
+
+def interval(
+    values: Floats, weights: Floats | None = None, *, level: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
+) -> Interval:
+    """Score and bootstrap interval.
+
+    Examples are drawn with replacement; so are seeds, independently, when there are several.
+
+    Args:
+        values: (E,) or (E, S), what each example adds to the numerator, for each seed.
+        weights: (E,), what it adds to the denominator; unset counts examples.
+        level: Coverage of the interval.
+        resamples: Bootstrap resamples.
+        seed: Seed of the resampling.
+
+    Raises:
+        EvaluationError: There is no example, or a value is not a number.
+    """
+    table, denominators = _table(values, weights)
+    scores = _resample(table, denominators, resamples, seed)
+    low, high = np.quantile(scores, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(_score(table, denominators), float(low), float(high), *table.shape)
+
+
+def paired(
+    first: Floats,
+    second: Floats,
+    weights: Floats | None = None,
+    *,
+    level: float = 0.95,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Comparison:
+    """Compare two students on the same examples, row by row; arguments as for `interval`.
+
+    Seeds are paired by position when both have as many, and averaged first when they do not.
+
+    Raises:
+        EvaluationError: The examples are not the same number, or a value is not a number.
+    """
+    left, denominators = _table(first, weights)
+    right, _ = _table(second, weights)
+    if len(left) != len(right):
+        raise EvaluationError(
+            f"{len(left)} examples cannot be paired with {len(right)}", "compare scores of the same examples"
+        )
+    if left.shape != right.shape:
+        left, right = left.mean(1, keepdims=True), right.mean(1, keepdims=True)
+    gaps = left - right
+    by_example = gaps.mean(1)
+    p_value = _swap_test(by_example, resamples, seed)
+    return Comparison(
+        difference=interval(gaps, denominators, level=level, resamples=resamples, seed=seed),
+        p_value=p_value,
+        adjusted=p_value,
+        wins=int((by_example > 0).sum()),
+        ties=int((by_example == 0).sum()),
+        losses=int((by_example < 0).sum()),
+        detectable=detectable_difference(gaps, denominators),
+    )
+
+
+def compare_all(
+    scores: Mapping[str, Floats], weights: Floats | None = None, **options: float
+) -> dict[tuple[str, str], Comparison]:
+    """Every pair of students, p-values corrected together (Holm); arguments as for `paired`."""
+    names = list(scores)
+    pairs = [(first, second) for index, first in enumerate(names) for second in names[index + 1 :]]
+    results = {pair: paired(scores[pair[0]], scores[pair[1]], weights, **options) for pair in pairs}  # type: ignore[arg-type]
+    floor = 0.0
+    for rank, pair in enumerate(sorted(pairs, key=lambda pair: results[pair].p_value)):
+        floor = max(floor, min(1.0, results[pair].p_value * (len(pairs) - rank)))
+        results[pair] = _with_adjusted(results[pair], floor)
+    return results
+
+
+def detectable_difference(gaps: Floats, weights: Floats | None = None) -> float:
+    """Smallest true difference found in 80 % of two-sided 5 % tests on this many examples with this spread."""
+    table, denominators = _table(gaps, weights)
+    if len(table) < 2:
+        return float("inf")
+    residuals = (table.mean(1) - _score(table, denominators) * denominators) / denominators.mean()
+    return float((1.959964 + 0.841621) * residuals.std(ddof=1) / np.sqrt(len(table)))
+
+
+def _with_adjusted(result: Comparison, adjusted: float) -> Comparison:
+    return Comparison(
+        result.difference, result.p_value, adjusted, result.wins, result.ties, result.losses, result.detectable
+    )
+
+
+def _table(values: Floats, weights: Floats | None) -> tuple[Floats, Floats]:
+    table = np.asarray(values, dtype=np.float64)
+    table = table[:, None] if table.ndim == 1 else table
+    if not table.size:
+        raise EvaluationError("there are no scores to average", "evaluate at least one example with one seed")
+    if not np.isfinite(table).all():
+        raise EvaluationError("a score is not a number", "check the model that gave it")
+    return table, np.ones(len(table)) if weights is None else np.asarray(weights, dtype=np.float64)
+
+
+def _score(table: Floats, denominators: Floats) -> float:
+    return float(table.mean(1).sum() / denominators.sum())
+
+
+def _resample(table: Floats, denominators: Floats, resamples: int, seed: int) -> Floats:
+    """(R,) scores of resampled tables: counts of examples and of seeds stand for the draws."""
+    generator = np.random.default_rng(seed)
+    examples, seeds = table.shape
+    block = max(1, _CELLS // examples)
+    scores = []
+    for start in range(0, resamples, block):
+        size = min(block, resamples - start)
+        counts = generator.multinomial(examples, np.full(examples, 1 / examples), size).astype(np.float64)
+        shares = generator.multinomial(seeds, np.full(seeds, 1 / seeds), size) / seeds
+        scores.append(((counts @ table) * shares).sum(1) / (counts @ denominators))
+    return np.concatenate(scores)
+
+
+def _swap_test(gaps: Floats, resamples: int, seed: int) -> float:
+    """Two-sided p-value: signs of the differences are as likely to be either when the two are alike."""
+    generator = np.random.default_rng(seed)
+    observed = abs(gaps.sum())
+    block = max(1, _CELLS // len(gaps))
+    extreme = 0
+    for start in range(0, resamples, block):
+        size = min(block, resamples - start)
+        signs = generator.integers(0, 2, (size, len(gaps)), dtype=np.int8) * 2.0 - 1.0
+        extreme += int((np.abs(signs @ gaps) >= observed * (1 - 1e-12)).sum())
+    return (extreme + 1) / (resamples + 1)
