@@ -135,6 +135,8 @@ def _json_rows(stream: IO[bytes], path: str, name: str) -> Iterator[Row | BadRow
         text = raw.removeprefix(b"\xef\xbb\xbf") if line == 1 else raw
         if not text.strip():
             continue
+        if line == 1 and text.lstrip().startswith(b"["):
+            raise _array(path)
         try:
             values = json.loads(text.decode())
         except UnicodeDecodeError as error:
@@ -144,8 +146,6 @@ def _json_rows(stream: IO[bytes], path: str, name: str) -> Iterator[Row | BadRow
         else:
             if isinstance(values, dict):
                 yield Row(path, name, line, values)
-            elif line == 1 and text.lstrip().startswith(b"["):
-                raise _array(path)
             else:
                 yield BadRow(path, name, line, f"a JSON {type(values).__name__}, not an object", _shown(raw))
 

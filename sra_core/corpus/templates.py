@@ -15,6 +15,7 @@ __all__ = ["RenderError", "Rendered", "render"]
 CONTEXT_HEADING = "### Input:\n"
 TODAY = datetime.datetime(2024, 7, 26)
 """The day that chat templates are told: the same example must render alike on every day."""
+DIRECTIVES = "aAbBdFHIjmMpSTyY"
 MARK = "MARK4d1f7b"
 """Stands for a text whose place in a rendering is looked for."""
 REMEDY = "set the model's template to plain, or leave such examples out"
@@ -136,6 +137,18 @@ def _takes_system(example: Example, tokenizer: Any, turns: list[dict[str, str]])
         return False
 
 
+def _on_a_fixed_day(template: str) -> str:
+    """The template with its clock stopped: a macro of the same name hides transformers' ``strftime_now``.
+
+    The macro fills in the directives by text replacement, since templates take no functions from outside.
+    """
+    if "strftime_now" not in template:
+        return template
+    replaced = "".join(f" | replace('%{letter}', '{TODAY.strftime('%' + letter)}')" for letter in DIRECTIVES)
+    # The empty output at the end keeps a line break that the template may begin with.
+    return f"{{% macro strftime_now(format) %}}{{{{ format{replaced} }}}}{{% endmacro %}}{{{{ '' }}}}{template}"
+
+
 def _message(role: str, content: str) -> dict[str, str]:
     return {"role": role, "content": content}
 
@@ -147,10 +160,9 @@ def _apply(example: Example, tokenizer: Any, turns: list[dict[str, str]], add_ge
         return str(
             tokenizer.apply_chat_template(
                 turns,
+                chat_template=_on_a_fixed_day(tokenizer.get_chat_template()),
                 tokenize=False,
                 add_generation_prompt=add_generation_prompt,
-                strftime_now=TODAY.strftime,
-                date_string=TODAY.strftime("%d %b %Y"),
             )
         )
     except TemplateSyntaxError as error:
