@@ -23,6 +23,7 @@ from sra_core.errors import EvaluationError
 from sra_core.evaluation.batching import evaluating, pad
 from sra_core.evaluation.decisions import Sampling, choose, text_generator
 from sra_core.evaluation.likelihood import Side
+from sra_core.models.structure import unwrap
 
 __all__ = ["Answer", "Decoder", "FinishReason", "Sampling", "generate", "stop_tokens"]
 
@@ -100,7 +101,7 @@ def generate(
     Raises:
         EvaluationError: The model's logits are not numbers, or depend on padding.
     """
-    model = model.get_base_model() if hasattr(model, "get_base_model") else model
+    model = unwrap(model)
     prompts = [_prompt(row, side) for row in rows]
     for row, prompt in zip(rows, prompts, strict=True):
         if not prompt:

@@ -19,6 +19,8 @@ from torch import Tensor
 
 from sra_core.errors import EvaluationError
 from sra_core.evaluation.batching import evaluating, length_batches, pad
+from sra_core.models.structure import decoder_of, lm_head, unwrap
+from sra_core.objective import Head
 
 __all__ = ["Likelihood", "Side", "bits_per_byte", "response_likelihood"]
 
@@ -69,7 +71,7 @@ def response_likelihood(
     Logits exist at response positions only, in chunks of bounded size; sums are float64 over float32 log-probabilities.
 
     Args:
-        model: A Hugging Face causal language model.
+        model: A Hugging Face causal language model, wrapped or not.
         rows: Prepared rows; ``side`` picks ``teacher_ids`` or ``student_ids``.
         side: Whose tokens the model reads.
         eos_token_id: End-of-text token; a row's last token is left out when it is this one, as it stands for no bytes.
@@ -77,19 +79,18 @@ def response_likelihood(
         progress: Called with (examples done, examples in all).
 
     Raises:
-        EvaluationError: There are no rows, a response is empty, a token is outside the model's vocabulary, or the model
-            changes its logits in a way that is not known here.
+        EvaluationError: There are no rows, a response is empty, or a token is outside the model's vocabulary.
+        ModelError: The model's logits are not those of a plain LM head.
     """
-    model = model.get_base_model() if hasattr(model, "get_base_model") else model  # adapters work in place
     texts = [_tokens(row, side, eos_token_id) for row in rows]
     sizes = np.array([len(row.response.encode()) for row in rows], dtype=np.int64)
-    _check(rows, texts, sizes, model)
+    _check(rows, texts, sizes, len(unwrap(model).get_input_embeddings().weight))
     nats = np.zeros(len(rows))
     done = 0
     with evaluating(model):
-        _check_head(model, torch.as_tensor(texts[0][0][:2].astype(np.int64))[None].to(model.device))
+        head = lm_head(model)
         for batch in length_batches([len(ids) for ids, _ in texts], tokens_per_batch):
-            nats[batch] = _batch_nats(model, [texts[index] for index in batch])
+            nats[batch] = _batch_nats(model, head, [texts[index] for index in batch])
             done += len(batch)
             if progress:
                 progress(done, len(rows))
@@ -105,12 +106,11 @@ def _tokens(row: Any, side: Side, eos: int | None) -> tuple[np.ndarray, int]:
     return ids, first
 
 
-def _check(rows: Sequence[Any], texts: list[tuple[np.ndarray, int]], sizes: np.ndarray, model: Any) -> None:
+def _check(rows: Sequence[Any], texts: list[tuple[np.ndarray, int]], sizes: np.ndarray, vocabulary: int) -> None:
     if not rows:
         raise EvaluationError(
             "there are no examples to score", "raise corpus.test_share or corpus.max_test, or point at other data"
         )
-    vocabulary = model.get_input_embeddings().weight.shape[0]
     for row, (ids, first), size in zip(rows, texts, sizes, strict=True):
         if size == 0 or len(ids) <= first:
             raise EvaluationError(f"example {row.id}: its response is empty", "prepare the examples again")
@@ -121,17 +121,16 @@ def _check(rows: Sequence[Any], texts: list[tuple[np.ndarray, int]], sizes: np.n
             )
 
 
-def _batch_nats(model: Any, texts: list[tuple[np.ndarray, int]]) -> np.ndarray:
+def _batch_nats(model: Any, head: Head, texts: list[tuple[np.ndarray, int]]) -> np.ndarray:
     """Summed -ln p of each text's response tokens: (B,) float64."""
-    ids, mask = (part.to(model.device) for part in pad([ids for ids, _ in texts]))
-    hidden = _final_states(model, ids, mask)
+    ids, mask = (part.to(head.weight.device) for part in pad([ids for ids, _ in texts]))
+    hidden = decoder_of(model)(input_ids=ids, attention_mask=mask, use_cache=False)[0]
     rows, places = _response_places(texts)
-    targets = ids[rows, places]
-    values = token_nats(hidden[rows, places - 1], targets, model).double().cpu().numpy()
+    values = token_nats(hidden[rows, places - 1], ids[rows, places], head).double().cpu().numpy()
     nats = np.bincount(rows.numpy(), weights=values, minlength=len(texts))
     # a first token with nothing before it has no prediction: a uniform code pays for it
     unpredicted = np.array([first == 0 for _, first in texts])
-    return nats + unpredicted * math.log(model.get_output_embeddings().weight.shape[0])
+    return nats + unpredicted * math.log(len(head.weight))
 
 
 def _response_places(texts: list[tuple[np.ndarray, int]]) -> tuple[Tensor, Tensor]:
@@ -141,33 +140,11 @@ def _response_places(texts: list[tuple[np.ndarray, int]]) -> tuple[Tensor, Tenso
     return rows, torch.cat(places)
 
 
-def _final_states(model: Any, ids: Tensor, mask: Tensor) -> Tensor:
-    """(B, T, d) after the final norm."""
-    return model.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
-
-
-def token_nats(states: Tensor, targets: Tensor, model: Any) -> Tensor:
+def token_nats(states: Tensor, targets: Tensor, head: Head) -> Tensor:
     """-ln p of each target: states (N, d), targets (N,) -> (N,) float32, in chunks of bounded memory."""
-    chunk = max(1, LOGIT_BYTES // (4 * model.get_output_embeddings().weight.shape[0]))
+    chunk = max(1, LOGIT_BYTES // (4 * len(head.weight)))
     pieces = [
-        torch.nn.functional.cross_entropy(_logits(model, part), wanted, reduction="none")
+        torch.nn.functional.cross_entropy(head.logits(part), wanted, reduction="none")
         for part, wanted in zip(states.split(chunk), targets.split(chunk), strict=True)
     ]
     return torch.cat(pieces)
-
-
-def _logits(model: Any, states: Tensor) -> Tensor:
-    logits = model.get_output_embeddings()(states).float()
-    softcap = getattr(model.config, "final_logit_softcapping", None)
-    return softcap * torch.tanh(logits / softcap) if softcap else logits
-
-
-def _check_head(model: Any, ids: Tensor) -> None:
-    """Some architectures scale their logits: compare with the model's own on two tokens rather than trust a list."""
-    own = model(input_ids=ids, use_cache=False).logits.float()
-    ours = _logits(model, _final_states(model, ids, torch.ones_like(ids)))
-    if not torch.allclose(own, ours, rtol=1e-2, atol=1e-2):
-        raise EvaluationError(
-            f"{type(model).__name__} changes its logits after the LM head in a way that is not supported",
-            "use a model whose logits are its LM head's, with or without final soft-capping",
-        )
