@@ -6,6 +6,7 @@ stays out of the stage's fingerprint. Values that contradict each other are refu
 
 from __future__ import annotations
 
+import copy
 import string
 from collections.abc import Iterator
 from typing import Any, Literal
@@ -36,6 +37,14 @@ PAPER_PROMPT = (
 )
 
 
+PAPER_PROTOCOL: dict[str, Any] = {
+    "generate": None,
+    "max_new_tokens": 512,
+    "max_prompt": 256,
+    "temperature": 1.0,
+    "top_p": 1.0,
+    "seeds": [10, 20, 30, 40, 50],
+}
 PLACEHOLDERS = ("instruction", "context", "system", "context_block")
 
 
@@ -375,15 +384,50 @@ class EvaluateConfig(Part):
     generate: int | None = Field(
         100, ge=0, description="Generate answers for at most this many of them (for ROUGE); unset takes all, 0 none."
     )
+    protocol: Literal["custom", "paper"] = Field(
+        "custom",
+        title="Protocol",
+        description="`paper` samples at temperature 1 and top-p 1, at most 512 new tokens, prompts cut at 256, seeds 10 20 30 40 50, all test examples; `custom` takes the fields below.",
+    )
     max_new_tokens: int = Field(128, ge=1, description="Longest generated answer in tokens.")
+    max_prompt: int = Field(
+        256, ge=1, description="Longest prompt to answer in tokens; longer ones lose whole tokens from the left."
+    )
     temperature: float = Field(0.0, ge=0, description="0 decodes greedily; 1 with top_p 1 is the paper's sampling.")
     top_p: float = Field(1.0, gt=0, le=1, description="Nucleus sampling: smallest set of tokens with this probability.")
     seeds: list[int] = Field([10], min_length=1, description="Seeds to sample with; greedy decoding uses one.")
+    leaks: Literal["exclude", "report", "off"] = Field(
+        "exclude",
+        title="Leak check",
+        description="Test examples that occur in the training data: `exclude` leaves them out of the scores, `report` only counts them, `off` does not look.",
+    )
+    leak_ngram: int = Field(13, ge=3, description="Words in the n-grams by which near copies are found.")
+    leak_overlap: float = Field(
+        0.5,
+        gt=0,
+        le=1,
+        description="Share of a prompt's or a response's n-grams, found in one training example, that makes it a near copy.",
+    )
     teacher: bool = Field(True, description="Score the teacher on the same examples, as the ceiling.")
     initial: bool = Field(True, description="Score the student before training, as the floor.")
     samples: int = Field(3, ge=0, description="Answers shown side by side in the summary.")
     batch_size: int = runtime(16, "Examples in one forward.", ge=1)
     device: str = runtime("auto", "`auto`, `cpu` or `cuda`.")
+
+    @model_validator(mode="after")
+    def _protocol_fixes_fields(self) -> EvaluateConfig:
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError("seeds: one occurs twice; its answers would count twice")
+        if self.protocol == "paper":
+            for name, value in PAPER_PROTOCOL.items():
+                own, default = getattr(self, name), type(self).model_fields[name].default
+                if own not in (value, default) and name != "generate":
+                    raise ValueError(
+                        f"{name}: protocol `paper` fixes it at {value}; set protocol to `custom` to choose"
+                    )
+                if own == default:
+                    self.__dict__[name] = copy.copy(value)
+        return self
 
 
 class TrackingConfig(Part):
