@@ -104,11 +104,8 @@ def _is_outage(error: BaseException | None) -> bool:
 
 
 def _worth_retrying(task: Any, task_run: Any, state: State) -> bool:
-    try:
-        state.result()
-    except BaseException as error:
-        return is_passing(error)
-    return False
+    error = state.result(raise_on_failure=False)
+    return isinstance(error, BaseException) and is_passing(error)
 
 
 def _run_stage(stage: str, config: RunConfig, parent: PipelineRun | None) -> Manifest:
