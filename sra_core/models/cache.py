@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,8 +13,6 @@ from filelock import FileLock, Timeout
 from sra_core.errors import ModelError
 
 __all__ = ["cache_folder", "made_once", "slug"]
-
-logger = logging.getLogger(__name__)
 
 _PATIENCE = 3600.0  # seconds that a second process waits for the first one to finish the same model
 
@@ -65,10 +61,11 @@ def made_once(key: str, make: Callable[[Path], None]) -> Path:
 
 
 def _make(folder: Path, make: Callable[[Path], None]) -> None:
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    unfinished = folder.with_name(f".{folder.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)  # of a process that was killed: the lock is ours now
     try:
+        unfinished.mkdir()
         make(unfinished)
-        unfinished.chmod(0o755)
         unfinished.rename(folder)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)

