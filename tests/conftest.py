@@ -1,8 +1,12 @@
-"""Shared by every test: no network, no telemetry, quiet libraries."""
+"""Shared by every test: no network, no telemetry, quiet libraries, and one finished run of recipe `smoke`."""
 
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
 
 os.environ.update(
     HF_HUB_OFFLINE="1",
@@ -13,3 +17,25 @@ os.environ.update(
     PREFECT_SERVER_ANALYTICS_ENABLED="false",
     CUDA_VISIBLE_DEVICES=os.environ.get("CUDA_VISIBLE_DEVICES", ""),
 )
+
+from sra_core.config import RunConfig
+from sra_core.recipes import load_config
+from sra_core.shards import Manifest
+
+
+@dataclass(frozen=True)
+class SmokeRun:
+    """A finished run of recipe `smoke`; tests read it and leave it as it is (copy the store to change it)."""
+
+    config: RunConfig
+    store: Path
+    results: dict[str, Manifest]
+
+
+@pytest.fixture(scope="session")
+def smoke_run(tmp_path_factory: pytest.TempPathFactory) -> SmokeRun:
+    from sra_core import stages
+
+    store = tmp_path_factory.mktemp("smoke") / "store"
+    config = load_config("smoke", {"store": str(store), "tracking": {"enabled": False}})
+    return SmokeRun(config, store, stages.run(config))

@@ -1,0 +1,51 @@
+# The commands of this project. `make help` lists them.
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+RECIPE ?= quickstart
+
+# step(what, command): say what is done, do it, say how long it took
+define step
+	@started=$$(date +%s); echo "==> $(1)"; $(2) && echo "    ($$(( $$(date +%s) - started )) s)"
+endef
+
+.PHONY: help setup demo test test-all lint format ui up down clean
+
+help:  ## List the commands
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+setup: $(READY)  ## Make .venv with the project and all it needs (once; about 4 minutes)
+
+$(READY): pyproject.toml constraints.txt
+	$(call step,Making a virtual environment in $(VENV),$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; try make PYTHON=python3.11")' && $(PYTHON) -m venv $(VENV))
+	$(call step,Installing the project and its dependencies (2 GB),$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]')
+	@touch $@
+
+demo: $(READY)  ## Distil a real teacher into a small student on this machine's CPU (about 10 minutes)
+	$(call step,Distilling: sra run $(RECIPE),$(BIN)/sra run $(RECIPE))
+	@echo "Next: \`make ui\` shows the runs in MLflow; README.md tells how to use your own models and data."
+
+test: $(READY)  ## Run the tests (no network beyond set-up; no GPU)
+	$(call step,Running the tests,$(BIN)/python -m pytest -q)
+	@echo "Next: \`make test-all\` adds the tests that start servers and kill processes; \`make demo\` shows the main job."
+
+test-all: $(READY)  ## Run every test, the slow ones and those with real servers too
+	$(call step,Running every test,$(BIN)/python -m pytest -q -m 'not gpu')
+
+lint: $(READY)  ## Check style and types
+	$(call step,Checking style,$(BIN)/ruff check . && $(BIN)/ruff format --check .)
+	$(call step,Checking types,$(BIN)/mypy)
+
+format: $(READY)  ## Put the code into the project's format
+	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+
+ui: $(READY)  ## Open the MLflow UI on the demo's runs (Ctrl-C ends it)
+	@$(BIN)/sra ui $(RECIPE)
+
+clean:  ## Remove the virtual environment, caches and the demo's store
+	rm -rf $(VENV) sra-store .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
