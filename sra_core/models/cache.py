@@ -18,8 +18,8 @@ _PATIENCE = 3600.0  # seconds that a second process waits for the first one to f
 
 
 def cache_folder() -> Path:
-    """`$SRA_CACHE`, else `$XDG_CACHE_HOME/sra`, else `~/.cache/sra`."""
-    if own := os.environ.get("SRA_CACHE"):
+    """`$SRA_CACHE_HOME`, else `$XDG_CACHE_HOME/sra`, else `~/.cache/sra`."""
+    if own := os.environ.get("SRA_CACHE_HOME"):
         return Path(own).expanduser().absolute()
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache").expanduser().absolute() / "sra"
@@ -55,7 +55,7 @@ def made_once(key: str, make: Callable[[Path], None]) -> Path:
     except OSError as error:
         raise ModelError(
             f"cannot write the model {folder}: {error}",
-            "free some space there, or set SRA_CACHE to a folder that can be written",
+            "free some space there, or set SRA_CACHE_HOME to a folder that can be written",
         ) from error
     return folder
 

@@ -26,13 +26,13 @@ SIZES = {"layers": 3, "width": 32, "heads": 4, "kv_heads": 2, "vocabulary": 300,
 @pytest.fixture(autouse=True, scope="session")
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SRA_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("SRA_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
 
 
 @pytest.fixture
 def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("SRA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("SRA_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
 

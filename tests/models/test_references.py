@@ -156,7 +156,7 @@ def test_a_random_model_is_deterministic(empty_cache: Path, monkeypatch: pytest.
     torch.manual_seed(5)
     first = model_identity(ref)
     assert float(torch.rand(1)) == float(torch.rand(1, generator=torch.Generator().manual_seed(5)))
-    monkeypatch.setenv("SRA_CACHE", str(tmp_path / "another"))
+    monkeypatch.setenv("SRA_CACHE_HOME", str(tmp_path / "another"))
     assert model_identity(ref) == first
     assert model_identity(reference("random:gpt2?vocabulary=300&seed=1"))["weights"] != first["weights"]
     assert model_identity(reference("random:gpt2?vocabulary=301"))["config"] != first["config"]
@@ -265,9 +265,9 @@ def test_only_the_files_that_are_needed_are_asked_for(monkeypatch: pytest.Monkey
 
 def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    monkeypatch.setenv("SRA_CACHE", str(tmp_path / "own"))
+    monkeypatch.setenv("SRA_CACHE_HOME", str(tmp_path / "own"))
     assert cache.cache_folder() == tmp_path / "own"
-    monkeypatch.delenv("SRA_CACHE")
+    monkeypatch.delenv("SRA_CACHE_HOME")
     assert cache.cache_folder() == tmp_path / "xdg" / "sra"
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert cache.cache_folder() == Path.home() / ".cache" / "sra"
@@ -313,15 +313,15 @@ def test_what_fails_leaves_nothing_behind(empty_cache: Path) -> None:
         (folder / "half").touch()
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(ModelError, match=r"No space left on device\n  -> free some space there, or set SRA_CACHE"):
+    with pytest.raises(ModelError, match=r"No space left on device\n  -> free some space there, or set SRA_CACHE_HOME"):
         cache.made_once("full", fail)
     assert not [path for path in (empty_cache / "models").iterdir() if path.is_dir()]
 
 
 def test_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
-    monkeypatch.setenv("SRA_CACHE", str(tmp_path / "file"))
-    with pytest.raises(ModelError, match="set SRA_CACHE to a folder that can be written"):
+    monkeypatch.setenv("SRA_CACHE_HOME", str(tmp_path / "file"))
+    with pytest.raises(ModelError, match="set SRA_CACHE_HOME to a folder that can be written"):
         cache.made_once("anything", lambda folder: None)
 
 
