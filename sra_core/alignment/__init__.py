@@ -2,7 +2,7 @@
 
 from sra_core.alignment.cuts import IntArray, SpanMap, align, clean_cuts
 from sra_core.alignment.encode import AlignedExample, PairEncoder
-from sra_core.alignment.offsets import check_offsets, close_gaps
+from sra_core.alignment.offsets import check_offsets, mend_offsets
 from sra_core.alignment.tokens import token_bytes
 from sra_core.alignment.vocabulary import SharedVocabulary, shared_vocabulary
 
@@ -15,7 +15,7 @@ __all__ = [
     "align",
     "check_offsets",
     "clean_cuts",
-    "close_gaps",
+    "mend_offsets",
     "shared_vocabulary",
     "token_bytes",
 ]

@@ -11,7 +11,7 @@ boundaries are found without a table: a vectorised search, and a loop only over 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,8 @@ __all__ = ["IntArray", "SpanMap", "align", "clean_cuts"]
 
 IntArray = npt.NDArray[np.integer[Any]]
 """Character offsets of shape (T, 2), half-open; anything that ``np.asarray`` turns into such an array is accepted."""
+
+_LOWEST = -(2**31)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,12 +62,19 @@ class SpanMap:
 
 
 class _Boundaries(NamedTuple):
-    """Clean boundaries of one side, all of shape (C,)."""
+    """Clean boundaries of one side with R real tokens, in order; C = 0 when there is no real token."""
 
-    left: IntArray  # index one past the last real token before the boundary
-    right: IntArray  # index of the first real token after it
-    low: IntArray  # first position of the interval
-    high: IntArray  # last position of the interval
+    low: IntArray  # (C,) first position of each interval
+    high: IntArray  # (C,) last position
+    before: IntArray | None  # (C,) real tokens before each boundary; None for 0, 1, 2 ... R
+    places: IntArray | None  # (R,) indices of the real tokens among all tokens; None when all are real
+
+    def tokens(self, rows: IntArray) -> tuple[IntArray, IntArray]:
+        """For some boundaries: index past the last real token before, index of the first real token after."""
+        before = rows if self.before is None else self.before[rows]
+        if self.places is None:
+            return before, before
+        return self.places[np.maximum(before, 1) - 1] + 1, self.places[np.minimum(before, len(self.places) - 1)]
 
 
 def clean_cuts(offsets: npt.ArrayLike) -> IntArray:
@@ -88,8 +97,9 @@ def clean_cuts(offsets: npt.ArrayLike) -> IntArray:
     boundaries = _boundaries(offsets, "offsets")
     if not len(boundaries.low):
         return np.zeros((0, 2), np.int64)
-    cuts = np.stack([boundaries.left, boundaries.low], axis=1)
-    cuts[0] = boundaries.right[0], min(0, boundaries.high[0])
+    left, right = boundaries.tokens(np.arange(len(boundaries.low)))
+    cuts = np.stack([left, boundaries.low], axis=1, dtype=np.int64, casting="unsafe")
+    cuts[0] = right[0], min(0, boundaries.high[0])
     return cuts
 
 
@@ -108,17 +118,16 @@ def align(teacher_offsets: npt.ArrayLike, student_offsets: npt.ArrayLike, start:
     Raises:
         AlignmentError: not integers of shape (T, 2), or a token ends before it starts.
     """
+    start = max(start, _LOWEST)
     teacher = _from(_boundaries(teacher_offsets, "teacher_offsets"), start)
     student = _from(_boundaries(student_offsets, "student_offsets"), start)
     i, j = _match(teacher, student)
     cuts = np.maximum(teacher.low[i], student.low[j])
-    return SpanMap(
-        _between(teacher.right[i], teacher.left[i]), _between(student.right[j], student.left[j]), _between(cuts, cuts)
-    )
+    return SpanMap(_ranges(*teacher.tokens(i)), _ranges(*student.tokens(j)), _ranges(cuts, cuts))
 
 
-def _between(begins: IntArray, ends: IntArray) -> npt.NDArray[np.int32]:
-    """(C,) begins and ends at each common cut -> (C - 1, 2) ranges from one cut to the next."""
+def _ranges(ends: IntArray, begins: IntArray) -> npt.NDArray[np.int32]:
+    """(C,) where each span ends and the next begins -> (C - 1, 2) ranges from one cut to the next."""
     ranges = np.empty((max(len(begins) - 1, 0), 2), np.int32)
     ranges[:, 0] = begins[:-1]
     ranges[:, 1] = ends[1:]
@@ -134,55 +143,47 @@ def _checked(offsets: npt.ArrayLike, name: str) -> IntArray:
             f"{name}: expected integers of shape (tokens, 2), got {array.dtype} of shape {array.shape}.",
             "Pass one (start, end) pair of characters a token, as a fast tokenizer's offset mapping gives them.",
         )
-    return array
+    return array if array.dtype.char in "il" else array.astype(np.int64)
 
 
 def _boundaries(offsets: npt.ArrayLike, name: str) -> _Boundaries:
-    """All clean boundaries of one side, the start and the end of its text included; none without a real token."""
+    """All clean boundaries of one side, the start and the end of its text included."""
     array = _checked(offsets, name)
-    starts, ends = np.ascontiguousarray(array[:, 0]), np.ascontiguousarray(array[:, 1])
-    real = ends > starts
-    index = None if real.all() else np.flatnonzero(real)
-    if index is not None:
+    starts, ends = array[:, 0], array[:, 1]
+    real = starts < ends
+    places = None if np.count_nonzero(real) == len(real) else np.flatnonzero(real)
+    if places is not None:
         if (ends < starts).any():
             raise AlignmentError(
-                f"{name}: token {int(np.flatnonzero(ends < starts)[0])} ends before it starts.",
-                "The tokenizer's offsets are wrong; use another tokenizer or report its name.",
+                f"{name}: token {int(np.argmax(ends < starts))} ends before it starts.",
+                "The tokenizer's offsets are wrong; use another tokenizer.",
             )
-        starts, ends = starts[index], ends[index]
-    if not len(starts):
-        empty = np.zeros(0, np.int64)
-        return _Boundaries(empty, empty, empty, empty)
-    return _clean(starts, ends, index)
-
-
-def _clean(starts: IntArray, ends: IntArray, index: IntArray | None) -> _Boundaries:
-    """Boundaries of R > 0 real tokens; ``index`` gives their places among all tokens, None for all of them."""
-    after: IntArray
-    if len(starts) > 1 and (starts[1:] < ends[:-1]).any():
-        ends = np.maximum.accumulate(ends)
-        starts = np.minimum.accumulate(starts[::-1])[::-1]
-        after = np.flatnonzero(starts[1:] >= ends[:-1]) + 1
-    else:
-        after = np.arange(1, len(starts))
-    count = len(after) + 2
-    left, right, low, high = (cast(IntArray, np.empty(count, np.int64)) for _ in range(4))
-    low[0], low[1:-1], low[-1] = np.iinfo(np.int64).min, ends[after - 1], ends[-1]
-    high[0], high[1:-1], high[-1] = starts[0], starts[after], ends[-1]
-    left[0], left[1:-1], left[-1] = 0, after - 1, len(starts) - 1
-    right[0], right[1:-1], right[-1] = 0, after, 0
-    if index is not None:
-        left, right = index[left], index[right]
-    left[1:] += 1
-    left[0], right[-1] = right[0], left[-1]
-    return _Boundaries(left, right, low, high)
+        starts, ends = starts[places], ends[places]
+    count = len(starts)
+    low, high = np.empty(count + 1, array.dtype), np.empty(count + 1, array.dtype)
+    if not count:
+        return _Boundaries(low[1:], high[1:], None, places)
+    low[0], low[1:] = starts[0], ends
+    high[:-1], high[-1] = starts, ends[-1]
+    if np.count_nonzero(low > high):  # tokens out of order, or several of one character
+        np.maximum.accumulate(low[1:], out=low[1:])
+        np.minimum.accumulate(high[-2::-1], out=high[-2::-1])
+        low[0], high[-1] = high[0], low[-1]
+        before = np.flatnonzero(low <= high)
+        return _Boundaries(low[before], high[before], before, places)
+    return _Boundaries(low, high, None, places)
 
 
 def _from(boundaries: _Boundaries, start: int) -> _Boundaries:
-    """The boundaries that have a position at or after ``start``, cut off there."""
-    first = int(np.searchsorted(boundaries.high, start))
-    left, right, low, high = (column[first:] for column in boundaries)
-    return _Boundaries(left, right, np.maximum(low, start), high)
+    """The boundaries that have a position at or after ``start``, cut off there; the first reaches down to it."""
+    low, high, before, places = boundaries
+    first = int(high.searchsorted(start)) if len(high) and high[0] < start else 0
+    if first:
+        before = np.arange(first, len(low)) if before is None else before[first:]
+        low, high = low[first:], high[first:]
+    if len(low) and (low[0] < start or not first):
+        low[0] = start
+    return _Boundaries(low, high, before, places)
 
 
 def _match(teacher: _Boundaries, student: _Boundaries) -> tuple[IntArray, IntArray]:
@@ -192,12 +193,12 @@ def _match(teacher: _Boundaries, student: _Boundaries) -> tuple[IntArray, IntArr
     """
     if not len(teacher.low) or not len(student.low):
         return np.zeros(0, np.int64), np.zeros(0, np.int64)
-    j = np.searchsorted(student.high, teacher.low)  # the first student boundary that does not end too early
-    i = np.flatnonzero(student.low[np.minimum(j, len(student.low) - 1)] <= teacher.high)
-    i = i[j[i] < len(student.low)]
+    reach = teacher.low.searchsorted(student.high[-1], "right")
+    j = student.high.searchsorted(teacher.low[:reach])  # the first student boundary that does not end too early
+    i = (student.low[j] <= teacher.high[:reach]).nonzero()[0]
     j = j[i]
-    taken = np.flatnonzero(j[1:] == j[:-1]) + 1
-    return _settle(i, j, taken, teacher, student) if len(taken) else (i, j)
+    again = j[1:] == j[:-1]
+    return _settle(i, j, np.flatnonzero(again) + 1, teacher, student) if np.count_nonzero(again) else (i, j)
 
 
 def _settle(

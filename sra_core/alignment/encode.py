@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sra_core.alignment.cuts import SpanMap, align, clean_cuts
-from sra_core.alignment.offsets import Tokens, check_offsets, close_gaps, encode_batch, require_inside
+from sra_core.alignment.offsets import Tokens, check_offsets, encode_batch, mend_offsets, reorders_marks, require_inside
 from sra_core.alignment.tokens import backend_of, end_of_text, tokenizer_name
 from sra_core.corpus import Example, Rejected, Rendered, RenderError, render
 
@@ -216,6 +216,7 @@ class _Encoder:
         self._prompt = prompt
         self._special = np.array(sorted(tokenizer.all_special_ids), np.int32)
         self._begin = tokenizer.bos_token_id
+        self._reorders = reorders_marks(self._backend)
 
     def render(self, example: Example) -> Rendered:
         return render(example, self._template, self._prompt, self._tokenizer)
@@ -236,7 +237,7 @@ class _Encoder:
         count = len(ids)
         while count and offsets[count - 1, 0] == offsets[count - 1, 1] and ids[count - 1] in self._special:
             count -= 1  # the tokenizer's own closing token: the end of text is added after truncation
-        ids, offsets = ids[:count], close_gaps(text, offsets[:count], prompt) - np.int32(prompt)
+        ids, offsets = ids[:count], mend_offsets(text, offsets[:count], prompt, self._reorders) - np.int32(prompt)
         ends_after = offsets[:, 1] > 0
         response = int(np.argmax(ends_after)) if ends_after.any() else count
         kept = 0

@@ -2,14 +2,13 @@
 
 Refused, by name: tokenizers without offsets, and tokenizers whose offsets do not point at the text of their tokens
 (bytes instead of characters, positions in the normalised text, shifted by a prefix). They are found by probing with a
-text that mixes scripts. Mended: characters that a normalizer composed away or dropped and that no token covers (see
-``close_gaps``).
+text that mixes scripts. Mended: characters that a normalizer composed away, dropped or moved (see ``mend_offsets``).
 """
 
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain, pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -24,12 +23,13 @@ if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
     from transformers import PreTrainedTokenizerFast
 
-__all__ = ["Tokens", "check_offsets", "close_gaps", "encode_batch", "require_inside"]
+__all__ = ["Tokens", "check_offsets", "encode_batch", "mend_offsets", "reorders_marks", "require_inside"]
 
 PROBE = (
     "First 12 words, naïve cafe\u0301 \ufb01ne 東京 alpha Việt tie\u0302\u0301ng "
     "\U0001f469\u200d\U0001f469\u200d\U0001f467 beta सप्ताह ภาษาไทย gamma \U00010348 delta 345"
 )
+_DISORDERED = "q\u0307\u0323"
 
 
 class Tokens(NamedTuple):
@@ -97,31 +97,51 @@ def require_inside(offsets: IntArray, length: int, name: str) -> None:
         raise TokenizerError(f"The tokenizer {name} gives offsets outside the text.", USE_ANOTHER)
 
 
-def close_gaps(text: str, offsets: npt.NDArray[np.int32], start: int = 0) -> npt.NDArray[np.int32]:
-    """Give characters that no token covers, white space aside, to the token before them.
+def reorders_marks(backend: Tokenizer) -> bool:
+    """Whether the tokenizer's normalizer puts combining marks into canonical order (all Unicode normal forms do)."""
+    return backend.normalizer is not None and _DISORDERED not in backend.normalizer.normalize_str(_DISORDERED)
 
-    Normalizers compose a letter and its accents into one character whose offsets cover the letter alone (NFC turns e
-    and U+0301 into one token over the e), and some drop accents, controls or zero-width characters. Such a character
-    is part of what the token before it stands for, so a cut must not fall between the two. White space stays between
-    tokens, and nothing is moved across ``start``.
+
+def mend_offsets(
+    text: str, offsets: npt.NDArray[np.int32], start: int = 0, reordered: bool = True
+) -> npt.NDArray[np.int32]:
+    """Make offsets cover all that their tokens stand for, where a normalizer changed the text.
+
+    A character that no token covers, white space aside, is given to the token before it: NFC composes a letter and its
+    accents into one character whose offsets cover the letter alone, and other normalizers drop accents, controls or
+    zero-width characters. A letter whose marks a normal form puts into another order is kept whole: each token that
+    ends among its marks is extended to the last one. So no cut falls inside what one token stands for. White space
+    stays between tokens, and nothing is moved across ``start``.
 
     Args:
         text: The text.
         offsets: (T, 2) half-open character offsets into it.
         start: No token that ends at or before this position is extended beyond it.
+        reordered: Whether the tokenizer reorders marks, see ``reorders_marks``.
 
     Returns:
         (T, 2): ``offsets`` itself where there is nothing to mend.
     """
+    mended = _close_gaps(text, offsets, start)
+    if reordered and not text.isascii() and not unicodedata.is_normalized("NFC", text):
+        for begin, end in _disordered_marks(text):
+            ends = mended[:, 1]
+            short = (ends > max(begin, start)) & (ends < end) & (mended[:, 0] < ends)
+            if short.any():
+                mended = np.stack([mended[:, 0], np.where(short, np.int32(end), ends)], axis=1)
+    return mended
+
+
+def _close_gaps(text: str, offsets: npt.NDArray[np.int32], start: int) -> npt.NDArray[np.int32]:
     starts, ends = offsets[:, 0], offsets[:, 1]
-    if len(offsets) and ends[-1] == len(text) and (starts[1:] == ends[:-1]).all():
+    if len(offsets) and ends[-1] == len(text) and np.array_equal(starts[1:], ends[:-1]):
         return offsets
     cuts = clean_cuts(offsets)[1:]
-    real = starts < ends
-    after = np.minimum.accumulate(np.where(real, starts, len(text))[::-1])[::-1]
-    after = np.append(after, len(text))[cuts[:, 0]]
+    first = np.where(starts < ends, starts, len(text))
+    after = np.append(np.minimum.accumulate(first[::-1])[::-1], len(text))[cuts[:, 0]]
+    gaps = after > cuts[:, 1]
     mended = offsets
-    for (token, begin), end in zip(cuts[after > cuts[:, 1]].tolist(), after[after > cuts[:, 1]].tolist(), strict=True):
+    for (token, begin), end in zip(cuts[gaps].tolist(), after[gaps].tolist(), strict=True):
         run = next((k for k in range(begin, end) if text[k].isspace()), end)
         if begin <= start:
             run = min(run, start)
@@ -129,3 +149,16 @@ def close_gaps(text: str, offsets: npt.NDArray[np.int32], start: int = 0) -> npt
             mended = mended.copy() if mended is offsets else mended
             mended[token - 1, 1] = run
     return mended
+
+
+def _disordered_marks(text: str) -> Iterator[tuple[int, int]]:
+    """Letters whose combining marks are not in canonical order: the letter's position, the end of its marks."""
+    classes = [unicodedata.combining(character) for character in text]
+    end = 0
+    for k, (one, other) in enumerate(pairwise(classes)):
+        if one > other > 0 and k >= end:
+            begin = k
+            while begin > 0 and classes[begin]:
+                begin -= 1
+            end = next((m for m in range(k, len(text)) if not classes[m]), len(text))
+            yield begin, end

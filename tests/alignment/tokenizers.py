@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 from collections.abc import Callable
 from functools import cache, lru_cache
 from importlib.util import find_spec
@@ -16,6 +15,8 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
+
+from sra_core.models.cache import cache_folder
 
 Merges = list[tuple[str, str]]
 QWEN_PATTERN = (
@@ -130,14 +131,11 @@ def _deepseek() -> PreTrainedTokenizerFast | None:
 
 
 def _smollm2() -> PreTrainedTokenizerFast | None:
-    """Only where the model's weights file has been fetched before."""
-    folder = Path(os.environ.get("SRA_SMOLLM2", ""))
-    files = sorted(folder.glob("*.gguf")) if folder.name else []
+    """Only where the quickstart's model has been fetched before."""
+    files = sorted((cache_folder() / "models").glob("*SmolLM2*/tokenizer.json"))
     if not files:
         return None
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(str(folder), gguf_file=files[0].name)
+    return _wrap(Tokenizer.from_file(str(files[0])), "smollm2", bos_token="<|im_start|>", eos_token="<|im_end|>")
 
 
 def byte_level(vocabulary: int = 600, **options: bool) -> PreTrainedTokenizerFast:
