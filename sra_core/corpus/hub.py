@@ -38,13 +38,16 @@ class HubRows:
         asked = self._config.revision
         if asked and COMMIT.fullmatch(asked):
             return asked
+        remembered = _ref(self._config.source, asked or "main")
         try:
-            return str(HfApi().dataset_info(self._config.source, revision=asked).sha)
+            commit = str(HfApi().dataset_info(self._config.source, revision=asked).sha)
         except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
-            known = _cached_commit(self._config.source, asked or "main")
-            if known is None:
-                raise _unreachable(self._config, error) from error
-            return known
+            if remembered.is_file():
+                return remembered.read_text().strip()
+            raise _unreachable(self._config, error) from error
+        remembered.parent.mkdir(parents=True, exist_ok=True)
+        remembered.write_text(commit)
+        return commit
 
     def identity(self) -> dict[str, Any]:
         """Id, subset and split, and the commit that the revision stands for."""
@@ -63,26 +66,27 @@ class HubRows:
             yield Row(self._config.source, name, line, dict(values))
 
     def _open(self) -> Any:
-        from datasets import load_dataset
+        from datasets import load_dataset_builder
 
         config = self._config
         try:
-            return load_dataset(
-                config.source,
-                config.subset,
-                split=config.hub_split,
-                revision=self.revision,
-                streaming=config.streaming,
-            )
+            builder = load_dataset_builder(config.source, config.subset, revision=self.revision)
+            # Without a network, `datasets` takes the latest copy it has, of whatever commit.
+            if COMMIT.fullmatch(builder.hash) and builder.hash != self.revision:
+                raise _unreachable(config, ValueError(f"only commit {builder.hash} is on this machine"))
+            if config.streaming:
+                return builder.as_streaming_dataset(split=config.hub_split)
+            builder.download_and_prepare()
+            return builder.as_dataset(split=config.hub_split)
         except (OSError, ValueError) as error:
             raise _unreachable(config, error) from error
 
 
-def _cached_commit(source: str, revision: str) -> str | None:
+def _ref(source: str, revision: str) -> Path:
+    """Where the hub client keeps the commit that a branch or tag last stood for."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    ref = Path(HF_HUB_CACHE) / f"datasets--{source.replace('/', '--')}" / "refs" / revision
-    return ref.read_text().strip() if ref.is_file() else None
+    return Path(HF_HUB_CACHE) / f"datasets--{source.replace('/', '--')}" / "refs" / revision
 
 
 def _unreachable(config: CorpusConfig, error: Exception) -> DataError:

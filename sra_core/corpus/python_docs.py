@@ -52,7 +52,7 @@ def _collected() -> str:
     Raises:
         DataError: If the interpreter cannot be started, crashes, or takes too long.
     """
-    command = [sys.executable, "-I", "-S", "-X", "utf8", "-W", "ignore", str(SCRIPT)]
+    command = [sys.executable, "-I", "-S", "-B", "-X", "utf8", "-W", "ignore", str(SCRIPT)]
     environment = {key: value for key, value in os.environ.items() if key not in {"DISPLAY", "WAYLAND_DISPLAY"}}
     try:
         done = subprocess.run(command, capture_output=True, timeout=SECONDS, env=environment, stdin=subprocess.DEVNULL)

@@ -41,13 +41,14 @@ def data_set(tmp_path, monkeypatch):
     write_jsonl(folder / "extra.jsonl", pairs(1, 9))
     (folder / "README.md").write_text(CARD)
     calls = []
-    real = datasets.load_dataset
+    real = datasets.load_dataset_builder
 
     def local(path, *args, **kwargs):
         calls.append((path, kwargs))
         return real(str(folder), *args, **{**kwargs, "cache_dir": str(tmp_path / "cache")})
 
-    monkeypatch.setattr(datasets, "load_dataset", local)
+    monkeypatch.setattr(datasets, "load_dataset_builder", local)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     return calls
 
 
@@ -62,7 +63,7 @@ def test_rows_come_in_order_named_after_the_data_set(data_set, streaming):
     assert [e.response for e in examples] == [f"answer {n}" for n in range(5)]
     assert {e.source for e in examples} == {"some-pairs"}
     path, kwargs = data_set[0]
-    assert (path, kwargs["revision"], kwargs["streaming"]) == ("someone/some-pairs", COMMIT, streaming)
+    assert (path, kwargs["revision"]) == ("someone/some-pairs", COMMIT)
 
 
 def test_downloaded_and_streamed_give_the_same_corpus(data_set):

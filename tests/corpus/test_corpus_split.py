@@ -76,11 +76,13 @@ def test_every_row_is_accounted_for_once_and_twice_alike(records, deduplicate):
     assert items == stream(records, deduplicate=deduplicate, max_train=2, **{**OPEN, "max_test": 1})
 
 
+@quick
 @given(st.lists(texts), st.lists(texts))
 def test_different_texts_never_share_a_digest(first, second):
     assert (digest(*first) == digest(*second)) == (first == second)
 
 
+@quick
 @given(st.lists(st.integers(0, 9)), st.integers(1, 5))
 def test_a_limit_admits_the_lowest_ranks(ranks, size):
     limit = Limit(size)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from tokenizers import Tokenizer, models
@@ -163,9 +163,11 @@ def test_chat_prompts_are_the_model_s_own(family):
 
 
 TOKENIZERS = {family: tokenizer(template) for family, (template, _, _) in PROMPTS.items()}
+unhurried = settings(deadline=None)
 answers = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(str.strip)
 
 
+@unhurried
 @given(st.sampled_from(sorted(PROMPTS)), answers)
 def test_the_response_is_never_changed_and_the_prompt_does_not_depend_on_it(family, response):
     example = Example("e", "Which?", response, history=TALK.history)
@@ -250,6 +252,7 @@ def test_history_repeats_the_plain_template_and_the_system_prompt_comes_once():
     assert render(talk, "plain", "{system}>{instruction}>").prompt == "S>Which?>This one.\n\n>And then?>"
 
 
+@unhurried
 @given(answers, answers)
 def test_braces_in_the_data_are_data(instruction, response):
     example = Example("e", instruction + "{context}{0}{x", response)
