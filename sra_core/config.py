@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import copy
 import string
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 __all__ = [
+    "AdaptConfig",
     "AlignmentConfig",
     "AuditGate",
     "CacheConfig",
@@ -26,8 +27,10 @@ __all__ = [
     "RunConfig",
     "StudentConfig",
     "TrackingConfig",
+    "TrainingConfig",
     "describe",
     "identity",
+    "merged",
 ]
 
 DType = Literal["float32", "bfloat16", "float16"]
@@ -254,6 +257,28 @@ class CacheConfig(Part):
         title="Teacher precision",
         description="Type of the teacher's weights and activations while capturing.",
     )
+    layers: list[int] = Field(
+        [],
+        description="Teacher layers to keep besides those of `objective.layers`, so that one cache serves students mapped otherwise.",
+    )
+    token_states: bool = Field(
+        False,
+        description="Keep the last layer's token states, the whole LM head and the embeddings whatever the objective, so that one cache serves the token-level objectives too.",
+    )
+    check: int = runtime(
+        8, "Examples of a new cache that the teacher computes again, to measure what storing them changed.", ge=0
+    )
+    max_center_error: float = runtime(
+        0.05, "Largest relative error of a stored centre or token state; past it the stage fails.", gt=0
+    )
+    max_mass_error: float = runtime(
+        0.02, "Largest error of a stored mass (all spans of a text weigh at most 1); past it the stage fails.", gt=0
+    )
+    max_loss_error: float = runtime(
+        0.05, "Largest relative error that the cache causes in a loss term; past it `sra cache --check` fails.", gt=0
+    )
+    workers: int = runtime(1, "Processes that capture; on a machine with several GPUs, each takes the next one.", ge=1)
+    compile: bool = runtime(False, "Compile the teacher's layers with torch.compile before capturing.")
     device: str = runtime("auto", "`auto`, `cpu`, `cuda` or `cuda:N`.")
     tokens_per_batch: int = runtime(4096, "Most teacher tokens (padding included) in one forward.", ge=1)
 
@@ -333,30 +358,45 @@ class LoraConfig(Part):
     )
 
 
-class DistillConfig(Part):
-    """Training of the student with DeepSpeed."""
+class TrainingConfig(Part):
+    """Training of one model with DeepSpeed."""
 
     epochs: float = Field(10.0, gt=0, description="Passes over the training examples.")
     max_steps: int | None = Field(
         None, ge=1, description="Stop after this many optimizer steps; unset runs all epochs."
     )
-    batch_size: int = Field(16, ge=1, description="Examples a process in one forward.")
-    accumulation: int = Field(1, ge=1, description="Forwards in one optimizer step.")
-    learning_rate: float = Field(5e-4, gt=0, description="Peak learning rate of the student.")
-    projector_learning_rate: float = Field(5e-4, gt=0, description="Peak learning rate of the projectors.")
+    batch_size: int = Field(16, ge=1, description="Examples a process takes at once.")
+    accumulation: int = Field(1, ge=1, description="Batches in one optimizer step.")
+    micro_batch: int | Literal["auto"] | None = Field(
+        None,
+        title="Examples in one forward",
+        description="Unset takes the whole batch. A divisor of `batch_size` takes it in parts, `auto` halves it until memory suffices; the examples of a step stay the same.",
+    )
+    learning_rate: float = Field(5e-4, gt=0, description="Peak learning rate of the model.")
     min_learning_rate: float = Field(5e-6, ge=0, description="Floor of the cosine schedule.")
     warmup: float = Field(0.1, ge=0, lt=1, description="Share of the steps that warm up.")
     weight_decay: float = Field(0.01, ge=0, description="AdamW weight decay; norms and biases are exempt.")
     clip: float = Field(1.0, ge=0, description="Largest gradient norm; 0 turns clipping off.")
     precision: DType = Field(
-        "float32", title="Precision", description="Type of the student's weights and activations while training."
+        "float32", title="Precision", description="Type of the model's weights and activations while training."
     )
     zero_stage: Literal[0, 1, 2, 3] = Field(
         0,
         title="ZeRO stage",
         description="What DeepSpeed partitions over the processes: 0 nothing, 1 optimizer, 2 gradients, 3 parameters.",
     )
-    processes: int = Field(1, ge=1, description="Training processes on this machine; one a GPU.")
+    offload: bool = Field(
+        False,
+        description="Keep the optimizer (under ZeRO 3 the parameters too) in the memory of the CPU; needs ZeRO 1 to 3.",
+    )
+    processes: int = Field(1, ge=1, description="Training processes on each machine; one a GPU.")
+    launcher: Literal["auto", "local", "hostfile", "slurm", "torchrun"] = runtime(
+        "auto",
+        "`local` starts processes on this machine, `hostfile` on those of `hostfile` by ssh, `slurm` one task a machine of the current allocation by srun, `torchrun` joins the processes that torchrun has started; `auto` tells from `hostfile` and the environment.",
+    )
+    hostfile: str | None = runtime(
+        None, "File that lists machines, one a line (`name slots=N`); the store must be shared by all."
+    )
     lora: LoraConfig | None = Field(None, description="Train adapters instead of all weights.")
     deepspeed: dict[str, Any] = Field({}, description="DeepSpeed settings merged over the ones made from this config.")
     validate_every: int = Field(50, ge=1, description="Steps between measurements of held-out bits per byte.")
@@ -366,13 +406,62 @@ class DistillConfig(Part):
     gradient_checkpointing: bool = Field(
         False, description="Recompute activations in the backward pass: less memory, about a third more time."
     )
+    non_finite: Literal["stop", "skip"] = Field(
+        "stop",
+        title="Non-finite loss or gradient",
+        description="`stop` ends the run with the examples at fault; `skip` leaves the weights as they are and counts the step.",
+    )
+    max_skipped: int = Field(20, ge=0, description="Skipped steps after which the run stops all the same.")
     keep_best: bool = Field(
         True, description="Export the weights with the best held-out bits per byte instead of the last ones."
     )
     checkpoint_every: int = Field(50, ge=1, description="Steps between checkpoints.")
     keep_checkpoints: int = runtime(2, "Checkpoints kept on disk.", ge=1)
     log_every: int = runtime(5, "Steps between logged metrics.", ge=1)
+    spike: float = runtime(6.0, "Report a loss this many deviations above the usual one.", gt=0)
     device: str = runtime("auto", "`auto`, `cpu` or `cuda`.")
+
+    @model_validator(mode="after")
+    def _micro_batch_divides(self) -> TrainingConfig:
+        micro = self.micro_batch
+        if isinstance(micro, int) and (micro < 1 or self.batch_size % micro):
+            raise ValueError(f"micro_batch: {micro} is no divisor of batch_size {self.batch_size}; choose one that is")
+        return self
+
+    @model_validator(mode="after")
+    def _offload_needs_partitions(self) -> TrainingConfig:
+        if self.offload and self.zero_stage == 0:
+            raise ValueError("offload: there is nothing to offload under ZeRO 0; set zero_stage to 1, 2 or 3")
+        return self
+
+
+class DistillConfig(TrainingConfig):
+    """Training of the student with DeepSpeed."""
+
+    projector_learning_rate: float = Field(5e-4, gt=0, description="Peak learning rate of the projectors.")
+    keep_last: bool = Field(
+        False, description="Export the weights of the last step too, beside the student, as folder `last`."
+    )
+    keep_adapter: bool = Field(False, description="Keep the adapter too, beside the student that it was merged into.")
+
+
+class AdaptConfig(TrainingConfig):
+    """Fine-tuning of the teacher on the corpus before its states are captured, as the paper does."""
+
+    enabled: bool = Field(False, description="Adapt the teacher first (`sra adapt`); off takes it as it is.")
+    epochs: float = Field(3.0, gt=0, description="Passes over the training examples.")
+    learning_rate: float = Field(1e-4, gt=0, description="Peak learning rate of the teacher.")
+    min_learning_rate: float = Field(1e-6, ge=0, description="Floor of the cosine schedule.")
+    lora: LoraConfig | None = Field(LoraConfig(), description="Train adapters; unset trains all weights.")
+    merge: bool = Field(
+        True, description="Keep the adapted teacher whole; off keeps its adapter alone, and merges when it is used."
+    )
+
+    @model_validator(mode="after")
+    def _only_adapters_stand_alone(self) -> AdaptConfig:
+        if not self.merge and self.lora is None:
+            raise ValueError("merge: off keeps the adapter alone, and there is none; set adapt.lora or merge")
+        return self
 
 
 class EvaluateConfig(Part):
@@ -453,6 +542,9 @@ class RunConfig(Part):
     student: StudentConfig = Field(StudentConfig(), description="The model that learns.")
     corpus: CorpusConfig = Field(CorpusConfig(), description="Where examples come from.")
     alignment: AlignmentConfig = Field(AlignmentConfig(), description="Tokenization, span map and audit gate.")
+    adapt: AdaptConfig = Field(
+        AdaptConfig(), description="Fine-tuning of the teacher before the capture; off by default."
+    )
     cache: CacheConfig = Field(CacheConfig(), description="Capture of the teacher's span centres.")
     objective: ObjectiveConfig = Field(ObjectiveConfig(), description="What the student minimises.")
     distill: DistillConfig = Field(DistillConfig(), description="Training of the student.")
@@ -491,3 +583,12 @@ def describe(part: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str
             yield from describe(type(default), f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", "required" if field.is_required() else repr(default), field.description or ""
+
+
+def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """``base`` with the values of ``over`` put over it, mapping by mapping; other values are replaced whole."""
+    result = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
+        result[key] = merged(result[key], value) if both else value
+    return result

@@ -105,3 +105,32 @@ def test_every_shipped_recipe_loads_and_says_what_it_is_for() -> None:
     for name in recipe_names():
         load_config(name)
         assert recipe_path(name).read_text().startswith("# ")
+
+
+def test_a_recipe_can_extend_another(tmp_path: Path) -> None:
+    base = tmp_path / "base.yaml"
+    base.write_text("distill: {batch_size: 3, epochs: 7}\ncorpus: {columns: {instruction: q}}\n")
+    child = tmp_path / "child.yaml"
+    child.write_text(f"extends: {base}\ndistill: {{epochs: 8}}\ncorpus: {{columns: {{response: a}}}}\n")
+    config = load_config(str(child))
+    assert (config.distill.batch_size, config.distill.epochs) == (3, 8)
+    assert config.corpus.columns == {"instruction": "q", "response": "a"}
+
+
+def test_a_recipe_that_extends_itself_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "loop.yaml"
+    path.write_text(f"extends: {path}\n")
+    with pytest.raises(ConfigError, match="extends itself"):
+        load_config(str(path))
+
+
+def test_pairs_of_the_paper_share_its_settings() -> None:
+    medium = load_config("paper-qwen1.5-1.8b-gpt2-340m")
+    assert medium.distill.lora is None
+    assert medium.objective.temperature == 5
+    assert medium.objective.layers == [(22, 22), (24, 24)]
+    small = load_config("paper-qwen1.5-1.8b-gpt2-120m")
+    assert small.distill.lora is not None
+    assert small.distill.lora.rank == 16
+    assert small.distill.batch_size * small.distill.accumulation == 64
+    assert small.objective.logit_reduction == "sum"

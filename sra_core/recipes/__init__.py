@@ -12,13 +12,13 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_settings import (
     BaseSettings,
+    InitSettingsSource,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     SettingsError,
-    YamlConfigSettingsSource,
 )
 
-from sra_core.config import RunConfig
+from sra_core.config import RunConfig, merged
 from sra_core.errors import ConfigError
 
 __all__ = ["ENV_PREFIX", "load_config", "parse_overrides", "recipe_names", "recipe_path"]
@@ -61,7 +61,7 @@ def load_config(recipe: str | None = None, overrides: Mapping[str, Any] | None =
     Raises:
         ConfigError: Names each field that is unknown or has a bad value, and where to look.
     """
-    path = recipe_path(recipe) if recipe else None
+    values = _recipe_values(recipe_path(recipe)) if recipe else {}
     _refuse_unknown_sections()
 
     class Settings(RunConfig, BaseSettings):
@@ -78,9 +78,7 @@ def load_config(recipe: str | None = None, overrides: Mapping[str, Any] | None =
             dotenv_settings: PydanticBaseSettingsSource,
             file_secret_settings: PydanticBaseSettingsSource,
         ) -> tuple[PydanticBaseSettingsSource, ...]:
-            if path is None:
-                return init_settings, env_settings
-            return init_settings, env_settings, YamlConfigSettingsSource(settings_cls, yaml_file=path)
+            return init_settings, env_settings, InitSettingsSource(settings_cls, init_kwargs=values)
 
     where = f"recipe {recipe!r}, environment or flags" if recipe else "environment or flags"
     try:
@@ -91,8 +89,22 @@ def load_config(recipe: str | None = None, overrides: Mapping[str, Any] | None =
         raise ConfigError(
             f"environment: {error}", "lists and objects in the environment are written as JSON"
         ) from error
-    except (yaml.YAMLError, TypeError, ValueError) as error:
-        raise ConfigError(f"{path} is not a YAML mapping: {error}", "write it like the shipped recipes") from error
+
+
+def _recipe_values(path: Path, children: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """A recipe's values over those of the recipe that it ``extends``."""
+    try:
+        values = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path} cannot be read as YAML: {error}", "write it like the shipped recipes") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} is not a YAML mapping of fields", "write it like the shipped recipes")
+    base = values.pop("extends", None)
+    if base is None:
+        return values
+    if path in children:
+        raise ConfigError(f"{path} extends itself", "remove one of the `extends` lines")
+    return merged(_recipe_values(recipe_path(base), (*children, path)), values)
 
 
 def _refuse_unknown_sections() -> None:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 
-from sra_core.config import DistillConfig
+from sra_core.config import DistillConfig, merged
 from sra_core.errors import ConfigError
 
 __all__ = ["deepspeed_settings", "make_optimizer", "start_processes"]
@@ -38,7 +37,7 @@ def deepspeed_settings(config: DistillConfig) -> dict[str, Any]:
         made["bf16"] = {"enabled": True}
     elif config.precision == "float16":
         made["fp16"] = {"enabled": True}
-    return _merged(made, config.deepspeed)
+    return merged(made, config.deepspeed)
 
 
 _INSTEAD = {
@@ -48,14 +47,6 @@ _INSTEAD = {
     "optimizer": "set distill.learning_rate and distill.weight_decay",
     "scheduler": "set distill.warmup and distill.min_learning_rate",
 }
-
-
-def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in over.items():
-        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
-        merged[key] = _merged(merged[key], value) if both else value
-    return merged
 
 
 def start_processes(device: str) -> torch.device:
