@@ -82,7 +82,7 @@ class Corpus:
     @cached_property
     def _identity(self) -> dict[str, Any]:
         place = {"source", "revision", "subset", "hub_split", "streaming"}
-        fields = json.loads(self._config.model_dump_json(exclude=place))
+        fields = self._config.model_dump(mode="json", exclude=place)
         return {"rules": RULES, "data": self._source.identity(), "fields": fields}
 
     def __iter__(self) -> Iterator[tuple[str, Example | Rejected]]:
