@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -57,7 +56,7 @@ def source_tokens(source: PreTrainedTokenizerFast, target: PreTrainedTokenizerFa
     role, further special ones by name.
     """
     of_source, of_target = token_bytes(source), token_bytes(target)
-    spelled = {value: token for token, value in reversed(list(enumerate(of_source))) if value}
+    spelled = _by_bytes(source, of_source)
     of_target += [None] * (rows - len(of_target))
     special = _special_pairs(source, target)
     return [
@@ -66,13 +65,21 @@ def source_tokens(source: PreTrainedTokenizerFast, target: PreTrainedTokenizerFa
     ]
 
 
+def _by_bytes(tokenizer: PreTrainedTokenizerFast, spelling: list[bytes | None]) -> dict[bytes, int]:
+    """The token of each byte string; `<0xNN>` only where no other token stands for that byte."""
+    names = tokenizer.convert_ids_to_tokens(list(range(len(spelling))))
+    ordered = sorted(range(len(spelling)), key=lambda token: (str(names[token]).startswith("<0x"), token), reverse=True)
+    return {value: token for token in ordered if (value := spelling[token])}
+
+
 def _spell(
     value: bytes, source: PreTrainedTokenizerFast, of_source: list[bytes | None], spelled: dict[bytes, int]
 ) -> list[int]:
     if value in spelled:
         return [spelled[value]]
-    with contextlib.suppress(UnicodeDecodeError):
-        ids = source.encode(value.decode(), add_special_tokens=False)
+    text = value.decode("utf-8", "replace")
+    for given in (text, text.removeprefix(" ")):  # some tokenizers put the space in front themselves
+        ids = source.encode(given, add_special_tokens=False)
         if b"".join(of_source[token] or b"" for token in ids) == value:
             return ids
     return _longest_from_left(value, spelled)
