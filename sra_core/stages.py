@@ -7,6 +7,7 @@ the results that it builds on by their fingerprints and says what to run if one 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -48,14 +49,14 @@ def cache(config: RunConfig, watch: Watcher | None = None) -> Manifest:
     from sra_core import capture
 
     prepared = result_of("prepare", config)
-    folder = _cache_folder(config)
+    folder = capture.find_cache(_cache_folder(config))
     watch = watch or Watcher()
 
     def work() -> Manifest:
         return capture.capture_teacher(config, prepared, folder, watch)
 
-    plan = f"capture layers {folder.identity['layers']} of {prepared.rows('train')} examples"
-    return _once(folder, config, watch, (prepared,), plan, work)
+    plan = f"capture layers {folder.identity['holds']['layers']} of {prepared.rows('train')} examples"
+    return _once(folder, config, watch, (prepared,), plan, work, shared=True)
 
 
 def distill(config: RunConfig, watch: Watcher | None = None) -> Manifest:
@@ -119,6 +120,10 @@ def result_of(stage: str, config: RunConfig) -> Manifest:
         ManifestMismatch: There is none; names the fields in which the nearest result in the store differs.
     """
     folder = _FOLDERS[stage](config)
+    if stage == "cache":
+        from sra_core import capture
+
+        folder = capture.find_cache(folder)
     manifest = folder.manifest()
     if manifest is None:
         raise ManifestMismatch(*folder.missing(f"sra {stage}"))
@@ -132,15 +137,21 @@ def _once(
     upstream: Iterable[Manifest],
     plan: str,
     work: Callable[[], Manifest],
+    shared: bool = False,
 ) -> Manifest:
-    """The stage's result: the one that is there and whole, or the one that ``work`` makes under the folder's lock."""
+    """The stage's result: the one that is there and whole, or the one that ``work`` makes under the folder's lock.
+
+    Where ``shared``, any number of processes may be at it, and ``work`` sees to it that they share.
+    """
     upstream = list(upstream)
-    with folder.lock(lambda: watch.message("another process works on this result; waiting for it")):
+    lock = folder.lock(lambda: watch.message("another process works on this result; waiting for it"))
+    with nullcontext() if shared else lock:
         manifest = folder.manifest(upstream)
         reused = manifest is not None
         with watched(watch, folder.stage, folder.fingerprint, config, plan, reused=reused):
             if manifest is None:
-                folder.reset()
+                if not shared:
+                    folder.reset()
                 manifest = work()
             watch.end(manifest)
     return manifest
@@ -154,8 +165,10 @@ def _prepare_folder(config: RunConfig) -> StageFolder:
 
 def _cache_folder(config: RunConfig) -> StageFolder:
     from sra_core import capture
+    from sra_core.models import model_identity
 
-    return StageFolder(config.store, "cache", capture.cache_identity(config, _prepare_folder(config).fingerprint))
+    prepared = _prepare_folder(config).identity
+    return StageFolder(config.store, "cache", capture.cache_identity(config, prepared, model_identity(config.teacher)))
 
 
 def _distill_folder(config: RunConfig) -> StageFolder:

@@ -1,8 +1,9 @@
-"""The teacher's LM head rows of the shared vocabulary: all that training needs of the teacher beside its centres."""
+"""What training needs of the teacher itself: its LM head rows of the shared vocabulary, or the whole head."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,10 +15,11 @@ from sra_core.alignment import SharedVocabulary
 from sra_core.objective import Head
 from sra_core.shards import atomic_write
 
-__all__ = ["HEAD_FILE", "META_FILE", "TeacherHead", "load_head", "save_head"]
+__all__ = ["TeacherHead", "load_head", "save_head"]
 
-HEAD_FILE = "lm_head.safetensors"
-META_FILE = "teacher.json"
+_SHARED = "lm_head.safetensors"
+_FULL = "teacher_tables.safetensors"
+_META = "teacher.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +31,8 @@ class TeacherHead:
         teacher_ids, student_ids: (V,) the same tokens on either side.
         layers: Number of the teacher's layers.
         width: d.
+        full: The whole head, where token states are kept.
+        embedding: (V_T, d) input embeddings, likewise.
     """
 
     head: Head
@@ -36,29 +40,60 @@ class TeacherHead:
     student_ids: Tensor
     layers: int
     width: int
+    full: Head | None = None
+    embedding: Tensor | None = None
 
 
-def save_head(folder: Path, head: Head, shared: SharedVocabulary, layers: int) -> None:
-    """Keep the shared rows of a teacher's LM head in a cache folder."""
+def save_head(
+    folder: Path, head: Head, shared: SharedVocabulary, layers: int, embedding: Tensor | None = None
+) -> list[str]:
+    """Keep a teacher's head in a cache folder.
+
+    Args:
+        folder: The cache folder.
+        head: The whole head.
+        shared: Which rows of it to keep.
+        layers: Number of the teacher's layers.
+        embedding: The teacher's input embeddings: given, they and the whole head are kept too.
+
+    Returns:
+        Names of the files.
+    """
     rows = torch.from_numpy(shared.teacher_ids).long()
-    kept = head.constant().rows(rows.to(head.weight.device)).to("cpu")
-    tensors = {
-        "weight": kept.weight.contiguous(),
-        "teacher_ids": rows,
-        "student_ids": torch.from_numpy(shared.student_ids).long(),
-    }
-    if kept.bias is not None:
-        tensors["bias"] = kept.bias.contiguous()
-    with atomic_write(folder / HEAD_FILE) as file:
-        file.write(save(tensors))
-    meta = {"layers": layers, "width": int(head.weight.shape[1]), "softcap": head.softcap}
-    with atomic_write(folder / META_FILE) as file:
+    kept = head.constant().rows(rows.to(head.weight.device))
+    ids = {"teacher_ids": rows, "student_ids": torch.from_numpy(shared.student_ids).long()}
+    _write(folder / _SHARED, {**dict(_tensors(kept)), **ids})
+    tied = embedding is head.weight
+    if embedding is not None:
+        table = {} if tied else {"embedding": embedding.detach().cpu().contiguous()}
+        _write(folder / _FULL, {**dict(_tensors(head.constant())), **table})
+    meta = {"layers": layers, "width": int(head.weight.shape[1]), "softcap": head.softcap, "tied": tied}
+    with atomic_write(folder / _META) as file:
         file.write(json.dumps(meta).encode())
+    return [_SHARED, _META, *([] if embedding is None else [_FULL])]
 
 
 def load_head(folder: Path) -> TeacherHead:
-    """Read what `save_head` kept."""
-    tensors = load_file(folder / HEAD_FILE)
-    meta = json.loads((folder / META_FILE).read_bytes())
-    head = Head(tensors["weight"].float(), tensors.get("bias"), meta["softcap"])
-    return TeacherHead(head, tensors["teacher_ids"], tensors["student_ids"], meta["layers"], meta["width"])
+    """Read what `save_head` kept, in float32."""
+    meta = json.loads((folder / _META).read_bytes())
+    tensors = load_file(folder / _SHARED)
+    full, embedding = None, None
+    if (folder / _FULL).exists():
+        tables = {name: tensor.float() for name, tensor in load_file(folder / _FULL).items()}
+        full = Head(tables["weight"], tables.get("bias"), meta["softcap"])
+        embedding = tables["weight" if meta["tied"] else "embedding"]
+    bias = tensors.get("bias")
+    head = Head(tensors["weight"].float(), None if bias is None else bias.float(), meta["softcap"])
+    ids = tensors["teacher_ids"], tensors["student_ids"]
+    return TeacherHead(head, *ids, meta["layers"], meta["width"], full, embedding)
+
+
+def _tensors(head: Head) -> Iterator[tuple[str, Tensor]]:
+    yield "weight", head.weight.cpu().contiguous()
+    if head.bias is not None:
+        yield "bias", head.bias.cpu().contiguous()
+
+
+def _write(path: Path, tensors: dict[str, Tensor]) -> None:
+    with atomic_write(path) as file:
+        file.write(save(tensors))

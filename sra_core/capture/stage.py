@@ -1,86 +1,121 @@
-"""The cache stage: load the teacher, keep its head rows, capture every shard."""
+"""The cache stage: load the teacher, keep its head, capture every shard, measure what storing changed."""
 
 from __future__ import annotations
 
+import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from sra_core.alignment import shared_vocabulary
-from sra_core.capture.heads import HEAD_FILE, META_FILE, save_head
+from sra_core.capture.fidelity import check_stored
+from sra_core.capture.heads import save_head
+from sra_core.capture.holdings import Holdings
 from sra_core.capture.teacher import TeacherCapture
+from sra_core.capture.workers import helpers
 from sra_core.capture.writer import capture_shards
-from sra_core.config import ModelRef, RunConfig, identity
-from sra_core.models import (
-    layer_count,
-    lm_head,
-    load_model,
-    load_tokenizer,
-    model_identity,
-    pick_device,
-    resolve,
-    resolve_layer,
-)
+from sra_core.config import ModelRef, RunConfig
+from sra_core.errors import ConfigError
+from sra_core.models import layer_count, lm_head, load_model, load_tokenizer, pick_device, tokenizer_identity
+from sra_core.models.structure import layers_of, unwrap
+from sra_core.objective import teacher_needs
 from sra_core.preparation import STUDENT_TOKENIZER, TEACHER_TOKENIZER
-from sra_core.shards import SCHEMA_VERSION, Manifest, StageFolder
+from sra_core.shards import Manifest, ShardEntry, StageFolder
 from sra_core.watching import Watcher
 
-__all__ = ["cache_identity", "capture_teacher"]
-
-
-def cache_identity(config: RunConfig, prepared: str) -> dict[str, Any]:
-    """All that determines the bytes of a teacher cache.
-
-    Args:
-        config: The run config.
-        prepared: Fingerprint of the prepared examples.
-    """
-    return {
-        "schema": SCHEMA_VERSION,
-        "prepared": prepared,
-        "teacher": model_identity(config.teacher),
-        "layers": _layers(config),
-        "weighted_pooling": config.objective.weighted_pooling,
-        "cache": identity(config.cache),
-    }
-
-
-def _layers(config: RunConfig) -> list[int]:
-    from transformers import AutoConfig
-
-    count = layer_count(AutoConfig.from_pretrained(resolve(config.teacher)))
-    return sorted({resolve_layer(count, teacher) for teacher, _ in config.objective.layers})
+__all__ = ["capture_teacher", "load_teacher", "make_capture", "prepared_tokenizers"]
 
 
 def capture_teacher(config: RunConfig, prepared: Manifest, folder: StageFolder, watch: Watcher) -> Manifest:
     """Capture what ``folder`` lacks and write its manifest.
 
+    Other processes may do the same for the same folder at the same time: they share the shards, and the first one to
+    see them all finished writes the manifest.
+
     Args:
         config: The run config.
         prepared: Result of the prepare stage.
-        folder: Where the cache goes; its lock is held.
+        folder: Where the cache goes.
         watch: Told of progress.
 
     Raises:
+        ConfigError: The objective does not fit the tokenizers.
         ModelError: The teacher cannot be loaded.
+        ShardError: What is stored differs from what the teacher computes by more than ``cache`` allows.
         StorageError: The store cannot be written.
     """
-    layers = folder.identity["layers"]
-    model = load_model(config.teacher, config.cache.compute_dtype, pick_device(config.cache.device))
-    head = lm_head(model)
+    teacher, student = prepared_tokenizers(prepared)
+    _refuse_other_tokenizer(config, teacher, student)
+    with folder.guard():
+        if (made := folder.manifest([prepared])) is not None:
+            return made
+        folder.reset()
+    started = time.monotonic()
+    with ExitStack() as stack:
+        stack.enter_context(helpers(config, prepared, folder, watch))
+        model = load_teacher(config)
+        shared = shared_vocabulary(teacher, student)
+        head, tokens = lm_head(model), Holdings.parse(folder.identity["holds"]).tokens
+        with folder.guard():
+            embedding = unwrap(model).get_input_embeddings().weight if tokens else None
+            files = save_head(folder.path, head, shared, layer_count(model), embedding)
+        capture = make_capture(config, folder, model)
+        shards = capture_shards(capture, prepared, folder, int(head.weight.shape[1]), watch)
+    metrics = check_stored(config, capture, prepared, folder, shards)
+    metrics |= {**_sizes(shards), "cache/seconds": time.monotonic() - started}
+    with folder.guard():
+        return folder.manifest([prepared]) or folder.commit(
+            upstream=[prepared],
+            shards=shards,
+            files=[folder.entry(name) for name in files],
+            counts={**_counts(shards), "shared_vocabulary": len(shared)},
+            metrics=metrics,
+        )
+
+
+def load_teacher(config: RunConfig, device: str | None = None) -> Any:
+    """The teacher as the config wants it for capturing."""
+    model = load_model(config.teacher, config.cache.compute_dtype, pick_device(device or config.cache.device))
+    if config.cache.compile:
+        for layer in layers_of(model):
+            layer.compile(dynamic=True)
+    return model
+
+
+def make_capture(config: RunConfig, folder: StageFolder, model: Any) -> TeacherCapture:
+    """The capture that fills a cache folder."""
+    holds = Holdings.parse(folder.identity["holds"])
+    return TeacherCapture(
+        model, holds.layers, config.cache.tokens_per_batch, holds.pooling != "mean", token_states=holds.tokens
+    )
+
+
+def prepared_tokenizers(prepared: Manifest) -> tuple[Any, Any]:
+    """The teacher's and the student's tokenizer, as they were when the examples were prepared."""
     teacher, student = (
         load_tokenizer(ModelRef(source=str(Path(prepared.folder) / name)))
         for name in (TEACHER_TOKENIZER, STUDENT_TOKENIZER)
     )
-    shared = shared_vocabulary(teacher, student)
-    save_head(folder.path, head, shared, layer_count(model))
-    capture = TeacherCapture(model, layers, config.cache.tokens_per_batch, config.objective.weighted_pooling)
-    shards = capture_shards(capture, prepared, folder, layers, int(head.weight.shape[1]), watch)
-    size = sum(shard.bytes for shard in shards)
-    spans = sum(shard.counts["spans"] for shard in shards)
-    return folder.commit(
-        upstream=[prepared],
-        shards=shards,
-        files=[folder.entry(HEAD_FILE), folder.entry(META_FILE)],
-        counts={"examples": sum(shard.rows for shard in shards), "spans": spans, "shared_vocabulary": len(shared)},
-        metrics={"cache/bytes": float(size), "cache/bytes_per_span": size / max(1, spans)},
-    )
+    return teacher, student
+
+
+def _refuse_other_tokenizer(config: RunConfig, teacher: Any, student: Any) -> None:
+    same = tokenizer_identity(teacher)["tokenizer"] == tokenizer_identity(student)["tokenizer"]
+    if teacher_needs(config.objective).same_tokenizer and not same:
+        raise ConfigError(
+            f"objective {config.objective.name} needs the same tokenizer on both sides",
+            "choose sra, uld, mined, dskd, multilevel_ot or alm, or a student with the teacher's tokenizer",
+        )
+
+
+def _sizes(shards: list[ShardEntry]) -> dict[str, float]:
+    size, counts = sum(shard.bytes for shard in shards), _counts(shards)
+    metrics = {"cache/bytes": float(size)}
+    if counts["spans"]:
+        metrics["cache/bytes_per_span"] = size / counts["spans"]
+    return metrics
+
+
+def _counts(shards: list[ShardEntry]) -> dict[str, int]:
+    totals = {name: sum(shard.counts[name] for shard in shards) for name in ("spans", "states")}
+    return {"examples": sum(shard.rows for shard in shards), **totals}

@@ -11,11 +11,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sra_core.capture.batches import token_batches
-from sra_core.models import mapped_states
+from sra_core.models import MappedStates, mapped_states
 from sra_core.objective import pool_batch
 from sra_core.shards import PreparedRow, TeacherRow
 
-__all__ = ["TeacherCapture"]
+__all__ = ["TeacherCapture", "predicting"]
+
+
+def predicting(row: PreparedRow) -> slice:
+    """The teacher positions that predict a response token or the end of text: the states kept for the baselines."""
+    return slice(max(row.teacher_response, 1) - 1, len(row.teacher_ids) - 1)
 
 
 class TeacherCapture:
@@ -26,18 +31,27 @@ class TeacherCapture:
         layers: Layers to keep, counted from 1.
         tokens_per_batch: Most tokens, padding included, in one forward.
         weighted_pooling: Weigh tokens by attention inside a span; off keeps plain means.
+        token_states: Keep the last layer's states at the positions that `predicting` names.
     """
 
-    def __init__(self, model: Any, layers: Sequence[int], tokens_per_batch: int, weighted_pooling: bool = True) -> None:
+    def __init__(
+        self,
+        model: Any,
+        layers: Sequence[int],
+        tokens_per_batch: int,
+        weighted_pooling: bool = True,
+        token_states: bool = False,
+    ) -> None:
         self._model = model
         self._layers = list(layers)
         self._budget = tokens_per_batch
         self._weighted = weighted_pooling
+        self._tokens = token_states
 
     def __call__(
         self, rows: Sequence[PreparedRow], done: Callable[[int], None] = lambda examples: None
     ) -> list[TeacherRow]:
-        """Centres and masses of every row, in the order given; ``done`` hears how many more examples are finished."""
+        """What is kept of every row, in the order given; ``done`` hears how many more examples are finished."""
         captured: dict[int, TeacherRow] = {}
         for batch in token_batches([len(row.teacher_ids) for row in rows], self._budget):
             captured |= dict(zip(batch, self._forward([rows[index] for index in batch]), strict=True))
@@ -46,21 +60,35 @@ class TeacherCapture:
 
     @torch.inference_mode()
     def _forward(self, rows: Sequence[PreparedRow]) -> list[TeacherRow]:
-        device = self._model.device
-        ids, mask = (tensor.to(device) for tensor in _padded([row.teacher_ids for row in rows]))
+        ids, mask = (tensor.to(self._model.device) for tensor in _padded([row.teacher_ids for row in rows]))
         states = mapped_states(self._model, ids, mask, self._layers)
+        centers, mass = self._pooled(states, rows)
+        tokens = _token_states(states.final, rows) if self._tokens else [None] * len(rows)
+        return [
+            TeacherRow(row.id, {k: centers[k][i] for k in centers}, {k: mass[k][i] for k in mass}, tokens[i])
+            for i, row in enumerate(rows)
+        ]
+
+    def _pooled(self, states: MappedStates, rows: Sequence[PreparedRow]) -> tuple[dict[int, Any], dict[int, Any]]:
+        """Centres and masses by layer and row."""
+        if not self._layers:
+            return {}, {}
+        device = states.final.device
         counts = [len(row.teacher_spans) for row in rows]
         text = torch.repeat_interleave(torch.arange(len(rows)), torch.tensor(counts)).to(device)
         spans = torch.from_numpy(np.concatenate([row.teacher_spans for row in rows]).astype(np.int64)).to(device)
-        centers: dict[int, list[NDArray[np.float32]]] = {}
-        mass: dict[int, list[NDArray[np.float32]]] = {}
-        for layer in self._layers:
-            pooled = pool_batch(states.hidden[layer], states.weights[layer], text, spans, self._weighted)
-            centers[layer], mass[layer] = (_by_row(tensor, counts) for tensor in pooled)
-        return [
-            TeacherRow(row.id, {k: centers[k][i] for k in self._layers}, {k: mass[k][i] for k in self._layers})
-            for i, row in enumerate(rows)
-        ]
+        pooled = [pool_batch(states.hidden[k], states.weights[k], text, spans, self._weighted) for k in self._layers]
+        centers, mass = (_to_host([pair[side] for pair in pooled]) for side in (0, 1))
+        return (
+            {k: _by_row(values, counts) for k, values in zip(self._layers, centers, strict=True)},
+            {k: _by_row(values, counts) for k, values in zip(self._layers, mass, strict=True)},
+        )
+
+
+def _token_states(final: Tensor, rows: Sequence[PreparedRow]) -> list[NDArray[np.float32]]:
+    parts = [final[place, predicting(row)] for place, row in enumerate(rows)]
+    whole: NDArray[np.float32] = torch.cat(parts).float().cpu().numpy()
+    return _by_row(whole, [len(part) for part in parts])
 
 
 def _padded(texts: Sequence[NDArray[np.int32]]) -> tuple[Tensor, Tensor]:
@@ -73,6 +101,11 @@ def _padded(texts: Sequence[NDArray[np.int32]]) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(ids), torch.from_numpy(mask)
 
 
-def _by_row(values: Tensor, counts: Sequence[int]) -> list[NDArray[np.float32]]:
-    whole = values.float().cpu().numpy()
-    return np.split(whole, np.cumsum(counts)[:-1])
+def _to_host(values: list[Tensor]) -> NDArray[np.float32]:
+    """Tensors of one shape as one array, copied from the device once."""
+    host: NDArray[np.float32] = torch.stack(values).float().cpu().numpy()
+    return host
+
+
+def _by_row(values: NDArray[np.float32], counts: Sequence[int]) -> list[NDArray[np.float32]]:
+    return np.split(values, np.cumsum(counts)[:-1])

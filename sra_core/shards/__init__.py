@@ -1,14 +1,25 @@
 """What lies on disk: fingerprinted stage folders, atomic shards, manifests written last, verifying readers."""
 
 from sra_core.shards.files import atomic_write, file_digest
-from sra_core.shards.folder import StageFolder, StoreLock
+from sra_core.shards.folder import StageFolder, read_manifest, verify
+from sra_core.shards.locks import Claim, StoreLock
 from sra_core.shards.manifest import SCHEMA_VERSION, FileEntry, Manifest, ShardEntry, differences, fingerprint
 from sra_core.shards.prepared import PREPARED_SCHEMA, PreparedRow, PreparedSet, prepared_batch
-from sra_core.shards.teacher import TeacherRow, TeacherSet, teacher_batch, teacher_schema
+from sra_core.shards.teacher import (
+    TeacherBatch,
+    TeacherRow,
+    TeacherSet,
+    decode_vectors,
+    encode_vectors,
+    teacher_batch,
+    teacher_batches,
+    teacher_schema,
+)
 
 __all__ = [
     "PREPARED_SCHEMA",
     "SCHEMA_VERSION",
+    "Claim",
     "FileEntry",
     "Manifest",
     "PreparedRow",
@@ -16,13 +27,19 @@ __all__ = [
     "ShardEntry",
     "StageFolder",
     "StoreLock",
+    "TeacherBatch",
     "TeacherRow",
     "TeacherSet",
     "atomic_write",
+    "decode_vectors",
     "differences",
+    "encode_vectors",
     "file_digest",
     "fingerprint",
     "prepared_batch",
+    "read_manifest",
     "teacher_batch",
+    "teacher_batches",
     "teacher_schema",
+    "verify",
 ]

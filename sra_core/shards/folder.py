@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib import metadata
@@ -12,14 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
-from sra_core.errors import ShardError, StorageError
+from sra_core.errors import ShardError
 from sra_core.shards.files import PARTIAL_SUFFIX, atomic_write, file_digest
+from sra_core.shards.locks import Claim, StoreLock, wait_for
 from sra_core.shards.manifest import FileEntry, Manifest, ShardEntry, Upstream, differences, fingerprint
+from sra_core.shards.remote import Lease, Remote, is_url, local_copy
 
-__all__ = ["StageFolder", "StoreLock"]
+__all__ = ["StageFolder", "read_manifest", "verify"]
 
 _MAGIC = b"ARROW1"
 _RECEIPT = ".receipt.json"
@@ -29,8 +32,11 @@ _RECORDED = ("sra", "torch", "transformers", "tokenizers", "datasets", "pyarrow"
 class StageFolder:
     """The folder of one stage result: ``<store>/<room>/<fingerprint>/``.
 
+    A store behind a URL is read and written through a local folder: shards and files are sent there as they are made,
+    and fetched when a finished result is asked for.
+
     Args:
-        store: Root of the store.
+        store: Root of the store: a folder or an fsspec URL.
         stage: Stage name: prepare, cache, distill or evaluate.
         identity: All that determines the bytes of the result.
     """
@@ -46,7 +52,14 @@ class StageFolder:
         self.stage = stage
         self.identity = dict(identity)
         self.fingerprint = fingerprint(identity)
-        self.path = Path(store).expanduser().absolute() / self.ROOMS[stage] / self.fingerprint
+        url = str(store) if is_url(str(store)) else None
+        root = local_copy(url) if url else Path(store).expanduser().absolute()
+        self.path = root / self.ROOMS[stage] / self.fingerprint
+        self.remote = Remote(url) / self.ROOMS[stage] / self.fingerprint if url else None
+        self._claims: dict[str, Claim] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_claims": {}}
 
     @property
     def manifest_path(self) -> Path:
@@ -59,15 +72,28 @@ class StageFolder:
             upstream: Results that the stage reads; one that was made again with other bytes makes this one stale.
             full: Read every byte and compare checksums; otherwise sizes and Arrow footers.
         """
+        if self.remote:
+            self.remote.mirror("manifest.json", self.manifest_path)
         if not self.manifest_path.exists():
             return None
         try:
             manifest = read_manifest(self.path)
+            self.fetch([*manifest.shards, *manifest.files])
             verify(self.path, [*manifest.shards, *manifest.files], full=full)
         except ShardError:
             return None
         fresh = all(manifest.upstream[made.stage].content == made.content for made in upstream)
         return manifest if fresh else None
+
+    def fetch(self, entries: Iterable[FileEntry]) -> None:
+        """Bring files of a remote store to this machine; those that are here already are left as they are.
+
+        Raises:
+            ShardError: One is missing or not what its entry says.
+        """
+        if self.remote:
+            with ThreadPoolExecutor(8) as pool:
+                list(pool.map(lambda entry: self.remote.pull(entry, self.path / entry.name), entries))  # type: ignore[union-attr]
 
     def missing(self, command: str) -> tuple[str, str]:
         """Problem and remedy for a result that is not there, naming where the nearest other result differs.
@@ -76,7 +102,7 @@ class StageFolder:
             command: What makes the result.
         """
         remedy = f"run `{command}` with this config first"
-        others = [other for other in self._siblings() if other.stage == self.stage]
+        others = list(self.siblings())
         if self.manifest_path.exists():
             return (
                 f"the result of {self.stage} in {self.path} is damaged",
@@ -93,10 +119,26 @@ class StageFolder:
             remedy,
         )
 
-    def _siblings(self) -> Iterator[Manifest]:
+    def siblings(self) -> Iterator[Manifest]:
+        """Manifests of the other results of this stage in the store, by fingerprint; nothing is verified."""
+        if self.remote:
+            rooms = Remote(self.remote.url.rpartition("/")[0])
+            for name in rooms.names("*/manifest.json"):
+                rooms.mirror(name, self.path.parent / name)
         for path in sorted(self.path.parent.glob("*/manifest.json")):
             with suppress(ShardError):
-                yield read_manifest(path.parent)
+                manifest = read_manifest(path.parent)
+                if manifest.stage == self.stage and manifest.fingerprint != self.fingerprint:
+                    yield manifest
+
+    def sibling(self, manifest: Manifest) -> StageFolder:
+        """The folder of another result of this stage in the same store."""
+        other = copy.copy(self)
+        other._claims = {}
+        other.identity, other.fingerprint = manifest.identity, manifest.fingerprint
+        other.path = self.path.with_name(manifest.fingerprint)
+        other.remote = Remote(self.remote.url.rpartition("/")[0]) / manifest.fingerprint if self.remote else None
+        return other
 
     @contextmanager
     def lock(self, waiting: Callable[[], None] = lambda: None, timeout: float = -1) -> Iterator[None]:
@@ -109,23 +151,72 @@ class StageFolder:
         Raises:
             StorageError: The folder stayed locked for longer than ``timeout``, or cannot be made.
         """
-        with StoreLock(self.path, waiting, timeout):
+        with self.guard(waiting, timeout):
             for partial in self.path.rglob(f".*{PARTIAL_SUFFIX}"):
                 partial.unlink(missing_ok=True)
             yield
 
-    def finished_shards(self) -> dict[str, ShardEntry]:
-        """Shards that were written whole, by name; damaged ones are removed so that they are made again."""
-        finished = {}
-        for receipt in sorted(self.path.glob(f"*{_RECEIPT}")):
+    @contextmanager
+    def guard(self, waiting: Callable[[], None] = lambda: None, timeout: float = -1) -> Iterator[None]:
+        """As `lock`, for a moment's work while other processes make shards under claims: their files stay."""
+        lease = Lease(self.remote, "lock") if self.remote else None
+        with StoreLock(self.path, waiting, timeout):
+            if lease:
+                wait_for(lease, waiting, timeout, self.path)
             try:
-                entry = ShardEntry.model_validate_json(receipt.read_bytes())
-                verify(self.path, [entry], full=True)
-            except (ShardError, ValidationError):
-                receipt.unlink()
-                continue
-            finished[entry.name] = entry
-        return finished
+                yield
+            finally:
+                if lease:
+                    lease.release()
+
+    def claim(self, name: str) -> Claim | None:
+        """Own the making of a shard until `Claim.release`; None while another process owns it.
+
+        The claim of a dead process is free at once on one machine, and after a minute between machines.
+        """
+        claim = self._claims.setdefault(name, Claim(self.path, self.remote, name))
+        if not claim.acquire():
+            return None
+        for partial in self.path.glob(f".{name}.*{PARTIAL_SUFFIX}"):
+            partial.unlink(missing_ok=True)
+        return claim
+
+    def finished_shards(self, sources: Mapping[str, str] | None = None) -> dict[str, ShardEntry]:
+        """Shards that were written whole, by name; receipts of damaged ones are removed so that they are made again.
+
+        Args:
+            sources: Checksum of the upstream shard of each name; a shard made from another one does not count.
+        """
+        names = [path.name.removesuffix(_RECEIPT) for path in sorted(self.path.glob(f"*{_RECEIPT}"))]
+        if self.remote:
+            names = [name.removesuffix(_RECEIPT) for name in self.remote.names(f"*{_RECEIPT}")]
+        found = {name: self.finished_shard(name, None if sources is None else sources.get(name)) for name in names}
+        return {name: entry for name, entry in found.items() if entry is not None}
+
+    def finished_shard(self, name: str, source: str | None = None) -> ShardEntry | None:
+        """The entry of a shard that was written whole, else None."""
+        receipt = self.path / f"{name}{_RECEIPT}"
+        if self.remote:
+            self.remote.mirror(receipt.name, receipt)
+        try:
+            entry = ShardEntry.model_validate_json(receipt.read_bytes())
+            self._verify_shard(entry, source)
+        except FileNotFoundError:
+            return None
+        except (ShardError, ValidationError):
+            receipt.unlink(missing_ok=True)
+            if self.remote:
+                self.remote.remove(receipt.name)
+            return None
+        return entry
+
+    def _verify_shard(self, entry: ShardEntry, source: str | None) -> None:
+        if source is not None and entry.source != source:
+            raise ShardError(f"{entry.name} was made from another upstream shard", "run the stage again")
+        if self.remote and self.remote.size(entry.name) != entry.bytes:
+            raise ShardError(f"{self.remote.url}/{entry.name} is damaged", "run the stage again")
+        if not self.remote or (self.path / entry.name).exists():
+            verify(self.path, [entry], full=True)
 
     def write_shard(
         self,
@@ -136,8 +227,18 @@ class StageFolder:
         *,
         compression: str | None = None,
         counts: Mapping[str, int] | None = None,
+        source: str = "",
     ) -> ShardEntry:
         """Write an Arrow IPC file atomically, then its receipt.
+
+        Args:
+            name: File name.
+            split: Split of its examples.
+            batches: Its rows.
+            schema: Their schema.
+            compression: ``zstd`` or None.
+            counts: What happened to its examples, by reason.
+            source: Checksum of the upstream shard that it is made from.
 
         Raises:
             StorageError: The disk is full or not writable; no partial shard stays behind.
@@ -152,10 +253,19 @@ class StageFolder:
                 writer.write_batch(batch)
                 rows += batch.num_rows
         entry = ShardEntry(
-            name=name, split=split, rows=rows, bytes=file.bytes, sha256=file.sha256, counts=dict(counts or {})
+            name=name,
+            split=split,
+            rows=rows,
+            bytes=file.bytes,
+            sha256=file.sha256,
+            source=source,
+            counts=dict(counts or {}),
         )
         with atomic_write(self.path / f"{name}{_RECEIPT}") as receipt:
             receipt.write(entry.model_dump_json().encode())
+        if self.remote:
+            self.remote.push(self.path / name, name)
+            self.remote.push(self.path / f"{name}{_RECEIPT}", f"{name}{_RECEIPT}")
         return entry
 
     def entry(self, name: str) -> FileEntry:
@@ -178,13 +288,17 @@ class StageFolder:
         metrics: Mapping[str, float] | None = None,
     ) -> Manifest:
         """Write the manifest, last and by rename: from now on the stage is done."""
+        files = list(files)
+        if self.remote:
+            for entry in files:
+                self.remote.push(self.path / entry.name, entry.name)
         manifest = Manifest(
             stage=self.stage,
             fingerprint=self.fingerprint,
             identity=self.identity,
             upstream={made.stage: Upstream(fingerprint=made.fingerprint, content=made.content) for made in upstream},
             shards=list(shards),
-            files=list(files),
+            files=files,
             counts=dict(counts or {}),
             metrics=dict(metrics or {}),
             versions={name: metadata.version(name) for name in _RECORDED},
@@ -193,11 +307,15 @@ class StageFolder:
         )
         with atomic_write(self.manifest_path) as file:
             file.write(manifest.model_dump_json(indent=2).encode())
+        if self.remote:
+            self.remote.push(self.manifest_path, "manifest.json")
         return manifest
 
     def reset(self) -> None:
         """Forget that the stage was done, keeping every shard that may still be whole."""
         self.manifest_path.unlink(missing_ok=True)
+        if self.remote:
+            self.remote.remove("manifest.json")
 
     def remove(self, name: str) -> None:
         """Remove a file or subfolder of the folder if it is there."""
@@ -206,42 +324,6 @@ class StageFolder:
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
-
-
-class StoreLock:
-    """An advisory lock beside a stage folder, released by the system when its process dies."""
-
-    def __init__(self, path: Path, waiting: Callable[[], None] = lambda: None, timeout: float = -1) -> None:
-        self._path = path
-        self._waiting = waiting
-        self._timeout = timeout
-        self._lock = FileLock(path.with_name(f"{path.name}.lock"))
-
-    def __enter__(self) -> StoreLock:
-        try:
-            self._path.mkdir(parents=True, exist_ok=True)
-            self._acquire()
-        except OSError as error:
-            raise StorageError(
-                f"cannot use {self._path}: {error}", "check that `store` is a folder that you may write to"
-            ) from error
-        return self
-
-    def _acquire(self) -> None:
-        try:
-            self._lock.acquire(timeout=0)
-            return
-        except Timeout:
-            self._waiting()
-        try:
-            self._lock.acquire(timeout=self._timeout)
-        except Timeout as error:
-            raise StorageError(
-                f"{self._path} is in use by another process", "wait for that run to end, or stop it"
-            ) from error
-
-    def __exit__(self, *exc_info: object) -> None:
-        self._lock.release()
 
 
 def read_manifest(path: Path) -> Manifest:

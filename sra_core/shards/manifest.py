@@ -50,6 +50,7 @@ class ShardEntry(FileEntry):
 
     split: str
     rows: int = Field(ge=0)
+    source: str = Field("", description="SHA-256 of the upstream shard that it was made from, if there is one.")
     counts: dict[str, int] = Field({}, description="What happened to the examples of this shard, by reason.")
 
 

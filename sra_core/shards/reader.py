@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import bisect
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,12 @@ from sra_core.errors import ShardError
 from sra_core.shards.folder import verify
 from sra_core.shards.manifest import ShardEntry
 
-__all__ = ["Ragged", "ShardSet"]
+__all__ = ["BATCH_ROWS", "Ragged", "ShardSet"]
 
+BATCH_ROWS = b"batch_rows"
+"""Key of a schema's metadata: rows of each record batch but the last; without it a shard is one batch."""
 _OPEN_SHARDS = 64
+_OPEN_BATCHES = 4
 
 
 class Ragged:
@@ -52,21 +56,54 @@ class _Scalars:
 
 
 class Shard:
-    """One open shard: its columns, readable by row."""
+    """One open shard, readable by row. Record batches are opened when one of their rows is asked for.
+
+    An uncompressed batch is a view of the file; a compressed one is unpacked, so its shard holds many small ones.
+    """
 
     def __init__(self, path: Path) -> None:
+        self._path = path
+        with self._damage_named():
+            self._reader = pa.ipc.open_file(pa.memory_map(str(path)))
+        self.metadata = self._reader.schema.metadata or {}
+        self.names: list[str] = self._reader.schema.names
+        self._batch_rows = int(self.metadata.get(BATCH_ROWS, 0))
+        self._batches: OrderedDict[int, dict[str, Any]] = OrderedDict()
+
+    def locate(self, row: int) -> tuple[dict[str, Any], int]:
+        """The columns of the record batch that holds a row, and the row's number inside it."""
+        number, row = divmod(row, self._batch_rows) if self._batch_rows else (0, row)
+        return self._batch(number), row
+
+    def lengths(self, column: str) -> NDArray[np.int64]:
+        """(rows,) entries of a list column."""
+        with self._damage_named():
+            parts = [
+                _column(self._reader.get_batch(number).column(column)).lengths()
+                for number in range(self._reader.num_record_batches)
+            ]
+        return np.concatenate(parts) if parts else np.empty(0, np.int64)
+
+    def _batch(self, number: int) -> dict[str, Any]:
+        columns = self._batches.get(number)
+        if columns is None:
+            with self._damage_named():
+                batch = self._reader.get_batch(number)
+            columns = {name: _column(batch.column(name)) for name in self.names}
+            self._batches[number] = columns
+            if len(self._batches) > _OPEN_BATCHES:
+                self._batches.popitem(last=False)
+        return columns
+
+    @contextmanager
+    def _damage_named(self) -> Iterator[None]:
         try:
-            with pa.memory_map(str(path)) as source:
-                table = pa.ipc.open_file(source).read_all()
+            yield
         except (OSError, pa.ArrowInvalid) as error:
-            raise ShardError(f"{path} cannot be read: {error}", "run the stage that made it again") from error
-        batch = table.combine_chunks()
-        self.metadata = table.schema.metadata or {}
-        self.columns = {name: _column(batch.column(name)) for name in batch.column_names}
+            raise ShardError(f"{self._path} cannot be read: {error}", "run the stage that made it again") from error
 
 
-def _column(chunks: pa.ChunkedArray) -> Any:
-    array = chunks.chunk(0) if chunks.num_chunks else pa.array([], chunks.type)
+def _column(array: pa.Array) -> Any:
     return Ragged(array) if pa.types.is_list(array.type) or pa.types.is_large_list(array.type) else _Scalars(array)
 
 
@@ -94,18 +131,15 @@ class ShardSet:
         return self._open[number]
 
     def locate(self, index: int) -> tuple[dict[str, Any], int]:
-        """The columns of the shard that holds a row, and the row's number inside it."""
+        """Columns that hold a row, and the row's number inside them."""
         if index < 0:
             index += len(self)
         if not 0 <= index < len(self):
             raise IndexError(index)
         number = bisect.bisect_right(self._starts, index) - 1
-        return self.shard(number).columns, index - self._starts[number]
+        return self.shard(number).locate(index - self._starts[number])
 
     def lengths(self, column: str) -> NDArray[np.int64]:
         """(rows,) entries of a list column, for every row of the split."""
-        return self._collect(lambda shard: shard.columns[column].lengths())
-
-    def _collect(self, read: Callable[[Shard], NDArray[np.int64]]) -> NDArray[np.int64]:
-        parts = [read(self.shard(number)) for number in range(len(self._shards))]
+        parts = [self.shard(number).lengths(column) for number in range(len(self._shards))]
         return np.concatenate(parts) if parts else np.empty(0, np.int64)

@@ -1,13 +1,13 @@
-"""Teacher shards: span centres and masses at every mapped layer. K spans of one text, d teacher width.
+"""Teacher shards: span centres and masses at every mapped layer, and token states. K spans, n tokens, d teacher width.
 
-Centres are stored row-major. ``bfloat16`` keeps the upper half of each float32, rounded to nearest even; ``int8`` keeps
-one float16 scale a span, the largest magnitude of the row over 127.
+Vectors are stored row-major. ``bfloat16`` keeps the upper half of each float32, rounded to nearest even; ``int8`` keeps
+one float16 scale a vector, the largest magnitude of the row over 127.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,22 +17,47 @@ from numpy.typing import NDArray
 
 from sra_core.shards.manifest import Manifest
 from sra_core.shards.prepared import list_offsets
-from sra_core.shards.reader import ShardSet
+from sra_core.shards.reader import BATCH_ROWS, ShardSet
 
-__all__ = ["TeacherRow", "TeacherSet", "decode_centers", "encode_centers", "teacher_batch", "teacher_schema"]
+__all__ = [
+    "TeacherBatch",
+    "TeacherRow",
+    "TeacherSet",
+    "decode_vectors",
+    "encode_vectors",
+    "teacher_batch",
+    "teacher_batches",
+    "teacher_schema",
+]
 
 _STORED = {"bfloat16": pa.uint16(), "float32": pa.float32(), "int8": pa.int8()}
+_COMPRESSED_ROWS = 8  # examples of a compressed record batch: what reading one of them unpacks
+_STATES = "states"
 
 
-def teacher_schema(layers: Sequence[int], dtype: str, width: int) -> pa.Schema:
-    """Columns ``id`` and, a layer l, ``mass_l``, ``centers_l`` and, under int8, ``scale_l``."""
-    fields = [("id", pa.string())]
+def teacher_schema(
+    layers: Sequence[int], dtype: str, width: int, *, states: bool = False, compressed: bool = False
+) -> pa.Schema:
+    """Columns of a teacher shard.
+
+    ``id``; a layer l, ``mass_l``, ``centers_l`` and, under int8, ``scale_l``; with ``states``, the token states
+    ``states`` and their scales. A compressed shard is cut into small record batches.
+    """
+    fields: list[tuple[str, pa.DataType]] = [("id", pa.string())]
     for layer in layers:
         fields.append((f"mass_{layer}", pa.list_(pa.float32())))
-        fields.append((f"centers_{layer}", pa.large_list(_STORED[dtype])))
-        if dtype == "int8":
-            fields.append((f"scale_{layer}", pa.list_(pa.float16())))
-    return pa.schema(fields, metadata={"dtype": dtype, "width": str(width)})
+        fields += _vector_fields(f"centers_{layer}", f"scale_{layer}", dtype)
+    if states:
+        fields += _vector_fields(_STATES, f"{_STATES}_scale", dtype)
+    metadata = {b"dtype": dtype.encode(), b"width": str(width).encode()}
+    if compressed:
+        metadata[BATCH_ROWS] = str(_COMPRESSED_ROWS).encode()
+    return pa.schema(fields, metadata=metadata)
+
+
+def _vector_fields(name: str, scale: str, dtype: str) -> list[tuple[str, pa.DataType]]:
+    fields = [(name, pa.large_list(_STORED[dtype]))]
+    return [*fields, (scale, pa.list_(pa.float16()))] if dtype == "int8" else fields
 
 
 @dataclass(slots=True)
@@ -42,72 +67,117 @@ class TeacherRow:
     Attributes:
         centers: By layer, (K, d) float32.
         mass: By layer, (K,) float32.
+        states: (n, d) float32 last-layer states that predict a response token or the end of text, where they are kept.
     """
 
     id: str
     centers: dict[int, NDArray[np.float32]]
     mass: dict[int, NDArray[np.float32]]
+    states: NDArray[np.float32] | None = None
 
 
-def encode_centers(centers: NDArray[np.float32], dtype: str) -> tuple[NDArray[Any], NDArray[np.float16] | None]:
+@dataclass(slots=True)
+class TeacherBatch:
+    """Several examples end to end, as they are stored. N spans and M token states of the batch.
+
+    Attributes:
+        centers: By layer, (N, d): float32, or the bits of bfloat16 as uint16.
+        mass: By layer, (N,) float32.
+        states: (M, d) likewise, where they were asked for.
+    """
+
+    centers: dict[int, NDArray[Any]] = field(default_factory=dict)
+    mass: dict[int, NDArray[np.float32]] = field(default_factory=dict)
+    states: NDArray[Any] | None = None
+
+
+def encode_vectors(vectors: NDArray[np.float32], dtype: str) -> tuple[NDArray[Any], NDArray[np.float16] | None]:
     """(K, d) float32 to what is stored, flat, and the scales (K,) under int8."""
     if dtype == "float32":
-        return np.ascontiguousarray(centers, np.float32).ravel(), None
+        return np.ascontiguousarray(vectors, np.float32).ravel(), None
     if dtype == "bfloat16":
-        bits = np.ascontiguousarray(centers, np.float32).view(np.uint32)
+        bits = np.ascontiguousarray(vectors, np.float32).view(np.uint32)
         rounded = bits + 0x7FFF + ((bits >> 16) & 1)
         return (rounded >> 16).astype(np.uint16).ravel(), None
     smallest = np.finfo(np.float16).smallest_normal
-    scale = np.maximum(np.abs(centers).max(axis=1, initial=0.0) / 127, smallest).astype(np.float16)
-    whole = np.rint(centers / scale.astype(np.float32)[:, None]).clip(-127, 127)
+    scale = np.maximum(np.abs(vectors).max(axis=1, initial=0.0) / 127, smallest).astype(np.float16)
+    whole = np.rint(vectors / scale.astype(np.float32)[:, None]).clip(-127, 127)
     return whole.astype(np.int8).ravel(), scale
 
 
-def decode_centers(stored: NDArray[Any], width: int, scale: NDArray[np.float16] | None = None) -> NDArray[np.float32]:
-    """What is stored back to (K, d) float32."""
+def decode_vectors(stored: NDArray[Any], width: int, scale: NDArray[np.float16] | None = None) -> NDArray[np.float32]:
+    """What is stored back to (K, d) float32; a view where it is stored as such."""
     rows = stored.reshape(-1, width)
     if rows.dtype == np.uint16:
         return (rows.astype(np.uint32) << 16).view(np.float32)
-    if scale is not None:
-        return rows.astype(np.float32) * scale.astype(np.float32)[:, None]
-    return rows
+    return rows if scale is None else _scaled(rows, scale)
+
+
+def _scaled(rows: NDArray[Any], scale: NDArray[np.float16]) -> NDArray[np.float32]:
+    values = rows.astype(np.float32)
+    values *= scale.astype(np.float32)[:, None]
+    return values
+
+
+def teacher_batches(rows: Sequence[TeacherRow], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    """The record batches of a shard under a `teacher_schema`."""
+    step = int(schema.metadata.get(BATCH_ROWS, max(1, len(rows))))
+    for start in range(0, len(rows), step):
+        yield teacher_batch(rows[start : start + step], schema)
 
 
 def teacher_batch(rows: Sequence[TeacherRow], schema: pa.Schema) -> pa.RecordBatch:
     """Arrow form of teacher rows under a `teacher_schema`."""
     dtype = schema.metadata[b"dtype"].decode()
     arrays: list[pa.Array] = [pa.array([row.id for row in rows], pa.string())]
-    layers = [int(name.removeprefix("mass_")) for name in schema.names if name.startswith("mass_")]
-    for layer in layers:
-        arrays += _layer_arrays(rows, layer, dtype)
+    for layer in _layers(schema.names):
+        arrays.append(_lists([row.mass[layer] for row in rows], pa.float32()))
+        arrays += _vector_arrays([row.centers[layer] for row in rows], dtype)
+    if _STATES in schema.names:
+        arrays += _vector_arrays([_states(row) for row in rows], dtype)
     return pa.RecordBatch.from_arrays(arrays, schema=schema)
 
 
-def _layer_arrays(rows: Sequence[TeacherRow], layer: int, dtype: str) -> list[pa.Array]:
-    stored, scales = zip(*(encode_centers(row.centers[layer], dtype) for row in rows), strict=True)
-    spans = pa.array(list_offsets([row.mass[layer] for row in rows]), pa.int32())
-    mass = np.concatenate([row.mass[layer] for row in rows]).astype(np.float32)
+def _layers(names: Sequence[str]) -> tuple[int, ...]:
+    return tuple(int(name.removeprefix("mass_")) for name in names if name.startswith("mass_"))
+
+
+def _states(row: TeacherRow) -> NDArray[np.float32]:
+    if row.states is None:
+        raise ValueError(f"{row.id}: the schema keeps token states and the row has none")
+    return row.states
+
+
+def _vector_arrays(vectors: Sequence[NDArray[np.float32]], dtype: str) -> list[pa.Array]:
+    stored, scales = zip(*(encode_vectors(each, dtype) for each in vectors), strict=True)
     values = pa.array(np.concatenate(stored), _STORED[dtype])
-    arrays = [
-        pa.ListArray.from_arrays(spans, pa.array(mass)),
-        pa.LargeListArray.from_arrays(pa.array(list_offsets(stored)), values),
-    ]
-    if dtype == "int8":
-        arrays.append(pa.ListArray.from_arrays(spans, pa.array(np.concatenate(scales))))
-    return arrays
+    arrays: list[pa.Array] = [pa.LargeListArray.from_arrays(pa.array(list_offsets(stored)), values)]
+    return [*arrays, _lists(scales, pa.float16())] if dtype == "int8" else arrays
+
+
+def _lists(values: Sequence[NDArray[Any]], kind: pa.DataType) -> pa.ListArray:
+    return pa.ListArray.from_arrays(pa.array(list_offsets(values), pa.int32()), pa.array(np.concatenate(values), kind))
 
 
 class TeacherSet(Sequence[TeacherRow]):
-    """Memory-mapped random access to the teacher's centres and masses of one split."""
+    """Memory-mapped random access to what the cache keeps of one split.
+
+    Attributes:
+        layers: Layers with centres and masses, counted from 1.
+        states: Whether token states are kept.
+        width: d.
+    """
 
     def __init__(self, manifest: Manifest, split: str) -> None:
         self._shards = ShardSet(Path(manifest.folder), manifest.shards, split)
         self.layers: tuple[int, ...] = ()
+        self.states = False
         self.width = 0
         if len(self._shards):
             first = self._shards.shard(0)
             self.width = int(first.metadata[b"width"])
-            self.layers = tuple(int(name[5:]) for name in first.columns if name.startswith("mass_"))
+            self.layers = _layers(first.names)
+            self.states = _STATES in first.names
 
     def __len__(self) -> int:
         return len(self._shards)
@@ -116,12 +186,35 @@ class TeacherSet(Sequence[TeacherRow]):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         columns, row = self._shards.locate(index)
+
+        def vectors(name: str, scale: str) -> NDArray[np.float32]:
+            return decode_vectors(columns[name][row], self.width, columns[scale][row] if scale in columns else None)
+
         return TeacherRow(
             id=columns["id"][row],
-            centers={layer: self._centers(columns, row, layer) for layer in self.layers},
+            centers={layer: vectors(f"centers_{layer}", f"scale_{layer}") for layer in self.layers},
             mass={layer: columns[f"mass_{layer}"][row] for layer in self.layers},
+            states=vectors(_STATES, f"{_STATES}_scale") if self.states else None,
         )
 
-    def _centers(self, columns: Mapping[str, Any], row: int, layer: int) -> NDArray[np.float32]:
-        scale = columns[f"scale_{layer}"][row] if f"scale_{layer}" in columns else None
-        return decode_centers(columns[f"centers_{layer}"][row], self.width, scale)
+    def gather(self, indices: Sequence[int], layers: Sequence[int] | None = None, states: bool = False) -> TeacherBatch:
+        """Examples end to end, copied once from the memory map into arrays of their own; bfloat16 is not widened.
+
+        Args:
+            indices: Examples, at least one.
+            layers: Layers to read; unset reads all.
+            states: Read token states too.
+        """
+        places = [self._shards.locate(int(index)) for index in indices]
+
+        def vectors(name: str, scale: str) -> NDArray[Any]:
+            values = np.concatenate([columns[name][row] for columns, row in places]).reshape(-1, self.width)
+            if scale not in places[0][0]:
+                return values
+            return _scaled(values, np.concatenate([columns[scale][row] for columns, row in places]))
+
+        batch = TeacherBatch(states=vectors(_STATES, f"{_STATES}_scale") if states else None)
+        for layer in self.layers if layers is None else layers:
+            batch.centers[layer] = vectors(f"centers_{layer}", f"scale_{layer}")
+            batch.mass[layer] = np.concatenate([columns[f"mass_{layer}"][row] for columns, row in places])
+        return batch

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from sra_core.objective import Batch, TeacherSpans
-from sra_core.shards import PreparedRow, PreparedSet, TeacherRow, TeacherSet
+from sra_core.shards import PreparedRow, PreparedSet, TeacherBatch, TeacherSet
 
 __all__ = ["DistillData", "Order", "prefetch"]
 
@@ -58,16 +59,39 @@ class DistillData:
 
     Args:
         prepared: Prepared examples of the training split.
-        teacher: The teacher's centres of the same examples in the same order; None for objectives without a teacher.
+        teacher: What the teacher made of the same examples in the same order; None for objectives without a teacher.
         pad_id: Token that fills up short texts.
+        side: Whose tokens and spans make the batch.
+        layers: Teacher layers whose spans are read; unset reads all that the cache holds.
+        token_states: The number of the teacher's last layer, where its token states are read.
     """
 
-    def __init__(self, prepared: PreparedSet, teacher: TeacherSet | None, pad_id: int) -> None:
+    def __init__(
+        self,
+        prepared: PreparedSet,
+        teacher: TeacherSet | None,
+        pad_id: int,
+        side: Literal["teacher", "student"] = "student",
+        layers: Sequence[int] | None = None,
+        token_states: int | None = None,
+    ) -> None:
         self.prepared = prepared
         self.teacher = teacher
         self.pad_id = pad_id
-        first = [row.student_response for row in prepared]
-        self._supervised = prepared.tokens("student") - np.maximum(np.array(first, dtype=np.int64), 1)
+        self.side = side
+        self.layers = layers
+        self.token_states = token_states
+        first = [self._first(row) for row in prepared]
+        self._supervised = prepared.tokens(side) - np.maximum(np.array(first, dtype=np.int64), 1)
+
+    def _first(self, row: PreparedRow) -> int:
+        return row.teacher_response if self.side == "teacher" else row.student_response
+
+    def _ids(self, row: PreparedRow) -> NDArray[np.int32]:
+        return row.teacher_ids if self.side == "teacher" else row.student_ids
+
+    def _spans(self, row: PreparedRow) -> NDArray[np.int32]:
+        return row.teacher_spans if self.side == "teacher" else row.student_spans
 
     def supervised(self, indices: NDArray[np.int64]) -> int:
         """Tokens of these examples that cross-entropy counts."""
@@ -83,42 +107,73 @@ class DistillData:
         """
         rows = [self.prepared[int(index)] for index in indices]
         ids, mask, labels = self._tokens(rows)
-        counts = [len(row.student_spans) for row in rows]
+        counts = [len(self._spans(row)) for row in rows]
+        kept = self._kept(indices)
         return Batch(
             ids=[row.id for row in rows],
             input_ids=torch.from_numpy(ids),
             attention_mask=torch.from_numpy(mask),
             labels=torch.from_numpy(labels),
             span_text=torch.repeat_interleave(torch.arange(len(rows)), torch.tensor(counts)),
-            span_range=torch.from_numpy(np.concatenate([row.student_spans for row in rows]).astype(np.int64)),
-            teacher=self._teacher_spans(rows, indices),
+            span_range=torch.from_numpy(np.concatenate([self._spans(row) for row in rows]).astype(np.int64)),
+            teacher=_teacher_spans(kept),
             supervised=supervised,
+            **self._teacher_tokens(rows, kept),
         )
 
     def _tokens(self, rows: Sequence[PreparedRow]) -> tuple[NDArray[np.int64], ...]:
-        shape = (len(rows), max(len(row.student_ids) for row in rows))
-        ids = np.full(shape, self.pad_id, np.int64)
-        mask = np.zeros(shape, np.int64)
-        labels = np.full(shape, IGNORED, np.int64)
-        for place, row in enumerate(rows):
-            length, first = len(row.student_ids), row.student_response
-            ids[place, :length] = row.student_ids
-            mask[place, :length] = 1
-            labels[place, first:length] = row.student_ids[first:]
-        labels[:, 0] = IGNORED  # nothing before it predicts it
+        texts = [self._ids(row) for row in rows]
+        ids, labels = _padded(texts, [self._first(row) for row in rows], self.pad_id)
+        mask = np.zeros_like(ids)
+        for place, text in enumerate(texts):
+            mask[place, : len(text)] = 1
         return ids, mask, labels
 
-    def _teacher_spans(self, rows: Sequence[PreparedRow], indices: Iterable[Any]) -> dict[int, TeacherSpans]:
+    def _kept(self, indices: Sequence[int] | NDArray[np.int64]) -> TeacherBatch:
         if self.teacher is None:
+            return TeacherBatch()
+        return self.teacher.gather([int(index) for index in indices], self.layers, self.token_states is not None)
+
+    def _teacher_tokens(self, rows: Sequence[PreparedRow], kept: TeacherBatch) -> dict[str, Any]:
+        """The batch's fields for objectives that compare tokens."""
+        if kept.states is None or self.token_states is None:
             return {}
-        kept: list[TeacherRow] = [self.teacher[int(index)] for index in indices]
+        ids, labels = _padded([row.teacher_ids for row in rows], [row.teacher_response for row in rows], 0)
+        targets = torch.from_numpy(labels)
+        states = _floats(kept.states)
+        padded = states.new_zeros(*ids.shape, states.shape[1])
+        padded[:, :-1][targets[:, 1:] != IGNORED] = states  # a state stands where it predicts, text by text
+        ranges = np.concatenate([row.teacher_spans for row in rows]).astype(np.int64)
         return {
-            layer: TeacherSpans(
-                centers=torch.from_numpy(np.concatenate([row.centers[layer] for row in kept])),
-                mass=torch.from_numpy(np.concatenate([row.mass[layer] for row in kept])),
-            )
-            for layer in self.teacher.layers
+            "teacher_states": {self.token_states: padded},
+            "teacher_ids": torch.from_numpy(ids),
+            "teacher_labels": targets,
+            "teacher_range": torch.from_numpy(ranges),
         }
+
+
+def _padded(texts: Sequence[NDArray[np.int32]], first: Sequence[int], pad: int) -> tuple[NDArray[np.int64], ...]:
+    """Tokens (B, T) padded on the right, and labels: the token itself from ``first`` on where one precedes it."""
+    shape = (len(texts), max(len(text) for text in texts))
+    ids, labels = np.full(shape, pad, np.int64), np.full(shape, IGNORED, np.int64)
+    for place, (text, start) in enumerate(zip(texts, first, strict=True)):
+        ids[place, : len(text)] = text
+        labels[place, start : len(text)] = text[start:]
+    labels[:, 0] = IGNORED
+    return ids, labels
+
+
+def _teacher_spans(kept: TeacherBatch) -> dict[int, TeacherSpans]:
+    return {
+        layer: TeacherSpans(_floats(centers), torch.from_numpy(kept.mass[layer]))
+        for layer, centers in kept.centers.items()
+    }
+
+
+def _floats(stored: NDArray[Any]) -> Tensor:
+    """Vectors as they are stored, without a copy: float32, or bfloat16 from its bits."""
+    tensor = torch.from_numpy(stored)
+    return tensor.view(torch.bfloat16) if stored.dtype == np.uint16 else tensor
 
 
 def prefetch(make: Any, keys: Iterable[Any]) -> Iterator[Any]:

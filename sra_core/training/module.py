@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sra_core.models import lm_head, mapped_states
+from sra_core.models.structure import unwrap
 from sra_core.objective import Batch, StudentOutput
 
 __all__ = ["DistillModule"]
@@ -32,7 +33,8 @@ class DistillModule(nn.Module):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """The objective's terms; ``loss`` is the one to minimise."""
         states = mapped_states(self.student, batch.input_ids, batch.attention_mask, self.layers)
-        output = StudentOutput(states.hidden, states.weights, states.final, lm_head(self.student))
+        embedding = unwrap(self.student).get_input_embeddings().weight
+        output = StudentOutput(states.hidden, states.weights, states.final, lm_head(self.student), embedding)
         return self.objective(batch, output)
 
     def trainable(self) -> Iterator[tuple[str, nn.Parameter]]:

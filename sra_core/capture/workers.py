@@ -1,0 +1,74 @@
+"""Helper processes that capture shards of the same cache, one a GPU where there are several."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing import get_context, parent_process
+
+from sra_core.config import RunConfig
+from sra_core.shards import Manifest, StageFolder
+from sra_core.watching import Watcher
+
+__all__ = ["helpers"]
+
+
+@contextmanager
+def helpers(config: RunConfig, prepared: Manifest, folder: StageFolder, watch: Watcher) -> Iterator[None]:
+    """Run ``cache.workers - 1`` helpers beside this process while the context lasts.
+
+    Whatever a helper does not finish, this process does: a helper that fails costs time, never the result.
+    """
+    import torch
+
+    threads = torch.get_num_threads()
+    count = config.cache.workers
+    context = get_context("spawn")
+    processes = [
+        context.Process(target=_help, args=(config, prepared, folder, number, max(1, threads // count)), daemon=True)
+        for number in range(1, count)
+    ]
+    try:
+        if processes:
+            torch.set_num_threads(max(1, threads // count))
+        for process in processes:
+            process.start()
+        yield
+        for number, process in enumerate(processes, 1):
+            process.join()
+            if process.exitcode:
+                watch.message(f"worker {number} of {count} ended with exit code {process.exitcode}; its work is done")
+    finally:
+        torch.set_num_threads(threads)
+        for process in processes:
+            process.terminate()
+
+
+def _help(config: RunConfig, prepared: Manifest, folder: StageFolder, number: int, threads: int) -> None:
+    import torch
+
+    from sra_core.capture.stage import load_teacher, make_capture
+    from sra_core.capture.writer import capture_shards
+    from sra_core.models import lm_head
+
+    torch.set_num_threads(threads)
+    model = load_teacher(config, _device(config.cache.device, number))
+    width = int(lm_head(model).weight.shape[1])
+    capture_shards(make_capture(config, folder, model), prepared, folder, width, _ParentWatcher())
+
+
+class _ParentWatcher(Watcher):
+    """Ends a helper whose parent was killed."""
+
+    def progress(self, done: int, total: int, unit: str, note: str = "") -> None:
+        parent = parent_process()
+        if parent is None or not parent.is_alive():
+            raise SystemExit("the process that started this worker is gone")
+
+
+def _device(wanted: str, number: int) -> str:
+    """The device of a worker: the next GPU in turn, unless the config names one."""
+    import torch
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return f"cuda:{number % count}" if count and wanted in ("auto", "cuda") else wanted
