@@ -59,17 +59,21 @@ def test_prepared_rows_come_back(tmp_path: Path) -> None:
     assert back.spans().tolist() == [0, 1, 2, 3, 4]
 
 
+def write_half(path: Path, error: BaseException) -> None:
+    with atomic_write(path) as file:
+        file.write(b"half")
+        raise error
+
+
 def test_a_file_that_could_not_be_finished_leaves_nothing(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "file"
-    with pytest.raises(RuntimeError, match="midway"), atomic_write(path) as file:
-        file.write(b"half")
-        raise RuntimeError("midway")
+    with pytest.raises(RuntimeError, match="midway"):
+        write_half(path, RuntimeError("midway"))
     assert names(path.parent) == set()
     with atomic_write(path) as file:
         file.write(b"old")
-    with pytest.raises(KeyboardInterrupt), atomic_write(path) as file:
-        file.write(b"new, but")
-        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        write_half(path, KeyboardInterrupt())
     assert path.read_bytes() == b"old"
     assert names(path.parent) == {"file"}
 
@@ -229,10 +233,12 @@ def test_a_claim_is_exclusive_and_free_after_release(folder: StageFolder) -> Non
     assert claim is not None
     assert folder.claim("a.arrow") is None
     assert other.claim("a.arrow") is None
-    assert (free := other.claim("b.arrow")) is not None
+    free = other.claim("b.arrow")
+    assert free is not None
     free.release()
     claim.release()
-    assert (again := other.claim("a.arrow")) is not None
+    again = other.claim("a.arrow")
+    assert again is not None
     again.release()
 
 
