@@ -83,10 +83,12 @@ def evaluate(recipe: Recipe, settings: Settings = None) -> None:
 @app.command()
 def audit(recipe: Recipe, settings: Settings = None) -> None:
     """Show how well the two tokenizers align on the corpus, before any teacher runs."""
-    from sra_core import preparation
+    from sra_core.alignment import render_terminal
+    from sra_core.preparation import AUDIT_PAGE, audit_of
 
     manifest = _stage("prepare", recipe, settings)
-    preparation.show_audit(manifest, console)
+    console.print(render_terminal(audit_of(manifest)))
+    console.print(f"\nThe whole report, for a browser: {manifest.folder}/{AUDIT_PAGE}")
 
 
 @app.command()
@@ -202,3 +204,7 @@ def _watcher(config: RunConfig, parent: Any) -> Watcher:
 def _summary(folder: str) -> None:
     console.print()
     console.print(Markdown((Path(folder) / "summary.md").read_text()))
+
+
+if __name__ == "__main__":
+    main()

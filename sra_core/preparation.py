@@ -3,15 +3,29 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Iterator, Sequence
+import os
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
-from sra_core.alignment import AlignedExample, AlignmentAudit, PairEncoder
+from pydantic import TypeAdapter
+
+from sra_core import figures
+from sra_core.alignment import (
+    AlignedExample,
+    AlignmentAudit,
+    AlignmentReport,
+    PairEncoder,
+    SharedVocabulary,
+    render_html,
+    render_markdown,
+    shared_vocabulary,
+)
 from sra_core.config import ModelRef, RunConfig, identity
 from sra_core.corpus import Corpus, Example, Rejected, render
 from sra_core.errors import AlignmentError, DataError
@@ -26,14 +40,18 @@ from sra_core.shards import (
     atomic_write,
     prepared_batch,
 )
+from sra_core.shards.files import HashingWriter
 from sra_core.watching import Watcher
 
-__all__ = ["check_gate", "prepare_corpus", "prepare_identity", "show_audit"]
+__all__ = ["STUDENT_TOKENIZER", "TEACHER_TOKENIZER", "audit_of", "prepare_corpus", "prepare_identity"]
 
 TEACHER_TOKENIZER = "teacher_tokenizer"
 STUDENT_TOKENIZER = "student_tokenizer"
 AUDIT = "audit.json"
+AUDIT_PAGE = "audit.html"
 REJECTED = "rejected.jsonl"
+QUARANTINE = "quarantine.jsonl"
+OVER_LIMIT = "over_limit"
 
 
 @dataclass(slots=True)
@@ -41,16 +59,14 @@ class Prepared:
     """What preparing made.
 
     Attributes:
+        audit: Coverage and span statistics over all examples.
         shards: In the order of the corpus.
         counts: Examples in, kept by split, and dropped by reason.
-        audit: Coverage and span statistics over all kept examples.
-        rejected: What was dropped, with reasons.
     """
 
+    audit: AlignmentAudit
     shards: list[ShardEntry] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
-    audit: AlignmentAudit = field(default_factory=AlignmentAudit)
-    rejected: list[Rejected] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,23 +131,58 @@ def prepare_corpus(config: RunConfig, folder: StageFolder, watch: Watcher) -> Ma
         TokenizerError: A tokenizer without offsets.
         StorageError: The store cannot be written.
     """
-    corpus = Corpus(config.corpus, folder.path / "quarantine.jsonl")
+    corpus = Corpus(config.corpus, folder.path / QUARANTINE)
     _save_tokenizers(config, corpus, folder, watch)
-    result = prepare_shards(config, corpus, folder, watch)
+    teacher, student = load_tokenizers(folder.path)
+    result = _prepare_shards(config, corpus, folder, shared_vocabulary(teacher, student), watch)
     if not any(shard.rows for shard in result.shards if shard.split == "train"):
-        raise DataError("no training example is left: " + _reasons(result.counts), "look at the reasons above")
-    report = result.audit.report()
-    with atomic_write(folder.path / AUDIT) as file:
-        file.write(report.to_json().encode())
-    with atomic_write(folder.path / REJECTED) as file:
-        file.write("".join(json.dumps(asdict(item)) + "\n" for item in result.rejected).encode())
-    names = [AUDIT, REJECTED, *(["quarantine.jsonl"] if (folder.path / "quarantine.jsonl").exists() else [])]
+        raise DataError(
+            f"no training example is left of {result.counts['in']}: {_reasons(result.counts)}",
+            f"look at {folder.path / REJECTED}, then mend the data or the limits in corpus and alignment",
+        )
+    report = result.audit.report(teacher, student)
+    _write(folder.path / AUDIT, json.dumps(report.to_dict()))
+    _write(folder.path / AUDIT_PAGE, render_html(report))
+    names = [name for name in (AUDIT, AUDIT_PAGE, REJECTED, QUARANTINE) if (folder.path / name).exists()]
     tokenizers = [*folder.entries(TEACHER_TOKENIZER), *folder.entries(STUDENT_TOKENIZER)]
-    return folder.commit(
+    manifest = folder.commit(
         shards=result.shards,
         files=[*(folder.entry(name) for name in names), *tokenizers],
         counts=result.counts,
         metrics=report.metrics(),
+    )
+    _report(report, manifest, watch)
+    return manifest
+
+
+def _write(path: Path, text: str) -> None:
+    with atomic_write(path) as file:
+        file.write(text.encode())
+
+
+def load_tokenizers(folder: Path) -> tuple[Any, Any]:
+    """Teacher's and student's tokenizers as a prepared folder keeps them."""
+    teacher, student = (ModelRef(source=str(folder / name)) for name in (TEACHER_TOKENIZER, STUDENT_TOKENIZER))
+    return load_tokenizer(teacher), load_tokenizer(student)
+
+
+def audit_of(manifest: Manifest) -> AlignmentReport:
+    """The audit that the prepare stage made."""
+    return TypeAdapter(AlignmentReport).validate_json((Path(manifest.folder) / AUDIT).read_bytes())
+
+
+def _report(report: AlignmentReport, manifest: Manifest, watch: Watcher) -> None:
+    """Pass the audit on as tables, figures, Markdown and a page."""
+    for name, columns in report.tables().items():
+        watch.table(f"alignment/{name}", columns)
+    watch.figure("span_lengths", figures.span_lengths(report.teacher_lengths, report.student_lengths))
+    watch.figure("coverage", figures.coverage({name: each.coverage for name, each in report.by_script.items()}))
+    watch.markdown("alignment_audit", render_markdown(report))
+    watch.artifact(Path(manifest.folder) / AUDIT_PAGE)
+    overall = report.overall
+    watch.message(
+        f"spans cover {overall.coverage:.2%} of the response bytes, {overall.one_to_one:.0%} of them one token to one; "
+        f"{overall.teacher.mean:.2f} teacher and {overall.student.mean:.2f} student tokens a span"
     )
 
 
@@ -151,9 +202,10 @@ def _reasons(counts: Counter[str]) -> str:
 
 def make_encoder(config: RunConfig, folder: Path) -> PairEncoder:
     """The encoder of a prepared folder, from the tokenizers saved in it."""
+    teacher, student = load_tokenizers(folder)
     return PairEncoder(
-        load_tokenizer(ModelRef(source=str(folder / TEACHER_TOKENIZER))),
-        load_tokenizer(ModelRef(source=str(folder / STUDENT_TOKENIZER))),
+        teacher,
+        student,
         teacher_template=config.teacher.template,
         student_template=config.student.template,
         prompt=config.corpus.prompt,
@@ -162,46 +214,46 @@ def make_encoder(config: RunConfig, folder: Path) -> PairEncoder:
     )
 
 
-def prepare_shards(config: RunConfig, corpus: Corpus, folder: StageFolder, watch: Watcher) -> Prepared:
-    """Encode, align and write every example of the corpus.
-
-    Shards that were finished earlier are audited again but not encoded again. The result does not depend on the number
-    of worker processes.
-
-    Raises:
-        DataError: Input that cannot be read.
-        StorageError: A shard cannot be written.
-    """
-    result = Prepared()
-    finished = folder.finished_shards()
-    if finished:
-        watch.message(f"{len(finished)} shards are finished already")
-    with _Pool(config, folder, set(finished)) as pool:
-        for task in _tasks(config, corpus, result):
-            for outcome in pool.submit(task):
-                _collect(outcome, result, watch)
-        for outcome in pool.drain():
-            _collect(outcome, result, watch)
-    return result
-
-
 @dataclass(slots=True)
 class _Outcome:
+    """One shard, encoded; ``rejected`` are the examples that the encoder turned away."""
+
     entry: ShardEntry
     audit: AlignmentAudit
     rejected: list[Rejected]
 
 
-def _collect(outcome: _Outcome, result: Prepared, watch: Watcher) -> None:
-    result.shards.append(outcome.entry)
-    result.audit.merge(outcome.audit)
-    result.rejected += outcome.rejected
-    result.counts.update(outcome.entry.counts)
-    done = sum(shard.rows for shard in result.shards)
-    watch.progress(done, max(done, result.counts["in"]), "examples")
+def _prepare_shards(
+    config: RunConfig, corpus: Corpus, folder: StageFolder, shared: SharedVocabulary, watch: Watcher
+) -> Prepared:
+    """Encode, align and write every example of the corpus; memory holds a few shards, whatever the corpus.
+
+    A shard that was finished earlier stays as it is; its examples are only audited again. The result does not depend on
+    the number of worker processes.
+    """
+    result = Prepared(AlignmentAudit(shared))
+    finished = folder.finished_shards()
+    if finished:
+        watch.message(f"{len(finished)} shards are finished already")
+    with atomic_write(folder.path / REJECTED) as log, _Pool(config, folder, finished, shared) as pool:
+
+        def collect(outcome: _Outcome) -> None:
+            result.shards.append(outcome.entry)
+            result.audit.merge(outcome.audit)
+            result.counts.update(outcome.entry.counts)
+            for item in outcome.rejected:
+                _log(log, item)
+            watch.progress(sum(shard.rows for shard in result.shards), result.counts["in"], "examples")
+
+        for task in _tasks(config, corpus, result, log):
+            for outcome in pool.submit(task):
+                collect(outcome)
+        for outcome in pool.drain():
+            collect(outcome)
+    return result
 
 
-def _tasks(config: RunConfig, corpus: Corpus, result: Prepared) -> Iterator[_Task]:
+def _tasks(config: RunConfig, corpus: Corpus, result: Prepared, log: HashingWriter) -> Iterator[_Task]:
     size = config.alignment.examples_per_shard
     waiting: dict[str, list[Example]] = {"train": [], "validation": [], "test": []}
     made: Counter[str] = Counter()
@@ -216,8 +268,9 @@ def _tasks(config: RunConfig, corpus: Corpus, result: Prepared) -> Iterator[_Tas
         result.counts["in"] += 1
         if isinstance(item, Rejected):
             result.counts[f"dropped_{item.reason}"] += 1
-            if item.reason != "over_limit":
-                result.rejected.append(item)
+            if item.reason != OVER_LIMIT:  # asked for: neither listed nor held against the data
+                result.audit.add(item)
+                _log(log, item)
             continue
         waiting[split].append(item)
         if len(waiting[split]) == size:
@@ -227,29 +280,33 @@ def _tasks(config: RunConfig, corpus: Corpus, result: Prepared) -> Iterator[_Tas
             yield task(split)
 
 
+def _log(log: HashingWriter, item: Rejected) -> None:
+    log.write((json.dumps(asdict(item), ensure_ascii=False) + "\n").encode())
+
+
 class _Pool:
     """Encodes tasks here or in worker processes; outcomes come in the order of the tasks."""
 
-    def __init__(self, config: RunConfig, folder: StageFolder, finished: set[str]) -> None:
-        self._config = config
-        self._folder = folder
-        self._finished = finished
-        self._pending: list[Future[_Outcome]] = []
+    def __init__(
+        self, config: RunConfig, folder: StageFolder, finished: Mapping[str, ShardEntry], shared: SharedVocabulary
+    ) -> None:
+        self._setting = (config, folder, dict(finished), shared)
         self._workers = config.alignment.workers
+        self._pending: deque[Future[_Outcome]] = deque()
         self._executor: ProcessPoolExecutor | None = None
 
     def __enter__(self) -> _Pool:
         if self._workers > 1:
-            self._executor = ProcessPoolExecutor(
-                self._workers, get_context("spawn"), _start_worker, (self._config, self._folder, self._finished)
-            )
+            spawn = get_context("spawn")
+            self._executor = ProcessPoolExecutor(self._workers, spawn, _start_process, self._setting)
         else:
-            _start_worker(self._config, self._folder, self._finished)
+            _start_worker(*self._setting)
         return self
 
     def __exit__(self, *exc_info: object) -> None:
         if self._executor:
             self._executor.shutdown(cancel_futures=True)
+        _worker.clear()
 
     def submit(self, task: _Task) -> Iterator[_Outcome]:
         """Start a task; yields outcomes that had to be waited for, so that memory stays bounded."""
@@ -258,36 +315,55 @@ class _Pool:
             return
         self._pending.append(self._executor.submit(_encode_shard, task))
         while len(self._pending) > 2 * self._workers:
-            yield self._pending.pop(0).result()
+            yield self._pending.popleft().result()
 
     def drain(self) -> Iterator[_Outcome]:
         """Outcomes of all tasks still running."""
         while self._pending:
-            yield self._pending.pop(0).result()
+            yield self._pending.popleft().result()
 
 
 _worker: dict[str, Any] = {}
 
 
-def _start_worker(config: RunConfig, folder: StageFolder, finished: set[str]) -> None:
-    _worker.update(encoder=make_encoder(config, folder.path), folder=folder, finished=finished)
+def _start_process(*setting: Any) -> None:
+    """A worker process must not outlive the stage, however that ends."""
+    Thread(target=_end_with_parent, daemon=True).start()
+    _start_worker(*setting)
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _start_worker(
+    config: RunConfig, folder: StageFolder, finished: Mapping[str, ShardEntry], shared: SharedVocabulary
+) -> None:
+    _worker.update(encoder=make_encoder(config, folder.path), folder=folder, finished=finished, shared=shared)
 
 
 def _encode_shard(task: _Task) -> _Outcome:
-    folder: StageFolder = _worker["folder"]
     encoded: Sequence[AlignedExample | Rejected] = _worker["encoder"](task.examples)
-    rejected = [item for item in encoded if isinstance(item, Rejected)]
-    kept = [item for item in encoded if isinstance(item, AlignedExample)]
-    audit = AlignmentAudit()
-    for item in kept:
+    audit = AlignmentAudit(_worker["shared"])
+    for item in encoded:
         audit.add(item)
+    kept = [item for item in encoded if isinstance(item, AlignedExample)]
+    rejected = [item for item in encoded if isinstance(item, Rejected)]
+    entry = _worker["finished"].get(task.name) or _write_shard(task, kept, rejected)
+    return _Outcome(entry, audit, rejected)
+
+
+def _write_shard(task: _Task, kept: Sequence[AlignedExample], rejected: Sequence[Rejected]) -> ShardEntry:
     counts = Counter(f"dropped_{item.reason}" for item in rejected)
     counts[f"kept_{task.split}"] = len(kept)
     counts["truncated"] = sum(item.truncated for item in kept)
     counts["prompt_cut"] = sum(item.prompt_cut > 0 for item in kept)
+    folder: StageFolder = _worker["folder"]
     batches = [prepared_batch([_row(item) for item in kept])]
-    entry = folder.write_shard(task.name, task.split, batches, PREPARED_SCHEMA, counts=counts)
-    return _Outcome(entry, audit, rejected)
+    return folder.write_shard(task.name, task.split, batches, PREPARED_SCHEMA, counts=counts)
 
 
 def _row(item: AlignedExample) -> PreparedRow:

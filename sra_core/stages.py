@@ -34,9 +34,10 @@ def prepare(config: RunConfig, watch: Watcher | None = None) -> Manifest:
     def work() -> Manifest:
         return preparation.prepare_corpus(config, folder, watch)
 
-    manifest = _once(folder, config, watch, (), "tokenize both sides and map spans", work)
-    preparation.check_gate(config, manifest, watch)
-    return manifest
+    def check(manifest: Manifest) -> None:
+        preparation.audit_of(manifest).require(config.alignment.gate)
+
+    return _once(folder, config, watch, (), "tokenize both sides and map spans", work, check)
 
 
 def cache(config: RunConfig, watch: Watcher | None = None) -> Manifest:
@@ -44,11 +45,13 @@ def cache(config: RunConfig, watch: Watcher | None = None) -> Manifest:
 
     Raises:
         ManifestMismatch: The prepared examples of this config are missing.
+        AlignmentError: Their audit misses a bound of ``alignment.gate``.
         SraError: The teacher or the store cannot be used.
     """
-    from sra_core import capture
+    from sra_core import capture, preparation
 
     prepared = result_of("prepare", config)
+    preparation.audit_of(prepared).require(config.alignment.gate)
     folder = capture.find_cache(_cache_folder(config))
     watch = watch or Watcher()
 
@@ -137,6 +140,7 @@ def _once(
     upstream: Iterable[Manifest],
     plan: str,
     work: Callable[[], Manifest],
+    check: Callable[[Manifest], None] = lambda manifest: None,
     shared: bool = False,
 ) -> Manifest:
     """The stage's result: the one that is there and whole, or the one that ``work`` makes under the folder's lock.
@@ -153,6 +157,7 @@ def _once(
                 if not shared:
                     folder.reset()
                 manifest = work()
+            check(manifest)
             watch.end(manifest)
     return manifest
 

@@ -15,7 +15,7 @@ import sra_core
 ROOT = Path(sra_core.__file__).parent
 
 ROOMS = """
-errors config telemetry redaction outbox shards watching recipes corpus alignment objective models evaluation
+errors config telemetry redaction outbox figures shards watching recipes corpus alignment objective models evaluation
 preparation capture training distillation scoring stages tracking doctor cli
 """.split()
 """A room imports only rooms that stand before it."""

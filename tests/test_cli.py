@@ -1,0 +1,97 @@
+"""The `sra` command as a person types it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.conftest import SmokeRun
+
+SRA = [sys.executable, "-m", "sra_core.cli"]
+
+
+def sra(*arguments: str, store: Path | None = None) -> subprocess.CompletedProcess[str]:
+    environment = dict(os.environ, COLUMNS="200")
+    if store:
+        environment |= {"SRA_STORE": str(store), "SRA_TRACKING__ENABLED": "false"}
+    return subprocess.run([*SRA, *arguments], capture_output=True, text=True, env=environment, timeout=120)
+
+
+def test_help_lists_every_command() -> None:
+    shown = sra("--help").stdout
+    for command in ("run", "prepare", "cache", "distill", "evaluate", "audit", "doctor", "verify", "fields", "recipes"):
+        assert command in shown
+
+
+def test_run_on_a_finished_store_ends_with_scores_and_what_to_do_next(smoke_run: SmokeRun) -> None:
+    done = sra("run", "smoke", store=smoke_run.store)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("already done") == 4
+    assert "bits per byte" in done.stdout
+    assert f"{smoke_run.results['distill'].folder}/student" in done.stdout.replace("\n", "")
+
+
+def test_an_error_is_printed_with_its_remedy_and_no_traceback(tmp_path: Path) -> None:
+    failed = sra("cache", "smoke", store=tmp_path)
+    assert failed.returncode == 1
+    assert "Traceback" not in failed.stderr
+    assert "run `sra prepare`" in failed.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "quickstrat"], "did you mean 'quickstart'"),
+        (["run", "smoke", "--set", "distill.epoch=2"], "distill.epoch: unknown field; did you mean 'epochs'"),
+        (["run", "smoke", "--set", "distill.epochs"], "--set"),
+        (["prepare", "smoke", "--set", "teacher.source=./no-such-model"], "no-such-model"),
+        (["prepare", "smoke", "--set", "corpus.source=no-such-file.jsonl"], "no-such-file.jsonl"),
+    ],
+)
+def test_bad_input_is_named(arguments: list[str], message: str, tmp_path: Path) -> None:
+    failed = sra(*arguments, store=tmp_path)
+    assert failed.returncode == 1
+    assert message in failed.stderr.replace("\n", " ")
+    assert "->" in failed.stderr
+    assert "Traceback" not in failed.stderr
+
+
+def test_a_malformed_line_is_named_by_file_and_number(tmp_path: Path) -> None:
+    data = tmp_path / "train.jsonl"
+    data.write_text('{"instruction": "a", "response": "b"}\n{"instruction": "a", "resp\n')
+    failed = sra("prepare", "smoke", "--set", f"corpus.source={data}", store=tmp_path / "store")
+    assert failed.returncode == 1
+    assert "train.jsonl" in failed.stderr
+    assert "line 2" in failed.stderr
+
+
+def test_config_prints_a_recipe_that_loads_again(tmp_path: Path) -> None:
+    printed = sra("config", "smoke", "--set", "distill.max_steps=3").stdout
+    assert yaml.safe_load(printed)["distill"]["max_steps"] == 3
+    (tmp_path / "saved.yaml").write_text(printed)
+    assert sra("config", str(tmp_path / "saved.yaml")).stdout == printed
+
+
+def test_verify_finds_a_flipped_byte(smoke_run: SmokeRun, tmp_path: Path) -> None:
+    import shutil
+
+    assert sra("verify", "smoke", store=smoke_run.store).returncode == 0
+    shutil.copytree(smoke_run.store, tmp_path / "store")
+    shard = next((tmp_path / "store" / "teacher").rglob("*.arrow"))
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 1
+    shard.write_bytes(data)
+    failed = sra("verify", "smoke", store=tmp_path / "store")
+    assert failed.returncode == 1
+    assert shard.name in failed.stderr.replace("\n", "")
+
+
+def test_doctor_names_what_is_bad() -> None:
+    failed = sra("doctor", "smoke", "--set", "teacher.source=./nowhere")
+    assert failed.returncode == 1
+    assert "nowhere" in failed.stdout
