@@ -42,13 +42,17 @@ class Agreement:
 
     @property
     def span_kl(self) -> float:
-        """Mean KL of a span in nats; 0 without spans."""
-        return float(self.kl.sum() / max(1, self.spans.sum()))
+        """KL of a span in nats, averaged over the spans of an example, then over examples that have spans."""
+        return self._mean(self.kl)
 
     @property
     def top1(self) -> float:
-        """Share of spans with the same likeliest token; 0 without spans."""
-        return float(self.same.sum() / max(1, self.spans.sum()))
+        """Share of spans with the same likeliest token, averaged alike."""
+        return self._mean(self.same)
+
+    def _mean(self, sums: np.ndarray) -> float:
+        some = self.spans > 0
+        return float((sums[some] / self.spans[some]).mean()) if some.any() else 0.0
 
 
 def teacher_agreement(

@@ -8,8 +8,9 @@ Shapes: E examples, S seeds, R resamples.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
@@ -124,16 +125,25 @@ def paired(
 
 
 def compare_all(
-    scores: Mapping[str, Floats], weights: Floats | None = None, **options: float
+    scores: Mapping[str, Floats],
+    weights: Floats | None = None,
+    pairs: Sequence[tuple[str, str]] | None = None,
+    **options: float,
 ) -> dict[tuple[str, str], Comparison]:
-    """Every pair of students, p-values corrected together (Holm); arguments as for `paired`."""
-    names = list(scores)
-    pairs = [(first, second) for index, first in enumerate(names) for second in names[index + 1 :]]
+    """Compare pairs of students, p-values corrected together (Holm).
+
+    Args:
+        scores: Values by student, rows in one order.
+        weights: As for `interval`.
+        pairs: Which to compare; unset takes every pair.
+        options: As for `paired`.
+    """
+    pairs = list(combinations(scores, 2)) if pairs is None else pairs
     results = {pair: paired(scores[pair[0]], scores[pair[1]], weights, **options) for pair in pairs}  # type: ignore[arg-type]
     floor = 0.0
     for rank, pair in enumerate(sorted(pairs, key=lambda pair: results[pair].p_value)):
         floor = max(floor, min(1.0, results[pair].p_value * (len(pairs) - rank)))
-        results[pair] = _with_adjusted(results[pair], floor)
+        results[pair] = replace(results[pair], adjusted=floor)
     return results
 
 
@@ -144,12 +154,6 @@ def detectable_difference(gaps: Floats, weights: Floats | None = None) -> float:
         return float("inf")
     residuals = (table.mean(1) - _score(table, denominators) * denominators) / denominators.mean()
     return float((1.959964 + 0.841621) * residuals.std(ddof=1) / np.sqrt(len(table)))
-
-
-def _with_adjusted(result: Comparison, adjusted: float) -> Comparison:
-    return Comparison(
-        result.difference, result.p_value, adjusted, result.wins, result.ties, result.losses, result.detectable
-    )
 
 
 def _table(values: Floats, weights: Floats | None) -> tuple[Floats, Floats]:

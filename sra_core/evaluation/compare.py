@@ -1,0 +1,308 @@
+"""Two or more runs on the same examples: scores with intervals, paired differences, breakdowns, wins and losses.
+
+Shapes: E examples, S seeds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import combinations, product
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sra_core.errors import EvaluationError
+from sra_core.evaluation.intervals import Comparison, Interval, compare_all, interval
+from sra_core.evaluation.results import METRICS, EvaluatedRun, Metric, ModelScores
+from sra_core.evaluation.scores import AnswerCounts, count_answers
+
+__all__ = ["Breakdown", "Case", "MetricResult", "RunComparison", "compare_runs"]
+
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+BANDS = 4
+
+
+@dataclass(slots=True)
+class MetricResult:
+    """One metric over all systems, on the examples that every one of them was scored on.
+
+    Attributes:
+        metric: Which.
+        scores: Interval by system.
+        pairs: Comparison by (first, second) system; differences are first minus second.
+        examples: Examples shared.
+        missing: Examples that some system was scored on and another was not.
+    """
+
+    metric: Metric
+    scores: dict[str, Interval]
+    pairs: dict[tuple[str, str], Comparison]
+    examples: int
+    missing: int
+
+
+@dataclass(slots=True)
+class Breakdown:
+    """A metric by group: data set or prompt length.
+
+    Attributes:
+        title: What the groups are.
+        metric: Which metric.
+        groups: Interval by group and system.
+    """
+
+    title: str
+    metric: Metric
+    groups: dict[str, dict[str, Interval]]
+
+
+@dataclass(slots=True)
+class Case:
+    """One example with every system's answer.
+
+    Attributes:
+        id, source, prompt, reference: The example.
+        answers: Text by system, of the first seed.
+        scores: ROUGE-L times 100 by system, averaged over seeds.
+        gap: Score of the first student minus that of the one compared with.
+    """
+
+    id: str
+    source: str
+    prompt: str
+    reference: str
+    answers: dict[str, str]
+    scores: dict[str, float]
+    gap: float
+
+
+@dataclass(slots=True)
+class RunComparison:
+    """All that a report shows.
+
+    Attributes:
+        runs: The runs, in the order given.
+        systems: Names of all models compared; students carry their run's name.
+        students: The students among them.
+        pair: The two whose answers are set against each other.
+        metrics: By metric name.
+        breakdowns: By data set and by prompt length.
+        cases: Examples with answers, the largest gaps first.
+        differing: Lineage fields in which the runs differ, with each run's value.
+        answers: What each system's average ROUGE is made of.
+        notes: What a reader should know: what was left out and why.
+    """
+
+    runs: list[EvaluatedRun]
+    systems: list[str]
+    students: list[str]
+    pair: tuple[str, str] | None
+    metrics: dict[str, MetricResult] = field(default_factory=dict)
+    breakdowns: list[Breakdown] = field(default_factory=list)
+    cases: list[Case] = field(default_factory=list)
+    differing: dict[str, list[str]] = field(default_factory=dict)
+    answers: dict[str, AnswerCounts] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Scored:
+    """A metric as arrays over shared examples."""
+
+    ids: list[str]
+    values: dict[str, Floats]
+    weights: Floats
+    missing: int
+
+
+def compare_runs(runs: Sequence[EvaluatedRun], *, resamples: int = 2000, seed: int = 0) -> RunComparison:
+    """Compare finished runs on the examples that they share.
+
+    Teachers and initial students that score the same in every run are shown once.
+
+    Args:
+        runs: One or more; names must differ.
+        resamples: Bootstrap resamples and random swaps.
+        seed: Seed of both.
+
+    Raises:
+        EvaluationError: No run, names that repeat, or no example in common.
+    """
+    if not runs:
+        raise EvaluationError("there is no run to compare", "name at least one evaluation folder")
+    if len({run.name for run in runs}) < len(runs):
+        raise EvaluationError("two runs have the same name", "give each folder a name of its own")
+    systems = _systems(runs)
+    students = [run.name for run in runs]
+    result = RunComparison(list(runs), list(systems), students, _pair(students, systems))
+    for metric in METRICS:
+        scored = _shared(metric.name, systems)
+        if scored is None:
+            continue
+        result.metrics[metric.name] = _metric_result(metric, scored, students, resamples, seed)
+        if metric.name in ("bits_per_byte", "rougeL"):
+            result.breakdowns += _breakdowns(metric, scored, runs[0], resamples, seed)
+    if not result.metrics:
+        raise EvaluationError("the runs have no example in common", "evaluate them on the same test examples")
+    result.cases = _cases(systems, result.pair)
+    result.differing = _differing(runs)
+    result.answers = {
+        name: count_answers(
+            *(scores.answers[column].to_pylist() for column in ("reference", "answer", "finish_reason"))
+        )
+        for name, scores in systems.items()
+        if scores.answers is not None
+    }
+    result.notes = _notes(result)
+    return result
+
+
+def _systems(runs: Sequence[EvaluatedRun]) -> dict[str, ModelScores]:
+    systems: dict[str, ModelScores] = {}
+    for role in ("teacher", "initial"):
+        found = {run.name: run.models[role] for run in runs if role in run.models}
+        alike = all(_same(scores, next(iter(found.values()))) for scores in found.values())
+        for name, scores in list(found.items())[: 1 if alike else None]:
+            systems[role if alike else f"{role} ({name})"] = scores
+    return systems | {run.name: run.models["student"] for run in runs}
+
+
+def _same(one: ModelScores, other: ModelScores) -> bool:
+    for name in ("bits_per_byte", "rougeL"):
+        left, right = one.values(name), other.values(name)
+        if left is None or right is None:
+            if left is not right:
+                return False
+        elif left[0] != right[0] or left[1].shape != right[1].shape or not np.allclose(left[1], right[1], rtol=1e-4):
+            return False
+    return True
+
+
+def _pair(students: list[str], systems: dict[str, ModelScores]) -> tuple[str, str] | None:
+    """The students of the first two runs, or the only student and what it started from."""
+    if len(students) > 1:
+        return students[0], students[1]
+    other = next((name for name in ("initial", "teacher") if name in systems), None)
+    return (students[0], other) if other else None
+
+
+def _shared(metric: str, systems: dict[str, ModelScores]) -> _Scored | None:
+    tables = {name: found for name, scores in systems.items() if (found := scores.values(metric)) is not None}
+    if not tables:
+        return None
+    places = {name: {key: index for index, key in enumerate(ids)} for name, (ids, _, _) in tables.items()}
+    first = next(iter(tables.values()))[0]
+    ids = [key for key in first if all(key in place for place in places.values())]
+    picks = {name: [place[key] for key in ids] for name, place in places.items()}
+    weights = np.stack([table[picks[name]] for name, (_, _, table) in tables.items()])
+    # the same example with another number of bytes is another text: it was cut elsewhere
+    alike = np.flatnonzero((weights == weights[0]).all(0))
+    if not len(alike):
+        return None
+    return _Scored(
+        ids=[ids[index] for index in alike],
+        values={name: values[picks[name]][alike] for name, (_, values, _) in tables.items()},
+        weights=weights[0][alike],
+        missing=len(set().union(*places.values())) - len(alike),
+    )
+
+
+def _metric_result(metric: Metric, scored: _Scored, students: list[str], resamples: int, seed: int) -> MetricResult:
+    """Students against each other, then against where they started and against the teacher."""
+    others = [name for name in reversed(scored.values) if name not in students]
+    own = [name for name in students if name in scored.values]
+    pairs = [*combinations(own, 2), *product(own, others)]
+    return MetricResult(
+        metric=metric,
+        scores={
+            name: interval(values, scored.weights, resamples=resamples, seed=seed)
+            for name, values in scored.values.items()
+        },
+        pairs=compare_all(scored.values, scored.weights, pairs, resamples=resamples, seed=seed),
+        examples=len(scored.ids),
+        missing=scored.missing,
+    )
+
+
+def _breakdowns(metric: Metric, scored: _Scored, run: EvaluatedRun, resamples: int, seed: int) -> list[Breakdown]:
+    facts = _facts(run)
+    sources = [facts.get(key, ("", 0))[0] or "unnamed" for key in scored.ids]
+    lengths = np.array([facts.get(key, ("", 0))[1] for key in scored.ids])
+    found = []
+    for title, groups in (("data set", _by_source(sources)), ("prompt length", _by_length(lengths))):
+        if len(groups) > 1:
+            scores = {
+                f"{group} ({len(part)})": {
+                    name: interval(values[part], scored.weights[part], resamples=resamples, seed=seed)
+                    for name, values in scored.values.items()
+                }
+                for group, part in groups.items()
+            }
+            found.append(Breakdown(title, metric, scores))
+    return found
+
+
+def _by_source(sources: list[str]) -> dict[str, Integers]:
+    return {source: np.flatnonzero(np.array(sources) == source) for source in sorted(set(sources))}
+
+
+def _by_length(lengths: Integers) -> dict[str, Integers]:
+    """Bands that hold about as many examples each."""
+    edges = np.unique(np.quantile(lengths, np.linspace(0, 1, BANDS + 1)[1:], method="higher"))
+    bands = np.searchsorted(edges, lengths)
+    return {f"up to {edge:,} bytes": np.flatnonzero(bands == number) for number, edge in enumerate(edges)}
+
+
+def _facts(run: EvaluatedRun) -> dict[str, tuple[str, int]]:
+    """Source and prompt bytes of each example."""
+    facts: dict[str, tuple[str, int]] = {}
+    for scores in run.models.values():
+        if scores.answers is not None:
+            table = scores.answers.select(["id", "source", "prompt"])
+            facts |= {row["id"]: (row["source"], len(row["prompt"].encode())) for row in table.to_pylist()}
+        if scores.likelihood is not None and "prompt_bytes" in scores.likelihood.column_names:
+            table = scores.likelihood.select(["id", "source", "prompt_bytes"])
+            facts |= {row["id"]: (row["source"], row["prompt_bytes"]) for row in table.to_pylist()}
+    return facts
+
+
+def _cases(systems: dict[str, ModelScores], pair: tuple[str, str] | None) -> list[Case]:
+    tables = {name: scores.answers.to_pylist() for name, scores in systems.items() if scores.answers is not None}
+    cases: dict[str, Case] = {}
+    totals: dict[tuple[str, str], list[float]] = {}
+    for name, rows in tables.items():
+        for row in rows:
+            case = cases.setdefault(
+                row["id"], Case(row["id"], row["source"], row["prompt"], row["reference"], {}, {}, 0.0)
+            )
+            case.answers.setdefault(name, row["answer"])
+            totals.setdefault((row["id"], name), []).append(100 * row["rougeL"])
+    for (key, name), values in totals.items():
+        cases[key].scores[name] = float(np.mean(values))
+    for case in cases.values():
+        if pair and all(name in case.scores for name in pair):
+            case.gap = case.scores[pair[0]] - case.scores[pair[1]]
+    return sorted(cases.values(), key=lambda case: (-abs(case.gap), case.id))
+
+
+def _differing(runs: Sequence[EvaluatedRun]) -> dict[str, list[str]]:
+    names = dict.fromkeys(name for run in runs for name in run.lineage)
+    values = {name: [run.lineage.get(name, "") for run in runs] for name in names}
+    return {name: found for name, found in values.items() if len(set(found)) > 1}
+
+
+def _notes(result: RunComparison) -> list[str]:
+    notes = []
+    for found in result.metrics.values():
+        if found.missing:
+            notes.append(
+                f"{found.metric.title}: compared on the {found.examples} examples that all share; "
+                f"{found.missing} others were scored for some models only, or were cut elsewhere."
+            )
+    for run in result.runs:
+        if leaked := run.counts.get("leaked", 0):
+            excluded = "left out of the scores" if run.counts.get("excluded", 0) else "still in the scores"
+            notes.append(f"{run.name}: {leaked} test examples occur in the training data; they are {excluded}.")
+    return notes
