@@ -113,7 +113,7 @@ def test_the_gate_stops_the_run_before_the_cache(smoke_run: SmokeRun) -> None:
     config = smoke_run.config.model_copy(deep=True)
     config.alignment.gate.max_tokens_per_span = 0.5
     for stage in (stages.prepare, stages.cache):
-        with pytest.raises(AlignmentError, match="max_tokens_per_span 0.5"):
+        with pytest.raises(AlignmentError, match=r"max_tokens_per_span 0\.5"):
             stage(config)
 
 
