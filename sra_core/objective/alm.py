@@ -29,6 +29,8 @@ class AlmObjective(TokenObjective):
     where both tokenizers end a token.
     """
 
+    names = ("alm",)
+
     def distill(self, batch: Batch, student: StudentOutput, own: Side, teacher: Side) -> Mapping[str, Tensor]:
         """The term ``alm``."""
         if batch.teacher_range is None:

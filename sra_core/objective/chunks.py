@@ -20,6 +20,7 @@ from sra_core.objective.head import Head, accurate, product
 __all__ = ["head_loss", "head_map", "slope_by_autograd", "supervised"]
 
 LOGITS_AT_ONCE = 1 << 22  # entries of one chunk of logits: 16 MiB in float32
+ROWS_AT_LEAST = 32  # of a chunk: each chunk passes once over the (V, d) gradient, which must not dominate
 
 Slope = Callable[..., tuple[Tensor, Tensor]]
 """(logits (n, V), extras...) -> values (n,), d values_i / d logits_i (n, V); may overwrite the logits."""
@@ -49,7 +50,7 @@ def head_loss(
         slope: The value of each row and its derivative by the row's logits.
         extras: Tensors of n entries that ``slope`` takes after the logits, cut into the same chunks; constants.
         weights: (n,) weight of each row, constant; unset weighs all 1.
-        chunk: Rows at once; unset picks a number that bounds the logits to 16 MiB.
+        chunk: Rows at once; unset takes as many as 16 MiB of logits hold, at least 32.
     """
     tensors = (rows, head.weight, head.bias)
     needs = [torch.is_grad_enabled() and tensor is not None and tensor.requires_grad for tensor in tensors]
@@ -76,7 +77,7 @@ def head_map(
         head: The head that they go through.
         function: (logits (n, V), extras...) to (n, ...).
         extras: Tensors of n entries, cut into the same chunks.
-        chunk: Rows at once; unset bounds the logits to 16 MiB.
+        chunk: Rows at once; unset takes as many as 16 MiB of logits hold, at least 32.
     """
 
     def piece(part: Tensor, weight: Tensor, bias: Tensor | None, *others: Tensor) -> Tensor:
@@ -94,8 +95,8 @@ def head_map(
 
 
 def rows_at_once(head: Head) -> int:
-    """Rows whose logits fill the bound of one chunk."""
-    return max(1, LOGITS_AT_ONCE // max(1, len(head.weight)))
+    """Rows whose logits fill the bound of one chunk, and never so few that the passes over the head dominate."""
+    return max(ROWS_AT_LEAST, LOGITS_AT_ONCE // max(1, len(head.weight)))
 
 
 def slope_by_autograd(values: Callable[..., Tensor]) -> Slope:
@@ -183,4 +184,5 @@ def _fold(
             by_weight.addmm_(slope.T, rows[part].to(slope.dtype))
         if by_bias is not None:
             by_bias += slope.sum(0)
+        del slope  # before the next chunk's logits are made
     return total, grads

@@ -56,6 +56,7 @@ class DivergenceObjective(TokenObjective):
 
     def __init__(self, config: ObjectiveConfig, context: ObjectiveContext) -> None:
         super().__init__(config, context)
+        self.names = (config.name,)
         if not torch.equal(context.shared_student_ids.cpu(), context.shared_teacher_ids.cpu()):
             raise ConfigError(
                 f"objective {config.name} needs the same tokenizer on both sides",

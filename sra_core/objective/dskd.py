@@ -33,6 +33,8 @@ class DskdObjective(TokenObjective):
     ``student_to_teacher``, KL from the teacher to the carried student.  Each is a mean over supervised positions.
     """
 
+    names = ("teacher_to_student_ce", "teacher_to_student", "student_to_teacher")
+
     def __init__(self, config: ObjectiveConfig, context: ObjectiveContext) -> None:
         super().__init__(config, context)
         narrow, wide, seed = context.student_width, context.teacher_width, context.seed

@@ -37,7 +37,7 @@ def span_logit_kl(
         teacher_head: The teacher's, (V, d_T), in the same order; constant.
         temperature: tau.
         reduction: Over the spans of a text: ``sum`` or ``mean``.
-        chunk: Spans at once; unset bounds the logits of a chunk to 16 MiB.
+        chunk: Spans at once; unset takes as many as 16 MiB of logits hold, at least 32.
         text: (N,) text of each span; unset when all belong to one.
         texts: B; a text without spans contributes 0.
     """
@@ -59,9 +59,10 @@ def kl_slope(teacher_head: Head, temperature: float) -> Slope:
     """Value and slope of the forward KL from the teacher's states, in three buffers of the size of the logits."""
 
     def slope(logits: Tensor, teacher_rows: Tensor) -> tuple[Tensor, Tensor]:
-        log_p = _log_softmax_(teacher_head.logits(teacher_rows).div_(temperature))
-        log_q = _log_softmax_(logits.div_(temperature))
-        p = log_p.exp()
+        scratch = torch.empty_like(logits)
+        log_q, _ = _log_softmax_(logits.div_(temperature), scratch)
+        log_p, total = _log_softmax_(teacher_head.logits(teacher_rows).div_(temperature), scratch)
+        p = scratch.div_(total)
         values = log_p.sub_(log_q).mul_(p).sum(-1)
         return values, log_q.exp_().sub_(p).div_(temperature)
 
@@ -89,13 +90,18 @@ def next_token_loss(final: Tensor, batch: Batch, head: Head, chunk: int | None =
 
 def cross_entropy_slope(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Value and slope of the cross-entropy of each row's target."""
-    log_q = _log_softmax_(logits)
+    log_q, _ = _log_softmax_(logits, torch.empty_like(logits))
     values = -log_q.gather(1, target[:, None])[:, 0]
     slope = log_q.exp_()
     slope.scatter_add_(1, target[:, None], slope.new_full((len(target), 1), -1.0))
     return values, slope
 
 
-def _log_softmax_(logits: Tensor) -> Tensor:
-    """Logarithm of the softmax over the last dimension, in place."""
-    return logits.sub_(logits.logsumexp(-1, keepdim=True))
+def _log_softmax_(logits: Tensor, scratch: Tensor) -> tuple[Tensor, Tensor]:
+    """Logarithm of the softmax over the last dimension, in place.
+
+    Leaves the softmax times its second result (n, 1) in ``scratch``; torch's own would take two more buffers.
+    """
+    logits.sub_(logits.amax(-1, keepdim=True))
+    total = torch.exp(logits, out=scratch).sum(-1, keepdim=True)
+    return logits.sub_(total.log()), total

@@ -32,6 +32,8 @@ class MinedObjective(TokenObjective):
     hard variant).  The mean over the student's supervised positions.
     """
 
+    names = ("mined",)
+
     def __init__(self, config: ObjectiveConfig, context: ObjectiveContext) -> None:
         super().__init__(config, context)
         if context.student_tokens is None or context.teacher_tokens is None:

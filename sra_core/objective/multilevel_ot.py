@@ -36,6 +36,8 @@ class MultiLevelOtObjective(TokenObjective):
     sides of a text, cost ``sum_v |p - q|``, uniform marginals; the mean over texts.
     """
 
+    names = ("absolute", "logarithmic", "sinkhorn")
+
     def distill(self, batch: Batch, student: StudentOutput, own: Side, teacher: Side) -> Mapping[str, Tensor]:
         """The three terms."""
         q = _leading(own, student.head)
@@ -101,6 +103,8 @@ def _leading(side: Side, head: Head) -> Tensor:
 
 
 def _probabilities(logits: Tensor) -> Tensor:
+    if not len(logits):
+        return logits
     return (logits / (logits.std(-1, keepdim=True) + SPREAD_FLOOR)).softmax(-1)
 
 

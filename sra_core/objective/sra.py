@@ -22,6 +22,10 @@ __all__ = ["SftObjective", "SraObjective", "pair_weights"]
 class SftObjective(nn.Module):
     """Cross-entropy alone: terms ``loss`` and ``ce``."""
 
+    def weights(self) -> dict[str, float]:
+        """What each term weighs in the loss."""
+        return {"ce": 1.0}
+
     def forward(self, batch: Batch, student: StudentOutput) -> dict[str, Tensor]:
         """The terms of one batch."""
         ce = next_token_loss(student.final, batch, student.head)

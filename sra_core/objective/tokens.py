@@ -55,8 +55,10 @@ class Side:
 class TokenObjective(nn.Module):
     """``alpha CE + (1 - alpha) sum of the teacher's terms``; a rival implements :meth:`distill`.
 
-    Terms: ``loss``, ``ce``, those of the rival by name, ``spans``.
+    Terms: ``loss``, ``ce``, those of the rival by name (``names``), ``spans``.
     """
+
+    names: tuple[str, ...] = ()
 
     def __init__(self, config: ObjectiveConfig, context: ObjectiveContext) -> None:
         super().__init__()
@@ -76,8 +78,8 @@ class TokenObjective(nn.Module):
         return {"loss": loss, "ce": ce, **terms, "spans": spans}
 
     def weights(self) -> dict[str, float]:
-        """What cross-entropy weighs in the loss; every other term weighs ``1 - alpha``."""
-        return {"ce": self.config.alpha}
+        """What each term weighs in the loss."""
+        return {"ce": self.config.alpha, **dict.fromkeys(self.names, 1 - self.config.alpha)}
 
     def head(self, name: str, device: torch.device) -> Head:
         """A constant head of the teacher on ``device``: moved once, and no part of the student's checkpoints."""

@@ -20,6 +20,8 @@ class UldObjective(TokenObjective):
     Positions are paired in order from the start of the response; the mean over the pairs.
     """
 
+    names = ("uld",)
+
     def distill(self, batch: Batch, student: StudentOutput, own: Side, teacher: Side) -> Mapping[str, Tensor]:
         """The term ``uld``."""
         mine, theirs = paired(own, teacher)

@@ -1,0 +1,100 @@
+"""Numbers that tell why a run goes wrong.  Legend: N spans of the batch, V entries."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cosine_similarity
+
+from sra_core.objective.batch import Batch, ObjectiveContext, StudentOutput
+from sra_core.objective.chunks import supervised
+from sra_core.objective.pooling import pool_batch
+from sra_core.objective.sra import SraObjective
+from sra_core.objective.terms import span_weights
+
+__all__ = ["center_cosines", "gradient_norms", "span_statistics", "weighted_terms"]
+
+
+def weighted_terms(objective: nn.Module, terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What each term adds to the loss; the values sum to ``terms["loss"]``.
+
+    Args:
+        objective: What gave the terms.
+        terms: Its result; terms that only itemise another one (``cosine_*``) and ``spans`` are left out.
+    """
+    weights = objective.weights()
+    return {name: weights[name] * value for name, value in terms.items() if name in weights}
+
+
+def gradient_norms(
+    objective: nn.Module, terms: Mapping[str, Tensor], parameters: Iterable[Tensor]
+) -> dict[str, Tensor]:
+    """Norm of the gradient that each weighted term sends to the student.
+
+    Takes one backward a term through the kept graph, so call it every so many steps, before the loss's own backward.
+    Gradients already stored in the parameters are left alone.
+
+    Args:
+        objective: What gave the terms.
+        terms: Its result, with the graph.
+        parameters: The student's parameters (or any tensors on the way, such as its final states).
+    """
+    wanted = [parameter for parameter in parameters if parameter.requires_grad]
+    norms = {}
+    for name, value in weighted_terms(objective, terms).items():
+        if value.requires_grad:
+            grads = torch.autograd.grad(value, wanted, retain_graph=True, allow_unused=True)
+            squares = [grad.detach().float().square().sum() for grad in grads if grad is not None]
+            norms[name] = torch.stack(squares).sum().sqrt() if squares else value.new_zeros(())
+    return norms
+
+
+@torch.no_grad()
+def center_cosines(objective: nn.Module, batch: Batch, student: StudentOutput) -> dict[str, Tensor]:
+    """Mean cosine of the student's (projected) and the teacher's centres a layer pair, every span alike.
+
+    Taken before and after training it tells whether the student came closer; empty for objectives without projectors.
+    """
+    if not isinstance(objective, SraObjective) or not len(objective.projectors):
+        return {}
+    found = {}
+    for (teacher, own), projector in zip(objective.layers, objective.projectors, strict=True):
+        centers, _ = pool_batch(
+            student.hidden[own],
+            student.weights[own],
+            batch.span_text,
+            batch.span_range,
+            objective.config.weighted_pooling,
+        )
+        cosine = cosine_similarity(projector(centers), batch.teacher[teacher].centers.to(centers.dtype), dim=-1)
+        found[f"center_cosine_{teacher}_{own}"] = cosine.sum() / max(1, len(cosine))
+    return found
+
+
+@torch.no_grad()
+def span_statistics(batch: Batch, context: ObjectiveContext, student_vocabulary: int) -> dict[str, float]:
+    """Shares of what a batch offers that the objective uses.
+
+    Returns:
+        ``spans_per_text``; ``covered_tokens``, the share of supervised tokens inside spans; ``effective_spans``, the
+        share of spans that the loss weights amount to (``1 / sum pi^2`` over K, mean over texts, by the last mapped
+        teacher layer); ``shared_vocabulary``, the share of the student's vocabulary that the logit term compares.
+    """
+    _, target = supervised(batch.labels, batch.attention_mask)
+    inside = (batch.span_range[:, 1] - batch.span_range[:, 0]).sum()
+    counts = torch.bincount(batch.span_text, minlength=batch.texts)
+    effective = 0.0
+    if batch.teacher and int(counts.max()):
+        mass = batch.teacher[max(batch.teacher)].mass
+        pi = span_weights(mass, 1.0, batch.span_text, batch.texts)
+        squares = torch.zeros(batch.texts, dtype=pi.dtype, device=pi.device).index_add(0, batch.span_text, pi.square())
+        filled = counts > 0
+        effective = float((1 / (squares[filled] * counts[filled])).mean())
+    return {
+        "spans_per_text": len(batch.span_text) / max(1, batch.texts),
+        "covered_tokens": float(inside) / max(1, len(target)),
+        "effective_spans": effective,
+        "shared_vocabulary": len(context.shared_student_ids) / student_vocabulary,
+    }

@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+from typing import get_args
+
+import pytest
+import torch
+
+from sra_core.config import ObjectiveConfig
+from sra_core.objective import build_objective, center_cosines, gradient_norms, span_statistics, weighted_terms
+from tests.objective import plain
+from tests.objective.make import make
+
+NAMES = get_args(ObjectiveConfig.model_fields["name"].annotation)
+LAYERS = [(6, 3), (7, 4)]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_weighted_terms_add_up_to_the_loss_for_every_objective(name: str) -> None:
+    world = make(same=name in ("fkl", "rkl", "js", "skl"))
+    objective = build_objective(
+        ObjectiveConfig(name=name, layers=LAYERS, trajectory=0.5, alpha=0.3), world.context
+    ).double()
+    terms = objective(world.batch, world.student)
+    weighted = weighted_terms(objective, terms)
+    torch.testing.assert_close(sum(weighted.values()), terms["loss"])
+    assert "spans" not in weighted
+
+
+def test_gradient_norms_are_those_of_each_term_and_leave_the_backward_alone() -> None:
+    world = make()
+    objective = build_objective(ObjectiveConfig(layers=LAYERS), world.context).double()
+    leaves = list(world.leaves.values())
+    terms = objective(world.batch, world.student)
+    expected = torch.autograd.grad(terms["loss"], leaves, retain_graph=True)
+    norms = gradient_norms(objective, terms, leaves)
+    assert set(norms) == {"ce", "cosine", "geometry", "logit"}
+    for name, norm in norms.items():
+        weight = objective.weights()[name]
+        grads = torch.autograd.grad(weight * terms[name], leaves, retain_graph=True, allow_unused=True)
+        total = sum(grad.square().sum() for grad in grads if grad is not None)
+        assert norm.item() == pytest.approx(total.sqrt().item(), rel=1e-5)
+    terms["loss"].backward()
+    for leaf, grad in zip(leaves, expected, strict=True):
+        torch.testing.assert_close(leaf.grad, grad)
+
+
+def test_center_cosines_are_means_over_spans_of_the_projected_centres() -> None:
+    world = make()
+    objective = build_objective(ObjectiveConfig(layers=LAYERS), world.context).double()
+    found = center_cosines(objective, world.batch, world.student)
+    assert set(found) == {"center_cosine_6_3", "center_cosine_7_4"}
+    batch, student, values = world.batch, world.student, []
+    for row in range(batch.texts):
+        inside = (batch.span_text == row).nonzero()[:, 0]
+        own, _ = plain.pool(student.hidden[4][row], student.weights[4][row], batch.span_range[inside].tolist())
+        projected = own @ objective.projectors[1].weight.T
+        values += [plain.cosine(x, y) for x, y in zip(projected, batch.teacher[7].centers[inside], strict=True)]
+    torch.testing.assert_close(found["center_cosine_7_4"], torch.stack(values).mean().detach())
+    assert center_cosines(build_objective(ObjectiveConfig(name="sft"), world.context), batch, student) == {}
+
+
+def test_training_the_cosine_term_raises_the_cosine() -> None:
+    world = make()
+    config = ObjectiveConfig(layers=LAYERS, alpha=0.0, geometry=0.0, logit=0.0)
+    objective = build_objective(config, world.context).double()
+    before = center_cosines(objective, world.batch, world.student)
+    optimizer = torch.optim.Adam(objective.parameters(), lr=0.05)
+    for _ in range(30):
+        optimizer.zero_grad()
+        objective(world.batch, world.student)["loss"].backward()
+        optimizer.step()
+    after = center_cosines(objective, world.batch, world.student)
+    assert all(after[name] > before[name] + 0.1 for name in before)
+
+
+def test_span_statistics() -> None:
+    world = make(most_spans=(3, 0, 1))
+    batch = world.batch
+    batch.teacher[7].mass = torch.ones(len(batch.span_text), dtype=torch.float64)
+    found = span_statistics(batch, world.context, 26)
+    covered = sum(end - begin for begin, end in batch.span_range.tolist())
+    assert found["spans_per_text"] == pytest.approx(len(batch.span_text) / 3)
+    assert found["covered_tokens"] == pytest.approx(covered / int((batch.labels != -100).sum()))
+    assert found["effective_spans"] == pytest.approx(1.0)
+    assert found["shared_vocabulary"] == pytest.approx(0.5)
+    batch.teacher[7].mass[0] = 1e6
+    assert span_statistics(batch, world.context, 26)["effective_spans"] < 1
+    empty = make(most_spans=(0,))
+    assert span_statistics(empty.batch, empty.context, 26)["effective_spans"] == 0
