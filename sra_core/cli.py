@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 from rich.table import Table
 
-from sra_core.errors import SraError
+from sra_core.errors import ManifestMismatch, ShardError, SraError
 from sra_core.telemetry import quiet_telemetry
 
 if TYPE_CHECKING:
@@ -124,19 +124,23 @@ def config(recipe: Recipe, settings: Settings = None) -> None:
 
 @app.command()
 def verify(recipe: Recipe, settings: Settings = None) -> None:
-    """Read every byte of a run's stage results and compare checksums."""
+    """Read every byte of a run's stage results and compare checksums; a damaged stage mends itself when run again."""
     from sra_core import stages
-    from sra_core.shards.folder import verify as verify_files
 
-    config = _config(recipe, settings)
+    config, damaged = _config(recipe, settings), False
     for name in stages.STAGES:
         try:
-            manifest = stages.result_of(name, config)
-        except SraError as error:
+            manifest = stages.verified(name, config)
+        except ManifestMismatch as error:
             console.print(f"[yellow]{name}[/]  {error.problem}")
-            continue
-        verify_files(Path(manifest.folder), [*manifest.shards, *manifest.files], full=True)
-        console.print(f"[green]{name}[/]  {len(manifest.shards) + len(manifest.files)} files whole  {manifest.folder}")
+        except ShardError as error:
+            damaged = True
+            console.print(f"[red]{name}[/]  {error.problem}\n  -> {error.remedy}")
+        else:
+            files = len(manifest.shards) + len(manifest.files)
+            console.print(f"[green]{name}[/]  {files} files whole  {manifest.folder}")
+    if damaged:
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from sra_core.config import RunConfig, identity
-from sra_core.errors import ManifestMismatch
-from sra_core.shards import SCHEMA_VERSION, Manifest, StageFolder
+from sra_core.errors import ManifestMismatch, ShardError
+from sra_core.shards import SCHEMA_VERSION, Manifest, StageFolder, verify
 from sra_core.watching import Watcher, watched
 
-__all__ = ["STAGES", "cache", "distill", "evaluate", "prepare", "result_of", "run"]
+__all__ = ["STAGES", "cache", "distill", "evaluate", "folder_of", "prepare", "result_of", "run", "verified"]
 
 
 def prepare(config: RunConfig, watch: Watcher | None = None) -> Manifest:
@@ -122,14 +122,38 @@ def result_of(stage: str, config: RunConfig) -> Manifest:
     Raises:
         ManifestMismatch: There is none; names the fields in which the nearest result in the store differs.
     """
+    folder = folder_of(stage, config)
+    manifest = folder.manifest()
+    if manifest is None:
+        raise ManifestMismatch(*folder.missing(f"sra {stage}"))
+    return manifest
+
+
+def folder_of(stage: str, config: RunConfig) -> StageFolder:
+    """The folder that holds, or would hold, the result of a stage under this config."""
     folder = _FOLDERS[stage](config)
     if stage == "cache":
         from sra_core import capture
 
-        folder = capture.find_cache(folder)
-    manifest = folder.manifest()
-    if manifest is None:
-        raise ManifestMismatch(*folder.missing(f"sra {stage}"))
+        return capture.find_cache(folder)
+    return folder
+
+
+def verified(stage: str, config: RunConfig) -> Manifest:
+    """The result of a stage after reading every byte of it.
+
+    A damaged result counts as unfinished from then on: the stage mends it when it is run again.
+
+    Raises:
+        ManifestMismatch: There is none.
+        ShardError: Names the first file that is missing, truncated or changed.
+    """
+    manifest, folder = result_of(stage, config), folder_of(stage, config)
+    try:
+        verify(folder.path, [*manifest.shards, *manifest.files], full=True)
+    except ShardError:
+        folder.reset()
+        raise
     return manifest
 
 
