@@ -13,7 +13,7 @@ Settings are environment variables; each has a default that suits one machine:
     SERVICES_MLFLOW_PORT      5000
     SERVICES_HOME             <store>/services process ids, logs, Prefect's database
     SERVICES_PREFECT_DATABASE                  e.g. postgresql+asyncpg://user:password@host/prefect
-    SERVICES_MLFLOW_DATABASE                   e.g. postgresql://user:password@host/mlflow
+    SERVICES_MLFLOW_DATABASE                   e.g. postgresql+psycopg2://user:password@host/mlflow
     SERVICES_GPU_JOBS         1                jobs at a time in queue ``train``
     SERVICES_CPU_JOBS         2                jobs at a time in queue ``cpu``
 """
@@ -238,16 +238,17 @@ def apply(settings: Settings) -> None:
     Raises:
         ServiceError: The Prefect command line refused something.
     """
-    existing = {pool["name"] for pool in _post(settings, "work_pools/filter")}
-    if POOL not in existing:
+    jobs = settings.gpu_jobs + settings.cpu_jobs
+    if POOL not in {pool["name"] for pool in _post(settings, "work_pools/filter")}:
         _prefect(settings, "work-pool", "create", POOL, "--type", "process")
-    _prefect(settings, "work-pool", "set-concurrency-limit", POOL, str(settings.gpu_jobs + settings.cpu_jobs))
+    _request(settings, "PATCH", f"work_pools/{POOL}", {"concurrency_limit": jobs})
     queues = {queue["name"] for queue in _post(settings, f"work_pools/{POOL}/queues/filter")}
     for name, limit in (("train", settings.gpu_jobs), ("cpu", settings.cpu_jobs)):
+        change = {"concurrency_limit": limit}
         if name in queues:
-            _prefect(settings, "work-queue", "set-concurrency-limit", name, str(limit), "--pool", POOL)
+            _request(settings, "PATCH", f"work_pools/{POOL}/queues/{name}", change)
         else:
-            _prefect(settings, "work-queue", "create", name, "--pool", POOL, "--limit", str(limit))
+            _request(settings, "POST", f"work_pools/{POOL}/queues", {"name": name, **change})
     _prefect(settings, "deploy", "--all", "--prefect-file", str(ROOT / "deploy" / "prefect.yaml"))
     _apply_automations(settings)
 

@@ -1,0 +1,177 @@
+"""`up` starts services that answer, applies the deployments, survives a restart; `down` leaves nothing behind."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from .servers import Stack, command, free_port, new_settings, running_stack, services, until
+
+pytestmark = pytest.mark.integration
+
+
+def _environment(settings: object) -> dict[str, str]:
+    return {
+        "SRA_STORE": str(settings.store),  # type: ignore[attr-defined]
+        "SERVICES_HOME": str(settings.home),  # type: ignore[attr-defined]
+        "SERVICES_PREFECT_PORT": str(settings.prefect_port),  # type: ignore[attr-defined]
+        "SERVICES_MLFLOW_PORT": str(settings.mlflow_port),  # type: ignore[attr-defined]
+    }
+
+
+@pytest.mark.timeout(600)
+def test_up_again_and_down_again(tmp_path: Path) -> None:
+    settings = new_settings(tmp_path)
+    environment = _environment(settings)
+    try:
+        first = command("deploy/services.py", "up", **environment)
+        assert first.returncode == 0, first.stderr
+        assert settings.prefect_url in first.stdout
+        assert settings.mlflow_url in first.stdout
+        stack = Stack(settings)
+        stack.post("/variables/", {"name": "kept", "value": "yes"})
+        pids = {service.name: services.running(service, settings).pid for service in services.services(settings)}
+
+        again = command("deploy/services.py", "up", **environment)
+        assert again.returncode == 0, again.stderr
+        assert {s.name: services.running(s, settings).pid for s in services.services(settings)} == pids
+
+        down = command("deploy/services.py", "down", **environment)
+        assert down.returncode == 0, down.stderr
+        assert not any(psutil.pid_exists(pid) for pid in pids.values())
+        assert command("deploy/services.py", "status", **environment).returncode == 1
+
+        assert command("deploy/services.py", "up", **environment).returncode == 0
+        assert stack.prefect.get("/variables/name/kept").json()["value"] == "yes"
+        assert command("deploy/services.py", "status", **environment).returncode == 0
+    finally:
+        services.down(settings)
+
+
+def test_deployments_queues_and_schedule(stack: Stack) -> None:
+    names = {"prepare": "cpu", "evaluate": "cpu", "cache": "train", "distill": "train", "pipeline": "train"}
+    for name, queue in names.items():
+        deployment = stack.deployment(name)
+        assert (deployment["work_pool_name"], deployment["work_queue_name"]) == ("gpu", queue)
+        assert deployment["enforce_parameter_schema"] is True
+        assert "sra" in deployment["tags"]
+        assert deployment["version"]
+    queues = {queue["name"]: queue for queue in stack.post("/work_pools/gpu/queues/filter")}
+    assert (queues["train"]["concurrency_limit"], queues["cpu"]["concurrency_limit"]) == (1, 2)
+    (schedule,) = stack.deployment("pipeline")["schedules"]
+    assert (schedule["active"], schedule["schedule"]["cron"]) == (False, "0 2 * * *")
+    assert stack.deployment("pipeline")["global_concurrency_limit"]["limit"] == 1
+
+
+def test_automations_keep_the_switch_that_a_person_set(stack: Stack) -> None:
+    def automations() -> dict[str, dict[str, object]]:
+        return {item["name"]: item for item in stack.post("/automations/filter")}
+
+    found = automations()
+    enabled = {name: item["enabled"] for name, item in found.items()}
+    assert enabled == {
+        "evaluate-after-distill": False,
+        "crash-silent-runs": True,
+        "reschedule-crashed-runs": True,
+    }
+    address = f"/automations/{found['crash-silent-runs']['id']}"
+    stack.prefect.patch(address, json={"enabled": False}).raise_for_status()
+    services.apply(stack.settings)
+    assert automations()["crash-silent-runs"]["enabled"] is False
+    stack.prefect.patch(address, json={"enabled": True}).raise_for_status()
+    assert len(automations()) == 3
+
+
+def test_servers_listen_on_loopback_only(stack: Stack) -> None:
+    for name in ("prefect", "mlflow"):
+        process = services.running(stack.service(name), stack.settings)
+        listening = [
+            connection.laddr.ip
+            for member in (process, *process.children(recursive=True))
+            for connection in member.net_connections(kind="tcp")
+            if connection.status == psutil.CONN_LISTEN
+        ]
+        assert listening
+        assert set(listening) == {"127.0.0.1"}
+
+
+def test_a_port_in_use_is_named(tmp_path: Path) -> None:
+    settings = new_settings(tmp_path)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", settings.mlflow_port))
+        taken.listen()
+        done = command("deploy/services.py", "up", **_environment(settings))
+    services.down(settings)
+    assert done.returncode == 1
+    assert "mlflow" in done.stderr
+    assert "address already in use" in done.stderr.lower()
+
+
+@pytest.mark.timeout(600)
+def test_a_password_guards_prefect(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREFECT_SERVER_API_AUTH_STRING", "ann:opensesame")
+    monkeypatch.setenv("PREFECT_API_AUTH_STRING", "ann:opensesame")
+    with running_stack(new_settings(tmp_path)) as stack:
+        assert stack.prefect.post("/flows/filter", json={}).status_code == 401
+        inside = stack.prefect.post("/flows/filter", json={}, auth=("ann", "opensesame"))
+        assert {flow["name"] for flow in inside.json()} >= {"pipeline", "distill"}
+        log = "".join(path.read_text(errors="replace") for path in stack.settings.home.glob("*.log"))
+        assert "opensesame" not in log
+
+
+@pytest.fixture
+def postgres(tmp_path: Path) -> Iterator[str]:
+    """A real PostgreSQL with databases prefect and mlflow; yields HOST:PORT."""
+    if shutil.which("initdb") is None or shutil.which("postgres") is None:
+        pytest.skip("no PostgreSQL on this machine; Debian's package is `postgresql`")
+    folder, port = tmp_path / "pg", free_port()
+    run = ["runuser", "-u", "postgres", "--"] if os.getuid() == 0 else []
+    folder.mkdir()
+    for parent in (folder, *folder.parents):
+        if parent.stat().st_uid == os.getuid() and os.getuid() == 0 and parent.is_relative_to("/tmp"):
+            parent.chmod(0o755)
+    if os.getuid() == 0:
+        shutil.chown(folder, "postgres")
+    subprocess.run([*run, "initdb", "--username=sra", "--auth=trust", folder / "data"], check=True, capture_output=True)
+    options = ["-D", str(folder / "data"), "-p", str(port), "-c", "listen_addresses=127.0.0.1", "-k", str(folder)]
+    server = subprocess.Popen([*run, "postgres", *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    until(lambda: _listens(port), 30, "PostgreSQL")
+    for name in ("prefect", "mlflow"):
+        create = ["createdb", "-h", "127.0.0.1", "-p", str(port), "-U", "sra", name]
+        until(lambda create=create: subprocess.run(create, capture_output=True).returncode == 0, 20, name)  # type: ignore[misc]
+    yield f"127.0.0.1:{port}"
+    for member in psutil.Process(server.pid).children() or [psutil.Process(server.pid)]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            member.send_signal(signal.SIGINT)
+    server.wait(20)
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+@pytest.mark.timeout(600)
+def test_postgresql_by_setting(tmp_path: Path, postgres: str) -> None:
+    settings = new_settings(
+        tmp_path,
+        prefect_database=f"postgresql+asyncpg://sra@{postgres}/prefect",
+        mlflow_database=f"postgresql+psycopg2://sra@{postgres}/mlflow",
+    )
+    with running_stack(settings) as stack:
+        assert stack.deployment("pipeline")["name"] == "pipeline"
+        created = stack.mlflow.post("/experiments/create", json={"name": "on-postgres"})
+        assert created.status_code == 200, created.text
+        assert httpx.get(f"{settings.mlflow_url}/health").text == "OK"
+    assert not (settings.home / "prefect.db").exists()
+    assert not (settings.store / "mlflow.db").exists()
