@@ -62,9 +62,22 @@ def prepare(recipe: Recipe, settings: Settings = None) -> None:
 
 
 @app.command()
-def cache(recipe: Recipe, settings: Settings = None) -> None:
+def cache(
+    recipe: Recipe,
+    settings: Settings = None,
+    check: Annotated[
+        int, typer.Option(min=0, help="Compare this many random examples of the cache with the live teacher.")
+    ] = 0,
+) -> None:
     """Capture the teacher's span centres."""
     _stage("cache", recipe, settings)
+    if check:
+        from sra_core.fidelity import check_cache
+
+        config = _config(recipe, settings)
+        fidelity = check_cache(config, check)
+        console.print(fidelity.table())
+        fidelity.require(config)
 
 
 @app.command()

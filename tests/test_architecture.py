@@ -16,7 +16,7 @@ ROOT = Path(sra_core.__file__).parent
 
 ROOMS = """
 errors config telemetry redaction outbox figures shards watching recipes corpus alignment objective models evaluation
-preparation capture training distillation scoring stages tracking doctor cli
+preparation capture training distillation scoring stages fidelity planning tracking doctor cli
 """.split()
 """A room imports only rooms that stand before it."""
 

@@ -13,7 +13,6 @@ from sra_core.config import ModelRef, RunConfig
 from sra_core.models import layer_count, lm_head, load_tokenizer, resolve_layer
 from sra_core.objective import ObjectiveContext, teacher_needs
 from sra_core.preparation import STUDENT_TOKENIZER, TEACHER_TOKENIZER
-from sra_core.shards import PreparedSet
 from sra_core.training.data import DistillData
 
 __all__ = ["distill_data", "objective_context"]
@@ -51,13 +50,13 @@ def objective_context(config: RunConfig, prepared: Path, teacher: Path | None, s
     return context
 
 
-def distill_data(config: RunConfig, prepared: PreparedSet, teacher: Any, layers: int, pad_id: int) -> DistillData:
+def distill_data(config: RunConfig, prepared: Any, teacher: Any, layers: int, pad_id: int) -> DistillData:
     """Batches with what the objective reads, whatever else the cache holds.
 
     Args:
         config: The run config.
-        prepared: The training examples.
-        teacher: The cache of the same examples, None for objectives without a teacher.
+        prepared: The training examples: a `PreparedSet` or what reads like one.
+        teacher: The cache of the same examples (a `TeacherSet` or alike), None for objectives without a teacher.
         layers: Number of the teacher's layers.
         pad_id: Token that fills up short texts.
     """
