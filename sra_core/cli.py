@@ -62,6 +62,12 @@ def prepare(recipe: Recipe, settings: Settings = None) -> None:
 
 
 @app.command()
+def adapt(recipe: Recipe, settings: Settings = None) -> None:
+    """Fine-tune the teacher on the corpus before it is captured (where `adapt.enabled` is set)."""
+    _stage("adapt", recipe, settings)
+
+
+@app.command()
 def cache(
     recipe: Recipe,
     settings: Settings = None,

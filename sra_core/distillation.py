@@ -2,21 +2,38 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sra_core.config import ModelRef, RunConfig, identity
+from sra_core.config import ModelRef, RunConfig, TeacherConfig, TrainingConfig, identity
 from sra_core.models import build_student, load_tokenizer, model_identity
 from sra_core.preparation import STUDENT_TOKENIZER
 from sra_core.shards import SCHEMA_VERSION, Manifest, PreparedSet, StageFolder
 from sra_core.watching import Watcher
 
-__all__ = ["STUDENT", "distill_identity", "distill_student", "initial_student"]
+if TYPE_CHECKING:
+    from sra_core.training import Job
+
+__all__ = [
+    "ADAPTER",
+    "LAST",
+    "STUDENT",
+    "distill_identity",
+    "distill_student",
+    "initial_student",
+    "join_training",
+    "joins",
+]
 
 STUDENT = "student"
 """Subfolder of the result that holds the trained student."""
+LAST = "last"
+"""Subfolder of the weights of the last step, where they are kept."""
+ADAPTER = "adapter"
+"""Subfolder of the adapter that was merged into the student, where it is kept."""
 _WORK = "work"
 _SAMPLE = 32
 
@@ -47,7 +64,9 @@ def initial_student(config: RunConfig, prepared: Manifest) -> tuple[Any, Any]:
     return build_student(config, tokenizer, sample), tokenizer
 
 
-def distill_student(config: RunConfig, upstream: Sequence[Manifest], folder: StageFolder, watch: Watcher) -> Manifest:
+def distill_student(
+    config: RunConfig, upstream: Sequence[Manifest], folder: StageFolder, watch: Watcher, teacher: TeacherConfig
+) -> Manifest:
     """Train in processes of their own, export the result, write the manifest and drop the scratch files.
 
     Args:
@@ -55,29 +74,72 @@ def distill_student(config: RunConfig, upstream: Sequence[Manifest], folder: Sta
         upstream: Results that training reads.
         folder: Where the student goes; its lock is held.
         watch: Told of progress.
+        teacher: The teacher as it is captured: adapted to the corpus, where the config asks for it.
 
     Raises:
         TrainingError: Training stopped; its checkpoints stay for the next try.
     """
-    from sra_core.training import Job, export_student, launch
+    from sra_core.training import Job, launch, quiet_libraries
 
+    quiet_libraries()
     results = {manifest.stage: Path(manifest.folder) for manifest in upstream}
     prepared = next(manifest for manifest in upstream if manifest.stage == "prepare")
     work = folder.path / _WORK
     job = Job(config, results["prepare"], results.get("cache"), work / "initial", work)
-    _save_initial(config, prepared, job.initial)
+    _save_initial(config.model_copy(update={"teacher": teacher}), prepared, job.initial)
     result = launch(job, watch)
-    tokenizer = load_tokenizer(ModelRef(source=str(results["prepare"] / STUDENT_TOKENIZER)))
-    export_student(config.distill, job.initial, job.best, tokenizer, folder.path / STUDENT)
+    written = _export(job, upstream, result, folder.path)
     shutil.copyfile(job.history, folder.path / "history.jsonl")
     manifest = folder.commit(
         upstream=upstream,
-        files=[*folder.entries(STUDENT), folder.entry("history.jsonl")],
-        counts={"steps": int(result["steps"]), "tokens": int(result["tokens"])},
+        files=[entry for name in written for entry in folder.entries(name)] + [folder.entry("history.jsonl")],
+        counts={name: int(result[name]) for name in ("steps", "tokens", "skipped")},
         metrics={f"distill/{name}": float(value) for name, value in result.items() if value is not None},
     )
     folder.remove(_WORK)
     return manifest
+
+
+def joins(training: TrainingConfig) -> bool:
+    """Whether this process is one of those that torchrun started, and not the first: that one runs the stage."""
+    from sra_core.training.hosts import external_rank
+
+    return external_rank(training) > 0
+
+
+def join_training(training: TrainingConfig, folder: StageFolder) -> None:
+    """Train beside the first process, which makes the job and holds the lock of the stage's folder.
+
+    Args:
+        training: How to train.
+        folder: The stage's folder.
+
+    Raises:
+        TrainingError: This process failed.
+    """
+    from sra_core.training import external_rank, join
+
+    work = folder.path / _WORK
+    work.mkdir(parents=True, exist_ok=True)
+    join(work / "job.json", folder.manifest_path, work / f"worker-{external_rank(training)}.log")
+
+
+def _export(job: Job, upstream: Sequence[Manifest], result: Mapping[str, Any], folder: Path) -> list[str]:
+    """Write the student, and what else the config keeps; returns the subfolders."""
+    from sra_core.training import KeptWeights, export_model, model_card
+
+    training = job.config.distill
+    weights = KeptWeights(job.weights, rank=0)
+    tokenizer = load_tokenizer(ModelRef(source=str(job.prepared / STUDENT_TOKENIZER)))
+    history = [json.loads(line) for line in job.history.read_text().splitlines()]
+    card = model_card(job.config, upstream, result, history)
+    adapter = folder / ADAPTER if training.keep_adapter and training.lora else None
+    best = weights.path(int(result["best_step"]))
+    export_model(training, job.initial, best, tokenizer, folder / STUDENT, adapter=adapter, card=card)
+    if training.keep_last:
+        last = weights.path(int(result["steps"]))
+        export_model(training, job.initial, last, tokenizer, folder / LAST, card=card)
+    return [STUDENT, *([ADAPTER] if adapter else []), *([LAST] if training.keep_last else [])]
 
 
 def _save_initial(config: RunConfig, prepared: Manifest, path: Path) -> None:

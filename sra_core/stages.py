@@ -1,4 +1,4 @@
-"""The whole story: prepare -> cache -> distill -> evaluate, each a plain function from a config to a manifest.
+"""The whole story: prepare -> (adapt) -> cache -> distill -> evaluate, each a plain function from a config to a manifest.
 
 A stage returns at once if its result is there and whole; else it keeps the finished pieces and does the rest. It finds
 the results that it builds on by their fingerprints and says what to run if one is missing.
@@ -12,11 +12,23 @@ from pathlib import Path
 from typing import Any
 
 from sra_core.config import RunConfig, identity
-from sra_core.errors import ManifestMismatch, ShardError
+from sra_core.errors import ConfigError, ManifestMismatch, ShardError
 from sra_core.shards import SCHEMA_VERSION, Manifest, StageFolder, verify
 from sra_core.watching import Watcher, watched
 
-__all__ = ["STAGES", "cache", "distill", "evaluate", "folder_of", "prepare", "result_of", "run", "verified"]
+__all__ = [
+    "STAGES",
+    "adapt",
+    "cache",
+    "distill",
+    "evaluate",
+    "folder_of",
+    "needed",
+    "prepare",
+    "result_of",
+    "run",
+    "verified",
+]
 
 
 def prepare(config: RunConfig, watch: Watcher | None = None) -> Manifest:
@@ -40,6 +52,30 @@ def prepare(config: RunConfig, watch: Watcher | None = None) -> Manifest:
     return _once(folder, config, watch, (), "tokenize both sides and map spans", work, check)
 
 
+def adapt(config: RunConfig, watch: Watcher | None = None) -> Manifest:
+    """Fine-tune the teacher on the training examples; the cache, the student's start and the scores then read it.
+
+    Raises:
+        ConfigError: The config does not ask for it.
+        ManifestMismatch: The prepared examples of this config are missing.
+        TrainingError: Training stopped; running again resumes from the last checkpoint.
+    """
+    from sra_core import adaptation, distillation
+
+    if not config.adapt.enabled:
+        raise ConfigError("the teacher is not to be adapted", "set adapt.enabled")
+    prepared = result_of("prepare", config)
+    folder = _adapt_folder(config)
+    if distillation.joins(config.adapt):
+        distillation.join_training(config.adapt, folder)
+    watch = watch or Watcher()
+
+    def work() -> Manifest:
+        return adaptation.adapt_teacher(config, prepared, folder, watch)
+
+    return _once(folder, config, watch, (prepared,), "fine-tune the teacher on the corpus", work)
+
+
 def cache(config: RunConfig, watch: Watcher | None = None) -> Manifest:
     """Run the teacher once over the training examples and keep its span centres, masses and shared LM head rows.
 
@@ -56,7 +92,7 @@ def cache(config: RunConfig, watch: Watcher | None = None) -> Manifest:
     watch = watch or Watcher()
 
     def work() -> Manifest:
-        return capture.capture_teacher(config, prepared, folder, watch)
+        return capture.capture_teacher(_adapted(config), prepared, folder, watch)
 
     plan = f"capture layers {folder.identity['holds']['layers']} of {prepared.rows('train')} examples"
     return _once(folder, config, watch, (prepared,), plan, work, shared=True)
@@ -73,10 +109,12 @@ def distill(config: RunConfig, watch: Watcher | None = None) -> Manifest:
 
     upstream = [result_of(stage, config) for stage in _distill_reads(config)]
     folder = _distill_folder(config)
+    if distillation.joins(config.distill):
+        distillation.join_training(config.distill, folder)
     watch = watch or Watcher()
 
     def work() -> Manifest:
-        return distillation.distill_student(config, upstream, folder, watch)
+        return distillation.distill_student(config, upstream, folder, watch, _adapted(config).teacher)
 
     return _once(folder, config, watch, upstream, f"train with objective {config.objective.name}", work)
 
@@ -95,7 +133,7 @@ def evaluate(config: RunConfig, watch: Watcher | None = None) -> Manifest:
     watch = watch or Watcher()
 
     def work() -> Manifest:
-        return scoring.score_student(config, upstream, folder, watch)
+        return scoring.score_student(_adapted(config), upstream, folder, watch)
 
     manifest = _once(folder, config, watch, upstream, "score held-out examples", work)
     watch.markdown("summary", (Path(manifest.folder) / "summary.md").read_text())
@@ -104,16 +142,22 @@ def evaluate(config: RunConfig, watch: Watcher | None = None) -> Manifest:
 
 def run(config: RunConfig, watch: Watcher | None = None) -> dict[str, Manifest]:
     """All stages that the config needs, in order; returns their manifests by stage."""
-    stages = [name for name in STAGES if name != "cache" or "cache" in _distill_reads(config)]
-    return {name: STAGES[name](config, watch) for name in stages}
+    return {name: STAGES[name](config, watch) for name in needed(config)}
 
 
 STAGES: dict[str, Callable[..., Manifest]] = {
     "prepare": prepare,
+    "adapt": adapt,
     "cache": cache,
     "distill": distill,
     "evaluate": evaluate,
 }
+
+
+def needed(config: RunConfig) -> list[str]:
+    """Names of the stages that the config needs, in order."""
+    wanted = {*_distill_reads(config), *(["adapt"] if config.adapt.enabled else []), "distill", "evaluate"}
+    return [name for name in STAGES if name in wanted]
 
 
 def result_of(stage: str, config: RunConfig) -> Manifest:
@@ -192,19 +236,33 @@ def _prepare_folder(config: RunConfig) -> StageFolder:
     return StageFolder(config.store, "prepare", preparation.prepare_identity(config))
 
 
+def _adapt_folder(config: RunConfig) -> StageFolder:
+    from sra_core import adaptation
+
+    return StageFolder(config.store, "adapt", adaptation.adapt_identity(config, _prepare_folder(config).fingerprint))
+
+
+def _adapted(config: RunConfig) -> RunConfig:
+    """The config with the adapted teacher in the teacher's place, where there is to be one."""
+    from sra_core import adaptation
+
+    return adaptation.with_adapted_teacher(config, result_of("adapt", config)) if config.adapt.enabled else config
+
+
 def _cache_folder(config: RunConfig) -> StageFolder:
     from sra_core import capture
     from sra_core.models import model_identity
 
     prepared = _prepare_folder(config).identity
-    return StageFolder(config.store, "cache", capture.cache_identity(config, prepared, model_identity(config.teacher)))
+    teacher = model_identity(_adapted(config).teacher)
+    return StageFolder(config.store, "cache", capture.cache_identity(config, prepared, teacher))
 
 
 def _distill_folder(config: RunConfig) -> StageFolder:
     from sra_core import distillation
 
     reads = {stage: _FOLDERS[stage](config).fingerprint for stage in _distill_reads(config)}
-    return StageFolder(config.store, "distill", distillation.distill_identity(config, reads))
+    return StageFolder(config.store, "distill", distillation.distill_identity(_adapted(config), reads))
 
 
 def _evaluate_folder(config: RunConfig) -> StageFolder:
@@ -212,6 +270,7 @@ def _evaluate_folder(config: RunConfig) -> StageFolder:
         "schema": SCHEMA_VERSION,
         "students": _distill_folder(config).fingerprint,
         "evaluate": identity(config.evaluate),
+        **({"adapted": _adapt_folder(config).fingerprint} if config.adapt.enabled else {}),
     }
     return StageFolder(config.store, "evaluate", made)
 
@@ -222,6 +281,7 @@ def _distill_reads(config: RunConfig) -> tuple[str, ...]:
 
 _FOLDERS: dict[str, Callable[[RunConfig], StageFolder]] = {
     "prepare": _prepare_folder,
+    "adapt": _adapt_folder,
     "cache": _cache_folder,
     "distill": _distill_folder,
     "evaluate": _evaluate_folder,

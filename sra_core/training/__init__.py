@@ -1,23 +1,33 @@
-"""Training of the student under DeepSpeed: data order, loop, checkpoints, processes."""
+"""Training of a model under DeepSpeed: data order, loop, guards, checkpoints, processes, export."""
 
 from sra_core.training.adapters import adapter_targets, add_adapters
+from sra_core.training.card import model_card
 from sra_core.training.checkpoints import Checkpoints, Progress
 from sra_core.training.data import DistillData, Order
-from sra_core.training.export import export_student
+from sra_core.training.export import export_model
+from sra_core.training.hosts import external_rank
 from sra_core.training.job import Job
-from sra_core.training.launcher import launch
+from sra_core.training.launcher import join, launch
+from sra_core.training.runtime import deepspeed_settings, quiet_libraries
 from sra_core.training.schedule import learning_rate, total_steps
+from sra_core.training.weights import KeptWeights
 
 __all__ = [
     "Checkpoints",
     "DistillData",
     "Job",
+    "KeptWeights",
     "Order",
     "Progress",
     "adapter_targets",
     "add_adapters",
-    "export_student",
+    "deepspeed_settings",
+    "export_model",
+    "external_rank",
+    "join",
     "launch",
     "learning_rate",
+    "model_card",
+    "quiet_libraries",
     "total_steps",
 ]

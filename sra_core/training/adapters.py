@@ -1,37 +1,49 @@
-"""Low-rank adapters on the student (peft), with the paper's targets by architecture."""
+"""Low-rank adapters on a model (peft), with the paper's targets by architecture."""
 
 from __future__ import annotations
 
 from typing import Any
+
+import torch
 
 from sra_core.config import LoraConfig
 from sra_core.errors import ConfigError
 
 __all__ = ["adapter_targets", "add_adapters"]
 
-_TARGETS = {"gpt2": ["c_attn", "c_proj", "c_fc"], "gpt_neox": ["query_key_value"], "phi3": ["qkv_proj"]}
-_USUAL = ["q_proj", "k_proj", "v_proj"]
+_USUAL = ("q_proj", "k_proj", "v_proj")
+_TARGETS = {
+    "gpt2": ("c_attn", "c_proj", "c_fc"),
+    "gpt_neox": ("query_key_value",),
+    "bloom": ("query_key_value",),
+    "falcon": ("query_key_value",),
+    "phi3": ("qkv_proj",),
+}
+"""Paper section 5: the attention's q, k and v; all linear maps of GPT-2. Others by their names for these."""
 
 
 def adapter_targets(config: LoraConfig, model: Any) -> list[str]:
     """Names of the modules that get an adapter.
 
     Raises:
-        ConfigError: The model has no module of such a name.
+        ConfigError: The model has no module of such a name, or one of them is the LM head.
     """
-    targets = config.targets or _TARGETS.get(model.config.model_type, _USUAL)
-    names = {name.rpartition(".")[2] for name, _ in model.named_modules()}
-    missing = [target for target in targets if target not in names]
+    targets = list(config.targets or _TARGETS.get(model.config.model_type, _USUAL))
+    names = {name.rpartition(".")[2] for name, module in model.named_modules() if hasattr(module, "weight")}
+    head = {
+        name.rpartition(".")[2] for name, module in model.named_modules() if module is model.get_output_embeddings()
+    }
+    missing = [target for target in targets if target not in names - head]
     if missing:
         raise ConfigError(
-            f"distill.lora.targets: {type(model).__name__} has no module named {', '.join(missing)}",
-            f"choose from {', '.join(sorted(name for name in names if name and not name.isdigit()))}",
+            f"lora.targets: {type(model).__name__} has no module named {', '.join(missing)} that can be adapted",
+            f"choose from {', '.join(sorted(name for name in names - head if name and not name.isdigit()))}",
         )
     return targets
 
 
-def add_adapters(config: LoraConfig, model: Any) -> Any:
-    """The model wrapped by trainable adapters; its own weights are frozen."""
+def add_adapters(config: LoraConfig, model: Any, seed: int = 0) -> Any:
+    """The model wrapped by trainable adapters, whose start depends on the seed alone; its own weights are frozen."""
     import peft
 
     settings = peft.LoraConfig(
@@ -42,4 +54,6 @@ def add_adapters(config: LoraConfig, model: Any) -> Any:
         fan_in_fan_out=model.config.model_type == "gpt2",
         task_type="CAUSAL_LM",
     )
-    return peft.get_peft_model(model, settings)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return peft.get_peft_model(model, settings)

@@ -15,6 +15,7 @@ import torch
 
 from sra_core.errors import StorageError, TrainingError
 from sra_core.shards import atomic_write, file_digest
+from sra_core.training.guards import is_out_of_memory
 
 __all__ = ["Checkpoints", "Progress"]
 
@@ -32,8 +33,11 @@ class Progress:
         best: Lowest held-out bits per byte so far.
         best_step: Step that reached it.
         stale: Validations since then.
-        tokens: Student tokens seen.
+        tokens: Tokens that this process has seen.
         seconds: Training time so far.
+        skipped: Steps that were not taken because a loss or gradient was not finite.
+        spiked: Losses far above the usual one.
+        spikes: State of the `SpikeWatch`.
     """
 
     world: int
@@ -43,6 +47,9 @@ class Progress:
     stale: int = 0
     tokens: int = 0
     seconds: float = 0.0
+    skipped: int = 0
+    spiked: int = 0
+    spikes: tuple[float, float, int] = (0.0, 0.0, 0)
     random: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -77,18 +84,26 @@ class Checkpoints:
         try:
             engine.save_checkpoint(str(partial), tag=_TAG, client_state={"progress": asdict(progress)})
         except (OSError, RuntimeError) as error:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise StorageError(
-                f"cannot save a checkpoint at step {progress.step} in {self._folder}: {error}",
-                "free space and run again: training resumes from the checkpoint before",
-            ) from error
+            if is_out_of_memory(error):
+                raise
+            raise self._no_checkpoint(partial, progress.step, error) from error
         dist.barrier()
         if self._rank == 0:
-            self._publish(partial, progress.step)
+            try:
+                self._publish(partial, progress.step)
+            except OSError as error:
+                raise self._no_checkpoint(partial, progress.step, error) from error
         dist.barrier()
 
+    def _no_checkpoint(self, partial: Path, step: int, error: Exception) -> StorageError:
+        shutil.rmtree(partial, ignore_errors=True)
+        return StorageError(
+            f"cannot save a checkpoint at step {step} in {self._folder} (no space left?): {str(error).splitlines()[0]}",
+            "free space and run again: training resumes from the checkpoint before, which is whole",
+        )
+
     def load(self, engine: Any) -> tuple[Progress | None, list[str]]:
-        """Restore the newest checkpoint that is whole.
+        """Restore the newest checkpoint that is whole; damaged ones and unfinished ones are removed.
 
         Returns:
             Its progress, or None if there is none, and a line for each damaged checkpoint that was passed over.
@@ -96,13 +111,20 @@ class Checkpoints:
         Raises:
             TrainingError: The checkpoint was written by another number of processes.
         """
-        damaged = []
+        found = gather(self._newest_whole() if self._rank == 0 else None)[0]  # every process takes the same one
+        path, damaged = found
+        return (self._restore(engine, path) if path else None), damaged
+
+    def _newest_whole(self) -> tuple[Path | None, list[str]]:
+        for unfinished in self._folder.glob(".step-*"):
+            shutil.rmtree(unfinished)
+        damaged: list[str] = []
         for path in self._newest_first():
             problem = damage(path)
-            if problem:
-                damaged.append(f"checkpoint {path.name} is damaged ({problem}); falling back to the one before")
-                continue
-            return self._restore(engine, path), damaged
+            if problem is None:
+                return path, damaged
+            damaged.append(f"WARNING: checkpoint {path.name} is damaged ({problem}); falling back to the one before")
+            shutil.rmtree(path)
         return None, damaged
 
     def _restore(self, engine: Any, path: Path) -> Progress:
@@ -111,7 +133,7 @@ class Checkpoints:
         if world != now:
             raise TrainingError(
                 f"{path} was written by {world} processes and cannot be resumed by {now}",
-                f"set distill.processes to {world}, or delete {path.parent} to train from the start",
+                f"train with {world} processes again, or delete {path.parent} to train from the start",
             )
         _, state = engine.load_checkpoint(str(path), tag=_TAG)
         progress = Progress(**state["progress"])

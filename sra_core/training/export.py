@@ -8,46 +8,92 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GenerationConfig
 
-from sra_core.config import DistillConfig
-from sra_core.errors import TrainingError
+from sra_core.config import TrainingConfig
+from sra_core.errors import StorageError, TrainingError
 from sra_core.training.adapters import add_adapters
 
-__all__ = ["export_student"]
+__all__ = ["export_model"]
 
 
-def export_student(config: DistillConfig, initial: Path, trained: Path, tokenizer: Any, folder: Path) -> None:
-    """Put trained parameters into the initial student and save model, tokenizer and generation config.
+def export_model(
+    config: TrainingConfig,
+    initial: Path,
+    trained: Path,
+    tokenizer: Any,
+    folder: Path,
+    *,
+    adapter: Path | None = None,
+    merged: bool = True,
+    card: str | None = None,
+) -> None:
+    """Put trained parameters into the initial model and save model, tokenizer and generation config.
 
-    Adapters are merged. The folder appears whole or not at all.
+    Folders appear whole or not at all.
 
     Args:
         config: Tells precision and adapters.
-        initial: Hugging Face folder of the student before training.
+        initial: Hugging Face folder of the model before training.
         trained: Safetensors file of the trained parameters.
-        tokenizer: The student's tokenizer.
-        folder: Where the student goes.
+        tokenizer: The model's tokenizer; its chat template goes with it.
+        folder: Where the model goes, adapters merged.
+        adapter: Where the adapter alone goes (a peft folder); unset keeps none.
+        merged: Write ``folder``; off writes the adapter alone.
+        card: Text of the model card.
 
     Raises:
-        TrainingError: The trained parameters are not those of this student.
+        TrainingError: The trained parameters are not those of this model.
+        StorageError: The disk is full.
     """
     model: Any = AutoModelForCausalLM.from_pretrained(initial, dtype=torch.float32)
     if config.lora:
         model = add_adapters(config.lora, model)
+    _load(model, trained)
+    try:
+        if adapter is not None and config.lora:
+            _save(adapter, model, tokenizer=None, card=None)
+        if merged:
+            plain = model.merge_and_unload() if config.lora else model
+            plain.generation_config = _generation_config(initial, tokenizer)
+            _save(folder, plain.to(getattr(torch, config.precision)), tokenizer, card)
+    except OSError as error:
+        raise StorageError(
+            f"cannot write the model to {folder.parent}: {error}", "free space and run again: training is not repeated"
+        ) from error
+
+
+def _load(model: Any, trained: Path) -> None:
     tensors = load_file(trained)
-    wanted = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    if wanted != set(tensors):
-        odd = sorted(wanted ^ set(tensors))
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters() if p.requires_grad}
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if shapes != found:
+        odd = sorted(name for name in {*shapes, *found} if shapes.get(name) != found.get(name))
         raise TrainingError(
-            f"{trained} does not fit the student: {', '.join(odd[:5])}", f"delete {trained.parent} and distill again"
+            f"{trained} does not fit the model: {', '.join(odd[:5])}", f"delete {trained.parent} and train again"
         )
     model.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, strict=False)
-    if config.lora:
-        model = model.merge_and_unload()
+
+
+def _generation_config(initial: Path, tokenizer: Any) -> GenerationConfig:
+    """The initial model's, with the tokenizer's special tokens: what `generate` stops at and pads with."""
+    try:
+        kept = GenerationConfig.from_pretrained(initial)
+    except OSError:
+        kept = GenerationConfig()
+    for role in ("bos", "eos", "pad"):
+        if getattr(kept, f"{role}_token_id") is None:
+            setattr(kept, f"{role}_token_id", getattr(tokenizer, f"{role}_token_id"))
+    return kept
+
+
+def _save(folder: Path, model: Any, tokenizer: Any, card: str | None) -> None:
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    model.to(getattr(torch, config.precision)).save_pretrained(partial)
-    tokenizer.save_pretrained(partial)
+    model.save_pretrained(partial)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(partial)
+    if card is not None:
+        (partial / "README.md").write_text(card)
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)

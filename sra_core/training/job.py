@@ -6,9 +6,9 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from sra_core.config import RunConfig
+from sra_core.config import AdaptConfig, ObjectiveConfig, RunConfig, TrainingConfig
 from sra_core.shards import atomic_write
 
 __all__ = ["Events", "History", "Job", "read_events"]
@@ -22,8 +22,11 @@ class Job:
         config: The run config.
         prepared: Folder of the prepared stage's result.
         teacher: Folder of the cache stage's result; None for objectives without a teacher.
-        initial: Folder of the student before training.
+        initial: Folder of the model before training.
         folder: Where checkpoints, events and the best weights go.
+        part: Whose training it is: the student's (`distill`) or the teacher's on the corpus (`adapt`).
+        micro_batch: Examples in one forward; 0 takes what the config says.
+        session: Which start of several processes the job belongs to, where they were started from outside.
     """
 
     config: RunConfig
@@ -31,15 +34,54 @@ class Job:
     teacher: Path | None
     initial: Path
     folder: Path
+    part: Literal["distill", "adapt"] = "distill"
+    micro_batch: int = 0
+    session: str = ""
+
+    @property
+    def training(self) -> TrainingConfig:
+        """How to train."""
+        return self.config.adapt if self.part == "adapt" else self.config.distill
+
+    @property
+    def objective(self) -> ObjectiveConfig:
+        """What to minimise: cross-entropy alone when the teacher is adapted."""
+        return ObjectiveConfig(name="sft") if self.part == "adapt" else self.config.objective
+
+    @property
+    def side(self) -> Literal["teacher", "student"]:
+        """Whose tokens are read."""
+        return "teacher" if self.part == "adapt" else "student"
+
+    @property
+    def projector_rate(self) -> float:
+        """Peak learning rate of the objective's own parameters."""
+        training = self.training
+        return (
+            training.learning_rate if isinstance(training, AdaptConfig) else self.config.distill.projector_learning_rate
+        )
+
+    @property
+    def micro(self) -> int:
+        """Examples of one process in one forward."""
+        training = self.training
+        return self.micro_batch or (
+            training.micro_batch if isinstance(training.micro_batch, int) else training.batch_size
+        )
+
+    @property
+    def forwards(self) -> int:
+        """Forwards of one process in one optimizer step."""
+        return self.training.accumulation * self.training.batch_size // self.micro
 
     @property
     def checkpoints(self) -> Path:
         return self.folder / "checkpoints"
 
     @property
-    def best(self) -> Path:
-        """Trained parameters of the best step so far."""
-        return self.folder / "best.safetensors"
+    def weights(self) -> Path:
+        """Folder of trained parameters, one file a step that is worth keeping."""
+        return self.folder / "weights"
 
     @property
     def events(self) -> Path:
@@ -58,6 +100,9 @@ class Job:
             "teacher": str(self.teacher) if self.teacher else None,
             "initial": str(self.initial),
             "folder": str(self.folder),
+            "part": self.part,
+            "micro_batch": self.micro_batch,
+            "session": self.session,
         }
         path = self.folder / "job.json"
         with atomic_write(path) as file:
@@ -73,6 +118,9 @@ class Job:
             teacher=Path(values["teacher"]) if values["teacher"] else None,
             initial=Path(values["initial"]),
             folder=Path(values["folder"]),
+            part=values["part"],
+            micro_batch=values["micro_batch"],
+            session=values["session"],
         )
 
 

@@ -5,27 +5,32 @@ from __future__ import annotations
 import json
 import logging
 import subprocess
-import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from sra_core import errors
-from sra_core.errors import SraError, TrainingError
+from sra_core.errors import SraError, StorageError, TrainingError
+from sra_core.training.hosts import chosen_launcher, session, starts
 from sra_core.training.job import Job, read_events
-from sra_core.training.processes import free_port, start, stop
+from sra_core.training.processes import start, stop
 from sra_core.watching import Watcher
 
-__all__ = ["launch"]
+__all__ = ["join", "launch"]
 
-_POLL_SECONDS = 0.2
-_WORKER = "sra_core.training.worker"
+_POLL_SECONDS = 0.1
+_LAST_WORDS = 3.0
+"""Seconds that the other processes get to say what was wrong, once one has ended."""
 _log = logging.getLogger(__name__)
 
 
 def launch(job: Job, watch: Watcher) -> Mapping[str, float]:
     """Train in processes of their own until they end.
+
+    With micro-batch `auto`, a run that ends for lack of memory starts again from its last checkpoint with half the
+    examples in one forward.
 
     Args:
         job: What to train.
@@ -38,39 +43,87 @@ def launch(job: Job, watch: Watcher) -> Mapping[str, float]:
         TrainingError: A process failed; carries the first failing process's traceback.
         SraError: The error of the first failing process, where it is one that the user can mend.
     """
+    automatic = job.training.micro_batch == "auto" and chosen_launcher(job.training) != "torchrun"
+    job = replace(job, session=session())
+    while True:
+        try:
+            return _once(job, watch)
+        except _OutOfMemory as error:
+            smaller = next((size for size in range(job.micro - 1, 0, -1) if _fits(job, size)), 0)
+            if not automatic or not smaller:
+                raise TrainingError(error.problem, error.remedy) from None
+            job = replace(job, micro_batch=smaller)
+            watch.message(f"out of memory; going on with {smaller} examples in one forward")
+
+
+class _OutOfMemory(TrainingError):
+    """Training did not fit in memory."""
+
+
+def _fits(job: Job, size: int) -> bool:
+    return size <= job.micro // 2 and job.training.batch_size % size == 0
+
+
+def _once(job: Job, watch: Watcher) -> Mapping[str, float]:
     for stale in (job.events, job.folder / "result.json", *job.folder.glob("error-*.json")):
         stale.unlink(missing_ok=True)
     log = job.folder / "worker.log"
     log.unlink(missing_ok=True)
-    process = start(_command(job), _environment(job), log)
+    commands = starts(job.training, str(job.save()))
     relay = _Relay(job, log, watch)
+    processes: list[subprocess.Popen[bytes]] = []
     try:
-        while process.poll() is None:
+        processes += [start(each.command, each.environment, log) for each in commands]
+        while any(process.poll() is None for process in processes) and not any(p.returncode for p in processes):
             relay.pass_on()
             time.sleep(_POLL_SECONDS)
+        _hear_last_words(job, processes)
     finally:
-        stop(process)
+        codes = [process.poll() for process in processes]
+        stop(processes)
         relay.pass_on()
-    if process.returncode:
-        raise _first_error(job, process, log)
+    failed = [code for code in codes if code]
+    if failed:
+        raise _first_error(job, failed[0], log)
     result: Mapping[str, float] = json.loads((job.folder / "result.json").read_bytes())
     return result
 
 
-def _command(job: Job) -> list[str]:
-    file = str(job.save())
-    processes = job.config.distill.processes
-    if processes == 1:
-        return [sys.executable, "-m", _WORKER, file]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
-    return [*torchrun, "--master_addr", "127.0.0.1", "--master_port", str(free_port()), "-m", _WORKER, file]
+def _hear_last_words(job: Job, processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Where machines fail together, the one whose connection broke first need not be the one at fault."""
+    end = time.monotonic() + _LAST_WORDS
+    while len(processes) > 1 and any(p.returncode for p in processes) and time.monotonic() < end:
+        if any(process.poll() is None for process in processes) and not list(job.folder.glob("error-*.json")):
+            time.sleep(_POLL_SECONDS)
+        else:
+            return
 
 
-def _environment(job: Job) -> dict[str, str]:
-    if job.config.distill.processes > 1:
-        return {}
-    place = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
-    return {**place, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+def join(job_file: Path, result: Path, log: Path) -> None:
+    """Train as one of the processes that torchrun started, beside the first one, which has made the job.
+
+    Args:
+        job_file: Where the first process writes the job.
+        result: File that appears when the stage is done; then there is nothing left to join.
+        log: Takes this process's output.
+
+    Raises:
+        TrainingError: This process failed.
+    """
+    wanted = session()
+    while not result.exists():
+        if job_file.exists() and Job.load(job_file).session == wanted:
+            job = Job.load(job_file)
+            process = start(starts(job.training, str(job_file))[0].command, {}, log)
+            try:
+                process.wait()
+            finally:
+                code = process.poll()
+                stop([process])
+            if code:
+                raise _first_error(job, code, log)
+            return
+        time.sleep(_POLL_SECONDS)
 
 
 class _Relay:
@@ -107,19 +160,26 @@ class _Relay:
             _log.info("%s", line)
 
 
-def _first_error(job: Job, process: subprocess.Popen[bytes], log: Path) -> SraError:
+def _first_error(job: Job, code: int, log: Path) -> SraError:
     reports = [json.loads(path.read_bytes()) for path in job.folder.glob("error-*.json")]
+    resumes = f"the whole output is in {log}; running again resumes from the last checkpoint"
     if not reports:
-        tail = "\n".join(log.read_text(errors="replace").splitlines()[-20:])
-        return TrainingError(
-            f"training ended with exit code {process.returncode} and no report (killed, or out of memory?):\n{tail}",
-            f"the whole output is in {log}; running again resumes from the last checkpoint",
-        )
+        return _unreported(code, log, resumes)
     first = min(reports, key=lambda report: report["time"])
+    if first["memory"]:
+        return _OutOfMemory(first["problem"], first["remedy"])
     if first["known"]:
         kind: type[SraError] = getattr(errors, first["type"])
         return kind(first["problem"], first["remedy"])
     return TrainingError(
         f"training process {first['rank']} failed with {first['type']}: {first['problem']}\n{first['traceback']}",
-        f"the whole output is in {log}; running again resumes from the last checkpoint",
+        resumes,
     )
+
+
+def _unreported(code: int, log: Path, resumes: str) -> SraError:
+    tail = "\n".join(log.read_text(errors="replace").splitlines()[-20:])
+    if "No space left on device" in tail:
+        return StorageError(f"no space left while training in {log.parent}", "free space and run again: it resumes")
+    why = " (killed; by the system, if memory ran out)" if code in (-9, 137) else ""
+    return TrainingError(f"training ended with exit code {code}{why} and no report:\n{tail}", resumes)

@@ -8,18 +8,37 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-__all__ = ["die_with_parent", "free_port", "start", "stop"]
+__all__ = ["STARTER", "die_with_parent", "free_port", "start", "stop"]
 
+STARTER = "SRA_STARTED_BY"
+"""Environment variable: id of the process on this machine that training must not outlive."""
 _PR_SET_PDEATHSIG = 1
 
 
 def die_with_parent() -> None:
-    """Ask the kernel to end this process when its parent dies (Linux; elsewhere nothing)."""
+    """Ask the kernel to end this process when its parent dies (Linux; elsewhere nothing).
+
+    Ends it at once if the process that started training is gone already.
+    """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    starter = os.environ.get(STARTER)
+    if starter and not _is_alive(int(starter)):
+        os._exit(1)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def free_port() -> int:
@@ -34,7 +53,7 @@ def start(command: Sequence[str], environment: Mapping[str, str], log: Path) -> 
     with log.open("ab") as output:
         return subprocess.Popen(
             command,
-            env={**os.environ, **environment},
+            env={**os.environ, STARTER: str(os.getpid()), **environment},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -43,15 +62,29 @@ def start(command: Sequence[str], environment: Mapping[str, str], log: Path) -> 
         )
 
 
-def stop(process: subprocess.Popen[bytes], grace: float = 6.0) -> None:
-    """End a process and all that it started: SIGTERM first, SIGKILL after ``grace`` seconds."""
-    for number, seconds in ((signal.SIGTERM, grace), (signal.SIGKILL, 3.0)):
-        try:
-            os.killpg(process.pid, number)
-        except ProcessLookupError:
-            break
-        try:
-            process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            continue
-    process.wait()
+def stop(processes: Sequence[subprocess.Popen[bytes]], grace: float = 5.0) -> None:
+    """End processes and all that they started: SIGTERM first, SIGKILL after ``grace`` seconds."""
+    for process in processes:
+        _signal(process, signal.SIGTERM)
+    end = time.monotonic() + grace
+    while time.monotonic() < end and any(_group_is_alive(process) for process in processes):
+        time.sleep(0.05)
+    for process in processes:
+        _signal(process, signal.SIGKILL)  # also what a dead launcher has left in its group
+        process.wait()
+
+
+def _signal(process: subprocess.Popen[bytes], number: int) -> None:
+    try:
+        os.killpg(process.pid, number)
+    except ProcessLookupError:
+        return
+
+
+def _group_is_alive(process: subprocess.Popen[bytes]) -> bool:
+    process.poll()  # reaps it: a zombie still counts as a member of its group
+    try:
+        os.killpg(process.pid, 0)
+    except ProcessLookupError:
+        return False
+    return True

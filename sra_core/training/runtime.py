@@ -2,61 +2,126 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
-from sra_core.config import DistillConfig, merged
+from sra_core.config import TrainingConfig
 from sra_core.errors import ConfigError
 
-__all__ = ["deepspeed_settings", "make_optimizer", "start_processes"]
+__all__ = ["deepspeed_settings", "make_optimizer", "quiet_libraries", "start_processes"]
 
-_OWNED = ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "train_batch_size", "optimizer", "scheduler")
+_INSTEAD = {
+    "train_micro_batch_size_per_gpu": "batch_size and micro_batch",
+    "gradient_accumulation_steps": "accumulation",
+    "train_batch_size": "batch_size, accumulation and processes",
+    "gradient_clipping": "clip",
+    "optimizer": "learning_rate and weight_decay",
+    "scheduler": "warmup and min_learning_rate",
+}
+_PRECISIONS = {"bfloat16": "bf16", "float16": "fp16"}
 
 
-def deepspeed_settings(config: DistillConfig) -> dict[str, Any]:
-    """DeepSpeed's JSON from the config, with ``distill.deepspeed`` merged over it.
+def deepspeed_settings(config: TrainingConfig, micro_batch: int, forwards: int, section: str) -> dict[str, Any]:
+    """DeepSpeed's JSON: what the run config says, then ``deepspeed`` of the section merged over it, key by key.
+
+    Args:
+        config: How to train.
+        micro_batch: Examples of one process in one forward.
+        forwards: Forwards of one process in one step.
+        section: Section of the run config, for messages.
 
     Raises:
-        ConfigError: ``distill.deepspeed`` sets a key that the config itself decides.
+        ConfigError: ``deepspeed`` sets a key that the config itself decides, or contradicts it.
     """
-    for key in _OWNED:
+    for key, instead in _INSTEAD.items():
         if key in config.deepspeed:
-            raise ConfigError(f"distill.deepspeed.{key} is decided by the run config", f"remove it; {_INSTEAD[key]}")
+            raise ConfigError(
+                f"{section}.deepspeed.{key} is decided by the run config", f"remove it; set {section}'s {instead}"
+            )
     made: dict[str, Any] = {
-        "train_micro_batch_size_per_gpu": config.batch_size,
-        "gradient_accumulation_steps": config.accumulation,
-        "gradient_clipping": config.clip,
-        "zero_optimization": {"stage": config.zero_stage, "stage3_gather_16bit_weights_on_model_save": True},
+        "train_micro_batch_size_per_gpu": micro_batch,
+        "gradient_accumulation_steps": forwards,
+        "gradient_clipping": 0.0 if config.zero_stage == 0 and config.precision == "float32" else config.clip,
+        "zero_optimization": _zero(config),
         "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 10**9,
         "wall_clock_breakdown": False,
     }
-    if config.precision == "bfloat16":
-        made["bf16"] = {"enabled": True}
-    elif config.precision == "float16":
-        made["fp16"] = {"enabled": True}
-    return merged(made, config.deepspeed)
+    if config.precision in _PRECISIONS:
+        made[_PRECISIONS[config.precision]] = {"enabled": True}
+    merged = _merged(made, config.deepspeed)
+    _agree(config, merged, section)
+    return merged
 
 
-_INSTEAD = {
-    "train_micro_batch_size_per_gpu": "set distill.batch_size",
-    "gradient_accumulation_steps": "set distill.accumulation",
-    "train_batch_size": "set distill.batch_size, distill.accumulation and distill.processes",
-    "optimizer": "set distill.learning_rate and distill.weight_decay",
-    "scheduler": "set distill.warmup and distill.min_learning_rate",
-}
+def _zero(config: TrainingConfig) -> dict[str, Any]:
+    zero: dict[str, Any] = {"stage": config.zero_stage}
+    if config.offload:
+        zero["offload_optimizer"] = {"device": "cpu"}
+        if config.zero_stage == 3:
+            zero["offload_param"] = {"device": "cpu"}
+    return zero
 
 
-def start_processes(device: str) -> torch.device:
-    """Join the training processes (environment set by the launcher) and return this one's device."""
+def _agree(config: TrainingConfig, merged: Mapping[str, Any], section: str) -> None:
+    """What the loop itself must know cannot be changed behind its back."""
+    if merged["zero_optimization"].get("stage") != config.zero_stage:
+        raise ConfigError(
+            f"{section}.deepspeed.zero_optimization.stage contradicts the run config", f"set {section}.zero_stage"
+        )
+    for name, key in _PRECISIONS.items():
+        if bool(merged.get(key, {}).get("enabled")) != (config.precision == name):
+            raise ConfigError(
+                f"{section}.deepspeed.{key}.enabled contradicts the run config", f"set {section}.precision"
+            )
+
+
+def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = _merged(merged[key], value) if both else value
+    return merged
+
+
+def quiet_libraries() -> None:
+    """No progress bars and start-up notes of transformers and DeepSpeed; their errors still show."""
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # found by itself, it announces that it found nothing else
+
+
+def start_processes(device: str, precision: str) -> torch.device:
+    """Join the training processes (environment set by the launcher) and return this one's device.
+
+    Raises:
+        ConfigError: The device cannot compute in this precision.
+    """
     on_gpu = device.startswith("cuda")
     if not on_gpu:
         os.environ["DS_ACCELERATOR"] = "cpu"
+    quiet_libraries()
     import deepspeed
+    from deepspeed.accelerator import get_accelerator
     from deepspeed.ops import __compatible_ops__
+    from deepspeed.utils import logger
 
+    logger.setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"torch\.|deepspeed\.")
+    accelerator = get_accelerator()
+    if (precision == "float16" and not accelerator.is_fp16_supported()) or (
+        precision == "bfloat16" and not accelerator.is_bf16_supported()
+    ):
+        raise ConfigError(f"this device cannot train in {precision}", "set precision to bfloat16 or float32")
     # Compiled at first use, for over a minute; gloo carries the few megabytes of a CPU run just as well.
     __compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed("nccl" if on_gpu else "gloo", verbose=False)
@@ -67,6 +132,6 @@ def start_processes(device: str) -> torch.device:
     return torch.device("cuda", local)
 
 
-def make_optimizer(groups: list[dict[str, Any]], device: torch.device) -> torch.optim.Optimizer:
-    """AdamW: fused on a GPU, plain elsewhere (DeepSpeed's own CPU Adam wants a compiler)."""
-    return torch.optim.AdamW(groups, fused=device.type == "cuda")
+def make_optimizer(groups: list[dict[str, Any]], device: torch.device, offload: bool) -> torch.optim.Optimizer:
+    """AdamW: fused on a GPU, plain where it runs on the CPU (DeepSpeed's own CPU Adam wants a compiler)."""
+    return torch.optim.AdamW(groups, fused=device.type == "cuda" and not offload)

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import math
 
-from sra_core.config import DistillConfig
+from sra_core.config import TrainingConfig
 
 __all__ = ["learning_rate", "total_steps"]
 
 
-def total_steps(config: DistillConfig, examples: int, step_size: int) -> int:
+def total_steps(config: TrainingConfig, examples: int, step_size: int) -> int:
     """Optimizer steps of the whole run: all epochs, or ``max_steps`` if that is fewer."""
     steps = max(1, math.ceil(examples * config.epochs / step_size))
     return min(steps, config.max_steps or steps)
 
 
-def learning_rate(config: DistillConfig, peak: float, step: int, total: int) -> float:
+def learning_rate(config: TrainingConfig, peak: float, step: int, total: int) -> float:
     """Linear warm-up to ``peak``, then a cosine down to ``min_learning_rate``.
 
     Args:

@@ -5,23 +5,23 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import numpy as np
 import torch
-from safetensors.torch import save
 from torch import Tensor
 
-from sra_core.config import DistillConfig
-from sra_core.errors import TrainingError
-from sra_core.evaluation import bits_per_byte
+from sra_core.evaluation import response_likelihood
 from sra_core.objective import Batch
-from sra_core.shards import PreparedRow, atomic_write
-from sra_core.training.checkpoints import Checkpoints, Progress
+from sra_core.shards import PreparedRow
+from sra_core.training.checkpoints import Checkpoints, Progress, gather
 from sra_core.training.data import DistillData, Order, prefetch
+from sra_core.training.guards import SpikeWatch, non_finite_error
 from sra_core.training.job import Events, History, Job
+from sra_core.training.meter import Meter, average
 from sra_core.training.module import DistillModule
 from sra_core.training.schedule import learning_rate, total_steps
+from sra_core.training.weights import KeptWeights, readable
 
 __all__ = ["Trainer"]
 
@@ -49,8 +49,7 @@ class Trainer:
         rank: int,
         world: int,
     ) -> None:
-        config = job.config.distill
-        self.config: DistillConfig = config
+        self.config = config = job.training
         self.engine = engine
         self.module: DistillModule = engine.module
         self.job = job
@@ -58,37 +57,49 @@ class Trainer:
         self.validation = validation
         self.device = device
         self.rank = rank
-        self.order = Order(len(data.prepared), job.config.seed, config.batch_size, config.accumulation, world)
+        self.order = Order(len(data.prepared), job.config.seed, job.micro, job.forwards, world)
         self.total = total_steps(config, len(data.prepared), self.order.step_size)
         self.events = Events(job.events, silent=rank != 0)
         self.history = History(job.history, silent=rank != 0)
         self.checkpoints = Checkpoints(job.checkpoints, config.keep_checkpoints, rank)
+        self.weights = KeptWeights(job.weights, rank)
         self.progress = Progress(world=world)
-        self._window = _Window()
+        self.spikes = SpikeWatch(config.spike)
+        self._plain = config.zero_stage == 0 and config.precision == "float32"
+        self._meter = Meter()
 
     def run(self) -> Progress:
         """Train to the end, resuming from the newest whole checkpoint.
 
         Raises:
-            TrainingError: The loss or the gradient is not finite.
+            TrainingError: The loss or the gradient is not finite, or the checkpoint is another world size's.
             StorageError: A checkpoint cannot be written.
         """
         self._resume()
         started = time.monotonic() - self.progress.seconds
         if self.progress.step == 0:
             self._validate()
+        self._meter = Meter()
         for micro_batches in self._steps():
             self._step(micro_batches)
             self.progress.seconds = time.monotonic() - started
             self._report()
-            if self._due(self.config.validate_every) and self._validate():
-                self.events.send("message", text=f"stopped early at step {self.progress.step}: no progress")
+            if self._between_steps():
                 break
-            if self._due(self.config.checkpoint_every):
-                self.checkpoints.save(self.engine, self.progress)
-        if not self._keeps_best():
-            self._keep()
+        self._keep_last()
         return self.progress
+
+    def _between_steps(self) -> bool:
+        """Validate and save where it is due; true when patience has run out."""
+        tired = self._due(self.config.validate_every) and self._validate()
+        if tired:
+            self.events.send("message", text=f"stopped early at step {self.progress.step}: no progress")
+        elif self._due(self.config.checkpoint_every):
+            self.progress.spikes = (self.spikes.mean, self.spikes.variance, self.spikes.seen)
+            self.checkpoints.save(self.engine, self.progress)
+            self.weights.drop(keep=[self.progress.best_step])
+        self._meter.pause()
+        return tired
 
     def _resume(self) -> None:
         progress, damaged = self.checkpoints.load(self.engine)
@@ -96,9 +107,10 @@ class Trainer:
             self.events.send("message", text=line)
         if progress:
             self.progress = progress
-        self.history.rewind(self.progress.step if progress else -1)
-        if progress:
+            self.spikes = SpikeWatch(self.config.spike, *progress.spikes)
             self.events.send("message", text=f"resumed at step {progress.step} of {self.total}")
+        self.history.rewind(progress.step if progress else -1)
+        self.weights.drop(keep=[], after=progress.step if progress else -1)
 
     def _due(self, every: int) -> bool:
         return self.progress.step % every == 0 or self.progress.step == self.total
@@ -107,56 +119,95 @@ class Trainer:
         return prefetch(self._micro_batches, range(self.progress.step, self.total))
 
     def _micro_batches(self, step: int) -> list[Batch]:
-        forwards = self.config.accumulation * self.progress.world
+        forwards = self.job.forwards * self.progress.world
         supervised = self.data.supervised(self.order.step(step)) / forwards
         return [self.data.batch(indices, supervised) for indices in self.order.forwards(step, self.rank)]
 
+    # One step.
+
     def _step(self, micro_batches: list[Batch]) -> None:
-        self._window.waited()
+        self._meter.waited()
         for group in self.engine.optimizer.param_groups:
             group["lr"] = learning_rate(self.config, group["peak"], self.progress.step, self.total)
         terms: list[dict[str, Tensor]] = []
+        norm, applied = None, True
         for batch in micro_batches:
             result = self.engine(batch.to(self.device))
             self.engine.backward(result["loss"])
             terms.append({name: value.detach().float() for name, value in result.items()})
             self.progress.tokens += int(batch.attention_mask.sum())
-            if self.engine.is_gradient_accumulation_boundary():
-                norm = self._gradient_norm()
+            if len(terms) == len(micro_batches) and self._plain:
+                norm, applied = self._clip()
             self.engine.step()
+        if not self._plain:
+            norm, applied = self._stepped()
         mean = {name: torch.stack([each[name] for each in terms]).mean() for name in terms[0]}
-        self._check(mean["loss"], norm, micro_batches)
         self.progress.step += 1
-        self._window.add(mean, norm)
+        losses = torch.stack([each["loss"] for each in terms]).tolist()
+        self._guard(losses, applied, micro_batches)
+        self._meter.add(mean, norm)
 
-    def _gradient_norm(self) -> Tensor | None:
-        if self.config.zero_stage or self.config.precision != "float32":
-            return None  # DeepSpeed's optimizer measures it while stepping
-        grads = [p.grad for group in self.engine.optimizer.param_groups for p in group["params"] if p.grad is not None]
-        return torch.nn.utils.get_total_norm(grads)
+    def _clip(self) -> tuple[float, bool]:
+        """Clip the gradients of a plain optimizer; one that is not finite is dropped, so that no weight moves."""
+        with_gradient = [p for g in self.engine.optimizer.param_groups for p in g["params"] if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in with_gradient])
+        value = float(norm)
+        if not math.isfinite(value):
+            self.engine.zero_grad()
+            return value, False
+        if self.config.clip:
+            torch.nn.utils.clip_grads_with_norm_(with_gradient, self.config.clip, norm)
+        return value, True
 
-    def _check(self, loss: Tensor, norm: Tensor | None, micro_batches: list[Batch]) -> None:
-        finite = torch.isfinite(loss) & (torch.isfinite(norm) if norm is not None else True)
-        if not bool(finite):
-            ids = [example for batch in micro_batches for example in batch.ids]
-            what = "loss" if not math.isfinite(float(loss)) else "gradient"
-            raise TrainingError(
-                f"the {what} is not finite at step {self.progress.step + 1}; examples: {', '.join(ids)}",
-                "lower distill.learning_rate or distill.clip, use bfloat16 or float32, or look at these examples; "
-                "running again resumes from the last checkpoint",
-            )
+    def _stepped(self) -> tuple[float | None, bool]:
+        """DeepSpeed's own optimizers measure, clip and refuse a gradient that is not finite while stepping."""
+        norm = self.engine.get_global_grad_norm()
+        return (None if norm is None else float(norm)), self.engine.was_step_applied()
+
+    def _guard(self, losses: list[float], applied: bool, micro_batches: list[Batch]) -> None:
+        """Stop or count a step that is not finite; report a spike."""
+        finite = all(math.isfinite(loss) for loss in losses)
+        if finite and applied:
+            loss = sum(losses) / len(losses)
+            usual = self.spikes.mean
+            if self.spikes.add(loss):
+                self._tell_spike(loss, usual, micro_batches)
+            return
+        if applied:  # only this process knows
+            raise non_finite_error("loss", self.progress.step, _at_fault(losses, micro_batches), self.job.part)
+        self._skipped(losses, finite, micro_batches)
+
+    def _skipped(self, losses: list[float], finite: bool, micro_batches: list[Batch]) -> None:
+        """No process has moved its weights; all of them come here together."""
+        found = gather((finite, _at_fault(losses, micro_batches)))
+        guilty = [ids for good, ids in found if not good] or [ids for _, ids in found]
+        what = "gradient" if all(good for good, _ in found) else "loss"
+        error = non_finite_error(what, self.progress.step, [name for ids in guilty for name in ids], self.job.part)
+        self.progress.skipped += 1
+        scaling = self.config.precision == "float16" and what == "gradient"  # how the loss scale finds its size
+        if not scaling and (self.config.non_finite == "stop" or self.progress.skipped > self.config.max_skipped):
+            raise error
+        self.events.send("message", text=f"skipped: {error.problem} ({self.progress.skipped} skipped so far)")
+
+    def _tell_spike(self, loss: float, usual: float, micro_batches: list[Batch]) -> None:
+        ids = ", ".join(name for batch in micro_batches for name in batch.ids)
+        text = f"the loss of step {self.progress.step} is {loss:.4g}, far above the usual {usual:.4g}; examples: {ids}"
+        self.progress.spiked += 1
+        self.events.send("message", text=text)
+
+    # What is told and kept.
 
     def _report(self) -> None:
         step = self.progress.step
         if step % self.config.log_every and step != self.total:
             return
-        values = self._window.close(self.progress.tokens)
-        norm = values.pop("gradient_norm", None) or self.engine.get_global_grad_norm()
-        if norm is not None:
-            values["gradient_norm"] = float(norm)
+        values = self._meter.close(self.progress.tokens)
         values["learning_rate"] = float(self.engine.optimizer.param_groups[0]["lr"])
         if self.progress.world > 1:
             values = average(values, self.device)
+        values |= {"skipped_steps": self.progress.skipped, "loss_spikes": self.progress.spiked}
+        if self.device.type == "cuda":
+            values["peak_memory_bytes"] = torch.cuda.max_memory_allocated(self.device)
         self._publish({f"train/{name}": value for name, value in values.items()})
         note = f"loss {values['loss']:.4g}"
         if math.isfinite(self.progress.best):
@@ -171,85 +222,45 @@ class Trainer:
         """Measure held-out bits per byte, keep the weights if they are the best; true when patience has run out."""
         if not self.validation:
             return False
-        with self._whole():
-            value = bits_per_byte(self.module.student, self.validation, "student", eos_token_id=self._eos())
-            progress = self.progress
-            self._publish({"validation/bits_per_byte": value})
-            if value < progress.best:
-                progress.best, progress.best_step, progress.stale = value, progress.step, 0
-                if self._keeps_best():
-                    self._keep()
-                return False
+        value = self._bits_per_byte()
+        progress = self.progress
+        self._publish({"validation/bits_per_byte": value})
+        if value < progress.best:
+            progress.best, progress.best_step, progress.stale = value, progress.step, 0
+            if self.config.keep_best:
+                self.weights.write(progress.step, self.module.trainable())
+            return False
         progress.stale += 1
         return self.config.patience is not None and progress.stale >= self.config.patience
+
+    def _bits_per_byte(self) -> float:
+        """Each process scores its share of the held-out examples; under ZeRO 3, where all run together, all of them."""
+        world = self.progress.world if self.config.zero_stage < 3 else 1
+        rows = self.validation[self.rank % world :: world]
+        sums = torch.zeros(2, dtype=torch.float64, device=self.device)
+        if rows:
+            with readable(self.module.student):
+                found = response_likelihood(self.module.student, rows, self.job.side, eos_token_id=self._eos())
+            sums += torch.tensor([found.nats.sum() / np.log(2), found.bytes.sum()], dtype=torch.float64)
+        if world > 1:
+            torch.distributed.all_reduce(sums)
+        return float(sums[0] / sums[1])
 
     def _eos(self) -> int | None:
         eos = self.module.student.config.eos_token_id
         return eos[0] if isinstance(eos, list) else eos
 
-    def _keeps_best(self) -> bool:
-        return self.config.keep_best and bool(self.validation)
-
-    def _keep(self) -> None:
-        """Write the trained parameters as they are now; they are what will be exported."""
-        with self._whole():
-            tensors = {name: p.detach().cpu().contiguous() for name, p in self.module.trainable()}
-        if self.rank == 0:
-            with atomic_write(self.job.best) as file:
-                file.write(save(_without_shared_memory(tensors)))
-
-    def _whole(self) -> AbstractContextManager[Any]:
-        """Parameters in one piece on every process while the context lasts (ZeRO 3 keeps them in parts)."""
-        if self.config.zero_stage < 3:
-            return nullcontext()
-        import deepspeed
-
-        return deepspeed.zero.GatheredParameters(list(self.module.student.parameters()))  # type: ignore[no-any-return]
+    def _keep_last(self) -> None:
+        """Keep the weights of the last step where they are exported."""
+        progress = self.progress
+        exported_best = self.config.keep_best and bool(self.validation)
+        if not exported_best:
+            progress.best_step = progress.step
+        if not exported_best or getattr(self.config, "keep_last", False):
+            self.weights.write(progress.step, self.module.trainable())
 
 
-def _without_shared_memory(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.clone() for name, tensor in tensors.items()}
-
-
-def average(values: Mapping[str, float], device: torch.device) -> dict[str, float]:
-    """Each value's mean over all processes."""
-    stacked = torch.tensor(list(values.values()), dtype=torch.float64, device=device)
-    torch.distributed.all_reduce(stacked)
-    return dict(zip(values, (stacked / torch.distributed.get_world_size()).tolist(), strict=True))
-
-
-class _Window:
-    """Means of the terms and rates since the last report."""
-
-    def __init__(self) -> None:
-        self._open(0)
-
-    def _open(self, tokens: int) -> None:
-        self._terms: list[dict[str, Tensor]] = []
-        self._norms: list[Tensor] = []
-        self._tokens = tokens
-        self._started = self._mark = time.monotonic()
-        self._wait = 0.0
-
-    def waited(self) -> None:
-        """The batch has arrived: what passed since the last step was waiting for data."""
-        self._wait += time.monotonic() - self._mark
-
-    def add(self, terms: dict[str, Tensor], norm: Tensor | None) -> None:
-        """A step is done."""
-        self._terms.append(terms)
-        if norm is not None:
-            self._norms.append(norm)
-        self._mark = time.monotonic()
-
-    def close(self, tokens: int) -> dict[str, float]:
-        """The means, and a new window."""
-        seconds = max(time.monotonic() - self._started, 1e-9)
-        values = {name: float(torch.stack([each[name] for each in self._terms]).mean()) for name in self._terms[0]}
-        if self._norms:
-            values["gradient_norm"] = float(torch.stack(self._norms).mean())
-        values["seconds_per_step"] = seconds / len(self._terms)
-        values["tokens_per_second"] = (tokens - self._tokens) / seconds
-        values["data_wait_share"] = self._wait / seconds
-        self._open(tokens)
-        return values
+def _at_fault(losses: list[float], micro_batches: list[Batch]) -> list[str]:
+    """Examples of the forwards whose loss is not finite, or of all of them."""
+    bad = [batch for loss, batch in zip(losses, micro_batches, strict=True) if not math.isfinite(loss)]
+    return [name for batch in bad or micro_batches for name in batch.ids]

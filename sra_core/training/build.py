@@ -1,0 +1,89 @@
+"""From a job to a trained model: what one training process builds and runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from sra_core.capture import load_head
+from sra_core.models import layer_count, lm_head, pick_device, resolve_layer
+from sra_core.objective import ObjectiveContext, build_objective, student_layers
+from sra_core.shards import PreparedSet, TeacherSet
+from sra_core.shards.folder import read_manifest
+from sra_core.training.adapters import add_adapters
+from sra_core.training.checkpoints import Progress
+from sra_core.training.data import DistillData
+from sra_core.training.job import Job
+from sra_core.training.module import DistillModule, parameter_groups
+from sra_core.training.runtime import deepspeed_settings, make_optimizer, start_processes
+from sra_core.training.trainer import Trainer
+from sra_core.training.weights import outer_parameters
+
+__all__ = ["build_module", "objective_context", "train"]
+
+
+def train(job: Job) -> Progress:
+    """Train as the process that the environment says, to the end."""
+    training = job.training
+    device = start_processes(pick_device(training.device), training.precision)
+    import deepspeed
+
+    rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    module = build_module(job)
+    torch.manual_seed(job.config.seed + rank)
+    prepared = PreparedSet(read_manifest(job.prepared), "train")
+    teacher = TeacherSet(read_manifest(job.teacher), "train") if job.teacher else None
+    data = DistillData(prepared, teacher, module.student.config.pad_token_id or 0, job.side)
+    validation = list(PreparedSet(read_manifest(job.prepared), "validation"))
+    engine = _engine(job, module.to(device), device)
+    progress = Trainer(engine, job, data, validation, device, rank, world).run()
+    deepspeed.comm.destroy_process_group()
+    return progress
+
+
+def _engine(job: Job, module: DistillModule, device: torch.device) -> Any:
+    """The module under DeepSpeed."""
+    import deepspeed
+
+    training = job.training
+    groups = parameter_groups(module, training.learning_rate, job.projector_rate, training.weight_decay)
+    engine, *_ = deepspeed.initialize(
+        model=module,
+        optimizer=make_optimizer(groups, device, training.offload),
+        config=deepspeed_settings(training, job.micro, job.forwards, job.part),
+    )
+    if training.zero_stage == 3:
+        for parameter in outer_parameters(module.student):
+            deepspeed.zero.register_external_parameter(module, parameter)
+    return engine
+
+
+def build_module(job: Job) -> DistillModule:
+    """The model as it starts, its projectors and the objective."""
+    training = job.training
+    model: Any = AutoModelForCausalLM.from_pretrained(job.initial, dtype=torch.float32, attn_implementation="sdpa")
+    if training.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if training.lora:
+        model = add_adapters(training.lora, model, job.config.seed)
+        if training.gradient_checkpointing:
+            model.enable_input_require_grads()
+    layers = [resolve_layer(layer_count(model), layer) for layer in student_layers(job.objective)]
+    objective = build_objective(job.objective, objective_context(job, model))
+    model.train()
+    return DistillModule(model, objective, layers)
+
+
+def objective_context(job: Job, student: Any) -> ObjectiveContext:
+    """Widths, layers, shared vocabulary and the teacher's head rows, as the cache kept them."""
+    seed = job.config.seed
+    width = lm_head(student).weight.shape[1]
+    if job.teacher is None:
+        empty = torch.empty(0, dtype=torch.long)
+        return ObjectiveContext([], width, 0, None, empty, empty, seed)
+    kept = load_head(job.teacher)
+    count = layer_count(student)
+    pairs = [(resolve_layer(kept.layers, t), resolve_layer(count, s)) for t, s in job.objective.layers]
+    return ObjectiveContext(pairs, width, kept.width, kept.head, kept.student_ids, kept.teacher_ids, seed)

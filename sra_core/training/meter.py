@@ -1,0 +1,70 @@
+"""Means and rates of training between two reports."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+__all__ = ["Meter", "average"]
+
+
+class Meter:
+    """Means of the terms and rates since the last report. Nothing is read from the device before a report."""
+
+    def __init__(self) -> None:
+        self._open(0)
+
+    def _open(self, tokens: int) -> None:
+        self._terms: list[dict[str, Tensor]] = []
+        self._norms: list[float] = []
+        self._tokens = tokens
+        self._started = self._mark = time.monotonic()
+        self._wait = self._apart = 0.0
+
+    def waited(self) -> None:
+        """The batch has arrived: what passed since the last step was waiting for data."""
+        self._wait += time.monotonic() - self._mark
+
+    def add(self, terms: dict[str, Tensor], norm: float | None) -> None:
+        """A step is done."""
+        self._terms.append(terms)
+        if norm is not None:
+            self._norms.append(norm)
+        self._mark = time.monotonic()
+
+    def pause(self) -> None:
+        """Validation or a checkpoint took the time since the last step: it counts for neither rate nor waiting."""
+        now = time.monotonic()
+        self._apart += now - self._mark
+        self._mark = now
+
+    def close(self, tokens: int) -> dict[str, float]:
+        """The means, and a new window.
+
+        Args:
+            tokens: Tokens of this process so far.
+        """
+        seconds = max(time.monotonic() - self._started - self._apart, 1e-9)
+        names = self._terms[0]
+        values = {name: float(torch.stack([each[name] for each in self._terms]).mean()) for name in names}
+        if self._norms:
+            values["gradient_norm"] = sum(self._norms) / len(self._norms)
+        values["seconds_per_step"] = seconds / len(self._terms)
+        values["tokens_per_second"] = (tokens - self._tokens) / seconds
+        values["data_wait_share"] = self._wait / seconds
+        self._open(tokens)
+        return values
+
+
+def average(values: Mapping[str, float], device: torch.device) -> dict[str, float]:
+    """Each value's mean over all processes; rates of tokens add up."""
+    stacked = torch.tensor(list(values.values()), dtype=torch.float64, device=device)
+    torch.distributed.all_reduce(stacked)
+    world = torch.distributed.get_world_size()
+    means = dict(zip(values, (stacked / world).tolist(), strict=True))
+    if "tokens_per_second" in means:
+        means["tokens_per_second"] *= world
+    return means
