@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -13,6 +15,8 @@ from filelock import FileLock, Timeout
 from sra_core.errors import ModelError
 
 __all__ = ["cache_folder", "made_once", "slug"]
+
+logger = logging.getLogger(__name__)
 
 _PATIENCE = 3600.0  # seconds that a second process waits for the first one to finish the same model
 
@@ -44,7 +48,7 @@ def made_once(key: str, make: Callable[[Path], None]) -> Path:
         return folder
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.parent / f".{key}.lock", timeout=_PATIENCE):
+        with _locked(folder.parent / f".{key}.lock", key):
             if not folder.is_dir():
                 _make(folder, make)
     except Timeout as error:
@@ -58,6 +62,20 @@ def made_once(key: str, make: Callable[[Path], None]) -> Path:
             "free some space there, or set SRA_CACHE_HOME to a folder that can be written",
         ) from error
     return folder
+
+
+@contextmanager
+def _locked(path: Path, key: str) -> Iterator[None]:
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        logger.info("another process is making the model %s: waiting for it", key)
+        lock.acquire(timeout=_PATIENCE)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _make(folder: Path, make: Callable[[Path], None]) -> None:

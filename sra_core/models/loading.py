@@ -76,8 +76,9 @@ def load_model(ref: ModelRef, dtype: str = "float32", device: str = "cpu") -> Pr
             f"{ref.source} is no causal language model that transformers can load: {_first_line(error)}",
             _code_remedy(ref, folder) or "give a decoder-only model with its config.json and safetensors weights",
         ) from error
+    model = model.eval().to(pick_device(device))
     check_decoder(model, ref.source)
-    return model.eval().to(pick_device(device))
+    return model
 
 
 def weight_files(folder: Path) -> list[Path]:
