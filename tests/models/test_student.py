@@ -133,7 +133,7 @@ def test_importance_is_one_minus_the_cosine_of_input_and_output() -> None:
         ids = torch.tensor([tokenizer(text)["input_ids"]])
         with torch.no_grad():
             model(ids)
-        states = [model.model.embed_tokens(ids), *raw]
+        states = [state.detach() for state in (model.model.embed_tokens(ids), *raw)]
         for index in range(6):
             for a, b in zip(states[index][0], states[index + 1][0], strict=True):
                 expected[index] += float(1 - a @ b / (a.norm() * b.norm()))
