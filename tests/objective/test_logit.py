@@ -196,3 +196,16 @@ def test_any_row_function_gets_its_gradient_through_chunks(chunk: int | None, so
     assert_same(fast, (values(whole, target) * weights).sum(), leaves)
     mapped = head_map(rows, own, values, (target,), chunk)
     assert_same((mapped * weights).sum(), (values(whole, target) * weights).sum(), leaves)
+
+
+@pytest.mark.slow
+def test_it_compiles_into_one_graph() -> None:
+    own, theirs = heads(False, None)
+    student, teacher = centers(7)
+    text = torch.tensor([0, 0, 0, 1, 1, 1, 1])
+
+    def loss(student: Tensor, weight: Tensor) -> Tensor:
+        return 0.5 * span_logit_kl(student, teacher, weight, theirs.weight, 2.0, "mean", 3, text, 2)
+
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    assert_same(compiled(student, own.weight), loss(student, own.weight), {"student": student, "weight": own.weight})

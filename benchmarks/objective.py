@@ -1,0 +1,338 @@
+"""Claims: the span-logit KL is small and no slower than its plain form; an SRA step from the cache is cheap.
+
+    python -m benchmarks.objective logit [--spans 1024 --vocabulary 32000 --width 1024]
+    python -m benchmarks.objective step [--student small --teacher small --batch 8 16 --length 128 320]
+
+``logit``: peak memory at most 0.35 and time at most 1.1 of the plain form, forward and backward.
+``step``: forward, backward and AdamW update of the same student on the same batch in four ways: ``plain sft`` (the
+model's own full logits), ``sft`` and ``sra`` (this project, the teacher from the cache) and ``paper`` (teacher online,
+eager attention with full maps, full-vocabulary logits, then selection).  SRA costs at most 1.15 of plain SFT and at
+most 0.5 of the paper's way.
+
+Every variant runs in a process of its own, all of them in turn, several rounds; the smallest time counts.  Memory is
+the process's peak above what it held before the first run (``logit``) or its whole peak (``step``); on a GPU the
+allocator's.  Random weights and tokens.  Prints a table, writes JSON when asked to; exits with 1 when a claim fails.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import platform
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from sra_core.config import ObjectiveConfig
+from sra_core.models import layer_count, lm_head, mapped_states
+from sra_core.objective import (
+    Batch,
+    Head,
+    ObjectiveContext,
+    StudentOutput,
+    TeacherSpans,
+    build_objective,
+    pool_batch,
+    span_cosine_loss,
+    span_geometry_loss,
+    span_logit_kl,
+)
+from tests.objective import plain
+
+Step = Callable[[], Any]
+LOGIT_BOUNDS = {"time": 1.1, "memory": 0.35}
+STEP_BOUNDS = {"plain sft": 1.15, "paper": 0.5}
+SHARED_SHARE = 0.8
+MODELS: dict[str, dict[str, Any]] = {
+    "small": {"kind": "qwen2", "layers": 6, "width": 256, "heads": 4, "inner": 768, "vocabulary": 8192},
+    "large": {"kind": "qwen2", "layers": 12, "width": 512, "heads": 8, "inner": 1536, "vocabulary": 16384},
+    "120M": {"kind": "gpt2", "layers": 12, "width": 768, "heads": 12, "inner": 3072, "vocabulary": 50257},
+    "1.1B": {"kind": "llama", "layers": 22, "width": 2048, "heads": 32, "kv": 4, "inner": 5632, "vocabulary": 32000},
+    "1.8B": {"kind": "qwen2", "layers": 24, "width": 2048, "heads": 16, "inner": 5504, "vocabulary": 151936},
+    "7B": {"kind": "qwen2", "layers": 28, "width": 3584, "heads": 28, "kv": 4, "inner": 18944, "vocabulary": 152064},
+}
+
+
+def random_model(name: str, attention: str, device: str, dtype: torch.dtype) -> nn.Module:
+    """A model of that shape with random weights."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    shape = MODELS[name]
+    sizes = {
+        "vocab_size": shape["vocabulary"],
+        "hidden_size": shape["width"],
+        "num_hidden_layers": shape["layers"],
+        "num_attention_heads": shape["heads"],
+        "max_position_embeddings": 2048,
+    }
+    if shape["kind"] != "gpt2":
+        sizes |= {"intermediate_size": shape["inner"], "num_key_value_heads": shape.get("kv", shape["heads"])}
+    torch.manual_seed(0)
+    with torch.device(device):
+        config = AutoConfig.for_model(shape["kind"], **sizes)
+        return AutoModelForCausalLM.from_config(config, attn_implementation=attention, dtype=dtype)
+
+
+def random_batch(student: str, teacher: str, texts: int, length: int, layers: list[tuple[int, int]]) -> Batch:
+    """Texts of which the second half is the response, cut into spans of one, one and two tokens."""
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(MODELS[student]["vocabulary"], (texts, length), generator=generator)
+    teacher_ids = torch.randint(MODELS[teacher]["vocabulary"], (texts, length), generator=generator)
+    labels = ids.clone()
+    labels[:, : length // 2] = -100
+    ranges, at = [], length // 2
+    while at + 4 <= length:
+        ranges += [(at, at + 1), (at + 1, at + 2), (at + 2, at + 4)]
+        at += 4
+    text = torch.arange(texts).repeat_interleave(len(ranges))
+    spans = {
+        layer: TeacherSpans(
+            torch.randn(len(text), MODELS[teacher]["width"], generator=generator),
+            torch.rand(len(text), generator=generator),
+        )
+        for layer, _ in layers
+    }
+    every = torch.tensor(ranges).repeat(texts, 1)
+    mask = torch.ones_like(ids)
+    names = [str(row) for row in range(texts)]
+    return Batch(names, ids, mask, labels, text, every, spans, teacher_ids=teacher_ids, teacher_range=every)
+
+
+class StepBench:
+    """The same student, batch and optimizer, trained one step in a chosen way."""
+
+    def __init__(self, options: argparse.Namespace, way: str, texts: int, length: int) -> None:
+        self.device, self.dtype = options.device, torch.bfloat16 if options.device == "cuda" else torch.float32
+        eager = way == "paper"
+        self.student = random_model(options.student, "eager" if eager else "sdpa", self.device, self.dtype).train()
+        self.teacher: Any = random_model(options.teacher, "eager", self.device, self.dtype).eval() if eager else None
+        last = MODELS[options.teacher]["layers"], layer_count(self.student)
+        self.layers = [(last[0] - 2, last[1] - 1), last]
+        self.batch = random_batch(options.student, options.teacher, texts, length, self.layers).to(self.device)
+        self.shared = torch.arange(
+            int(SHARED_SHARE * min(MODELS[m]["vocabulary"] for m in (options.student, options.teacher)))
+        )
+        self.shared = self.shared.to(self.device)
+        self.objective = build_objective(
+            ObjectiveConfig(name="sft" if "sft" in way else "sra", layers=self.layers), self.context(options)
+        ).to(self.device, self.dtype)
+        trained = [*self.student.parameters(), *self.objective.parameters()]
+        self.optimizer = torch.optim.AdamW(trained, lr=1e-5)
+        self.run: Step = {"plain sft": self.plain_sft, "sft": self.ours, "sra": self.ours, "paper": self.paper}[way]
+
+    def context(self, options: argparse.Namespace) -> ObjectiveContext:
+        width, rows = MODELS[options.teacher]["width"], len(self.shared)
+        head = Head(0.02 * torch.randn(rows, width, device=self.device, dtype=self.dtype))
+        return ObjectiveContext(self.layers, MODELS[options.student]["width"], width, head, self.shared, self.shared)
+
+    def step(self) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        self.run().backward()
+        self.optimizer.step()
+
+    def plain_sft(self) -> Tensor:
+        logits = self.student(input_ids=self.batch.input_ids, attention_mask=self.batch.attention_mask).logits
+        return self.full_cross_entropy(logits)
+
+    def full_cross_entropy(self, logits: Tensor) -> Tensor:
+        return functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), self.batch.labels[:, 1:].flatten())
+
+    def ours(self) -> Tensor:
+        layers = [layer for _, layer in self.layers] if hasattr(self.objective, "projectors") else []
+        states = mapped_states(self.student, self.batch.input_ids, self.batch.attention_mask, layers)
+        output = StudentOutput(states.hidden, states.weights, states.final, lm_head(self.student))
+        loss: Tensor = self.objective(self.batch, output)["loss"]
+        return loss
+
+    def paper(self) -> Tensor:
+        """Both models whole, every attention map, all logits; shared rows selected from full-vocabulary ones."""
+        batch, config = self.batch, self.objective.config
+        wanted = {"output_attentions": True, "output_hidden_states": True, "use_cache": False}
+        with torch.no_grad():
+            theirs = self.teacher(input_ids=batch.teacher_ids, attention_mask=batch.attention_mask, **wanted)
+        mine = self.student(input_ids=batch.input_ids, attention_mask=batch.attention_mask, **wanted)
+        loss = config.alpha * self.full_cross_entropy(mine.logits)
+        rest = mine.logits.new_zeros((), dtype=torch.float32)
+        for (upper, lower), projector in zip(self.layers, self.objective.projectors, strict=True):
+            teacher, mass = self.centers(theirs, upper)
+            student, _ = self.centers(mine, lower)
+            rest = rest + span_cosine_loss(student, teacher, mass, projector, 1.0, batch.span_text, batch.texts)
+        rest = rest + config.geometry * span_geometry_loss(student, teacher, mass, 1.0, batch.span_text, batch.texts)
+        heads = (self.teacher.get_output_embeddings().weight, self.student.get_output_embeddings().weight)
+        p, q = (
+            plain.logits(c.to(self.dtype), head)[:, self.shared].float()
+            for c, head in zip((teacher, student), heads, strict=True)
+        )
+        return loss + (1 - config.alpha) * (rest + plain.kl(p, q, config.temperature).mean())
+
+    def centers(self, output: Any, layer: int) -> tuple[Tensor, Tensor]:
+        rows = output.attentions[layer - 1][:, :, -1].float().sum(1)
+        rows = rows / rows.sum(-1, keepdim=True)
+        return pool_batch(output.hidden_states[layer], rows, self.batch.span_text, self.batch.span_range)
+
+
+def logit_step(options: argparse.Namespace, way: str, scale: int = 1) -> Step:
+    """Forward and backward of the KL at the asked size divided by ``scale``."""
+    torch.manual_seed(0)
+    spans, entries, width = options.spans // scale, options.vocabulary // scale, options.width
+    leaf = {"device": options.device, "requires_grad": True}
+    student, head = torch.randn(spans, width, **leaf), torch.empty(entries, width, **leaf)
+    teacher, other = (
+        torch.randn(spans, width, device=options.device),
+        torch.empty(entries, width, device=options.device),
+    )
+    for weight in (head, other):
+        nn.init.normal_(weight, std=width**-0.5)
+
+    def run() -> None:
+        student.grad = head.grad = None
+        if way == "plain":
+            value = plain.kl(plain.logits(teacher, other), plain.logits(student, head), 2.0).sum()
+        else:
+            value = span_logit_kl(student, teacher, head, other)
+        (0.5 * value).backward()
+
+    return run
+
+
+def peak(device: str) -> float:
+    """Highest memory of this process so far, MiB."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def timed(run: Step, device: str, repeats: int) -> dict[str, float]:
+    """Smallest wall and processor time of a run, seconds."""
+    found = []
+    for _ in range(repeats):
+        wall, cpu = time.perf_counter(), time.process_time()
+        run()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        found.append((time.perf_counter() - wall, time.process_time() - cpu))
+    return {"wall_s": min(wall for wall, _ in found), "cpu_s": min(cpu for _, cpu in found)}
+
+
+def child(options: argparse.Namespace) -> dict[str, float]:
+    """One variant, measured in this process."""
+    torch.set_num_threads(options.threads)
+    if options.what == "logit":
+        logit_step(options, options.way, scale=32)()  # libraries load and thread pools start before the baseline
+        run = logit_step(options, options.way)
+        cuda = options.device == "cuda"
+        before = torch.cuda.memory_allocated() / 2**20 if cuda else psutil.Process().memory_info().rss / 2**20
+        if cuda:
+            torch.cuda.reset_peak_memory_stats()
+        return {**timed(run, options.device, options.repeats), "peak_mib": peak(options.device) - before}
+    bench = StepBench(options, options.way, options.batch[0], options.length[0])
+    bench.step()
+    return {**timed(bench.step, options.device, options.repeats), "peak_mib": peak(options.device)}
+
+
+def measure(options: argparse.Namespace, ways: list[str], texts: int, length: int) -> dict[str, dict[str, float]]:
+    """Every variant in processes of their own, taking turns; the best of the rounds."""
+    best: dict[str, dict[str, float]] = {}
+    for _ in range(options.rounds):
+        for way in ways:
+            arguments = [arg for arg in sys.argv[1:] if arg != options.what]
+            command = [sys.executable, "-m", "benchmarks.objective", options.what, *arguments]
+            command += ["--way", way, "--batch", str(texts), "--length", str(length)]
+            done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
+            found = json.loads(done.stdout.splitlines()[-1])
+            best[way] = {key: min(value, best.get(way, found)[key]) for key, value in found.items()}
+    return best
+
+
+def compare(options: argparse.Namespace) -> tuple[list[dict[str, Any]], bool]:
+    """Rows of the table, and whether every claim holds.  Time is the processor's on a CPU, which others may share."""
+    clock = "wall_s" if options.device == "cuda" else "cpu_s"
+    if options.what == "logit":
+        found = measure(options, ["plain", "chunked"], 1, 1)
+        ratios = {
+            "time": found["chunked"][clock] / found["plain"][clock],
+            "memory": found["chunked"]["peak_mib"] / found["plain"]["peak_mib"],
+        }
+        rows = [{"way": way, **values} for way, values in found.items()]
+        rows[-1] |= {f"{name}_ratio": value for name, value in ratios.items()}
+        return rows, all(ratios[name] <= bound for name, bound in LOGIT_BOUNDS.items())
+    rows, good = [], True
+    for texts in options.batch:
+        for length in options.length:
+            found = measure(options, ["plain sft", "sft", "sra", "paper"], texts, length)
+            for way, values in found.items():
+                ratio = found["sra"][clock] / values[clock]
+                rows.append({"batch": texts, "length": length, "way": way, **values, "sra_over_it": ratio})
+                good &= ratio <= STEP_BOUNDS.get(way, float("inf"))
+    return rows, good
+
+
+def stamp(options: argparse.Namespace) -> dict[str, Any]:
+    """Where and with what the numbers were taken."""
+    device = torch.cuda.get_device_name() if options.device == "cuda" else platform.processor() or platform.machine()
+    versions = {name: importlib.metadata.version(name) for name in ("sra", "torch", "transformers")}
+    settings = {name: value for name, value in vars(options).items() if name not in ("json", "way")}
+    when = datetime.now(UTC).isoformat(timespec="seconds")
+    return {
+        "when": when,
+        "device": device,
+        "cores": psutil.cpu_count(),
+        "python": platform.python_version(),
+        **versions,
+        **settings,
+    }
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["logit", "step"])
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--spans", type=int, default=1024)
+    parser.add_argument("--vocabulary", type=int, default=32000)
+    parser.add_argument("--width", type=int, default=1024)
+    parser.add_argument("--student", choices=MODELS, default="small")
+    parser.add_argument("--teacher", choices=MODELS, default="large")
+    parser.add_argument("--batch", type=int, nargs="+", default=[8, 16])
+    parser.add_argument("--length", type=int, nargs="+", default=[128, 320])
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--way", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Measure, print, write JSON when asked to."""
+    options = parse()
+    if options.way:
+        print(json.dumps(child(options)))
+        return 0
+    rows, good = compare(options)
+    for row in rows:
+        print(
+            "  ".join(
+                f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}" for name, value in row.items()
+            )
+        )
+    print("claims hold" if good else "A CLAIM FAILS")
+    if options.json:
+        result = {"rows": rows, "claims_hold": good, **stamp(options)}
+        options.json.write_text(json.dumps(result, indent=2, default=str) + "\n", encoding="utf-8")
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
