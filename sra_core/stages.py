@@ -1,4 +1,4 @@
-"""The whole story: prepare -> (adapt) -> cache -> distill -> evaluate, each a plain function from a config to a manifest.
+"""The whole story: prepare, adapt (if asked), cache, distill, evaluate: plain functions from a config to a manifest.
 
 A stage returns at once if its result is there and whole; else it keeps the finished pieces and does the rest. It finds
 the results that it builds on by their fingerprints and says what to run if one is missing.

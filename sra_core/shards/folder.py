@@ -43,6 +43,7 @@ class StageFolder:
 
     ROOMS: Mapping[str, str] = {
         "prepare": "prepared",
+        "adapt": "adapted",
         "cache": "teacher",
         "distill": "students",
         "evaluate": "evaluations",
