@@ -243,7 +243,7 @@ def _prepare_shards(
             result.counts.update(outcome.entry.counts)
             for item in outcome.rejected:
                 _log(log, item)
-            watch.progress(sum(shard.rows for shard in result.shards), result.counts["in"], "examples")
+            watch.progress(sum(shard.rows for shard in result.shards), 0, "examples")
 
         for task in _tasks(config, corpus, result, log):
             for outcome in pool.submit(task):

@@ -7,38 +7,46 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
 
+from sra_core.alignment import SharedVocabulary, shared_vocabulary
+from sra_core.capture import TeacherCapture
 from sra_core.config import ModelRef, RunConfig
 from sra_core.distillation import STUDENT, initial_student
 from sra_core.errors import EvaluationError
-from sra_core.evaluation import Sampling, generate, response_likelihood, rouge_scores
-from sra_core.models import load_model, load_tokenizer, pick_device
+from sra_core.evaluation import (
+    AnswerSet,
+    AnswerSettings,
+    Interval,
+    ModelScores,
+    agreement_table,
+    count_answers,
+    find_leaks,
+    interval,
+    likelihood_table,
+    read_answers,
+    response_likelihood,
+    teacher_agreement,
+)
+from sra_core.models import layer_count, lm_head, load_model, load_tokenizer, pick_device
+from sra_core.objective import Head
+from sra_core.preparation import load_tokenizers
 from sra_core.shards import Manifest, PreparedRow, PreparedSet, StageFolder, atomic_write
 from sra_core.watching import Watcher
 
-__all__ = ["score_student"]
+__all__ = ["SUMMARY", "score_student"]
 
-
-@dataclass(frozen=True, slots=True)
-class Contender:
-    """A model under evaluation.
-
-    Attributes:
-        name: ``teacher``, ``initial`` or ``student``.
-        side: Whose tokens it reads.
-        load: Gives the model and its tokenizer.
-    """
-
-    name: str
-    side: Literal["teacher", "student"]
-    load: Callable[[], tuple[Any, Any]]
+SUMMARY = "summary.md"
+_TOKENS = 4096
+_TITLES = {"teacher": "teacher", "initial": "student before", "student": "student after"}
+_COLUMNS = (("bits_per_byte", "bits per byte"), ("rougeL", "ROUGE-L"), ("top1", "agrees with teacher"))
 
 
 def score_student(config: RunConfig, upstream: Sequence[Manifest], folder: StageFolder, watch: Watcher) -> Manifest:
-    """Score every contender; those that were scored before a restart are not scored again.
+    """Score every contender; what was scored before a restart is not scored again.
 
     Args:
         config: The run config.
@@ -47,190 +55,272 @@ def score_student(config: RunConfig, upstream: Sequence[Manifest], folder: Stage
         watch: Told of progress.
 
     Raises:
-        EvaluationError: There is no test example.
+        EvaluationError: There is no test example, or each occurs in the training data.
     """
     prepared, trained = upstream
-    rows = list(PreparedSet(prepared, "test"))[: config.evaluate.examples]
-    if not rows:
-        raise EvaluationError("there is no test example", "raise corpus.test_share or corpus.max_test")
-    contenders = list(_contenders(config, prepared, trained))
-    metrics: dict[str, float] = {}
-    answers: dict[str, pa.Table] = {}
-    for contender in contenders:
-        scored = _score(config, contender, rows, folder.path, watch)
-        metrics |= {f"{contender.name}/{name}": value for name, value in scored.metrics.items()}
-        answers[contender.name] = scored.answers
-    watch.metrics(metrics)
-    _write(folder.path / "summary.md", summary(config, trained, metrics, answers).encode())
+    rows, counts = _examples(config, prepared, watch)
+    scores = _Scoring(config, prepared, trained, rows, folder.path, watch).run()
+    intervals = {f"{name}/{metric}": value for name, each in scores.items() for metric, value in _intervals(each)}
+    answers = {name: each.answers for name, each in scores.items() if each.answers is not None}
+    for name, table in answers.items():
+        columns = [table[column].to_pylist() for column in ("reference", "answer", "finish_reason")]
+        found = count_answers(*columns)
+        counts |= {f"{name}_empty_answers": found.empty, f"{name}_unfinished_answers": found.unfinished}
+    metrics = {f"evaluate/{name}": value.estimate for name, value in intervals.items()}
+    watch.table("evaluate/scores", _score_columns(intervals))
+    with atomic_write(folder.path / SUMMARY) as file:
+        file.write(_summary(config, trained, intervals, answers).encode())
     names = sorted(path.name for path in folder.path.iterdir() if path.suffix in {".parquet", ".md"})
     return folder.commit(
-        upstream=upstream,
-        files=[folder.entry(name) for name in names],
-        counts={"examples": len(rows), "answers": sum(len(table) for table in answers.values())},
-        metrics=metrics,
+        upstream=upstream, files=[folder.entry(name) for name in names], counts=counts, metrics=metrics
     )
 
 
-def _contenders(config: RunConfig, prepared: Manifest, trained: Manifest) -> Iterator[Contender]:
-    device = pick_device(config.evaluate.device)
-
-    def teacher() -> tuple[Any, Any]:
-        return load_model(config.teacher, config.cache.compute_dtype, device), load_tokenizer(config.teacher)
-
-    def initial() -> tuple[Any, Any]:
-        model, tokenizer = initial_student(config, prepared)
-        return model.to(device), tokenizer
-
-    def student() -> tuple[Any, Any]:
-        ref = ModelRef(source=str(Path(trained.folder) / STUDENT))
-        return load_model(ref, config.distill.precision, device), load_tokenizer(ref)
-
-    if config.evaluate.teacher:
-        yield Contender("teacher", "teacher", teacher)
-    if config.evaluate.initial:
-        yield Contender("initial", "student", initial)
-    yield Contender("student", "student", student)
+def _examples(config: RunConfig, prepared: Manifest, watch: Watcher) -> tuple[list[PreparedRow], dict[str, int]]:
+    """The test examples that count, and what was left out."""
+    settings = config.evaluate
+    rows = list(PreparedSet(prepared, "test"))[: settings.examples]
+    counts = {"examples": len(rows)}
+    if settings.leaks != "off":
+        training = PreparedSet(prepared, "train")
+        report = find_leaks(rows, training, ngram=settings.leak_ngram, overlap=settings.leak_overlap)
+        counts |= {f"leaked_{kind}": count for kind, count in report.counts().items() if count}
+        if report.leaks:
+            watch.table("evaluate/leaks", report.columns())
+            action = "left out" if settings.leaks == "exclude" else "kept, as evaluate.leaks says"
+            watch.message(f"{len(report.leaks)} test examples occur in the training data: {action}")
+        if settings.leaks == "exclude":
+            rows = [row for row in rows if row.id not in report.ids]
+            counts |= {"excluded": counts["examples"] - len(rows), "examples": len(rows)}
+    if not rows:
+        raise EvaluationError(
+            "there is no test example to score", "raise corpus.test_share or corpus.max_test, or look at evaluate.leaks"
+        )
+    return rows, counts
 
 
 @dataclass(frozen=True, slots=True)
-class _Scored:
-    metrics: dict[str, float]
-    answers: pa.Table
+class _Contender:
+    """A model under evaluation: ``teacher``, ``initial`` or ``student``; ``model`` tells one version from another."""
+
+    name: str
+    side: Literal["teacher", "student"]
+    load: Callable[[], tuple[Any, Any]]
+    model: str = ""
 
 
-def _score(
-    config: RunConfig, contender: Contender, rows: Sequence[PreparedRow], folder: Path, watch: Watcher
-) -> _Scored:
-    likelihood_file = folder / f"likelihood-{contender.name}.parquet"
-    answers_file = folder / f"answers-{contender.name}.parquet"
-    if not (likelihood_file.exists() and answers_file.exists()):
-        model, tokenizer = contender.load()
-        _write_table(likelihood_file, _likelihood(model, tokenizer, contender, rows, watch))
-        _write_table(answers_file, _answers(config, model, tokenizer, contender, rows, watch))
-    likelihood, answers = pq.read_table(likelihood_file), pq.read_table(answers_file)
-    return _Scored(_metrics(likelihood, answers), answers)
+@dataclass(frozen=True, slots=True)
+class _TeacherView:
+    """What agreement with the teacher is measured against: its last layer's centres of each row, and its head rows."""
+
+    centers: list[NDArray[Any]]
+    head: Head
 
 
-def _likelihood(
-    model: Any, tokenizer: Any, contender: Contender, rows: Sequence[PreparedRow], watch: Watcher
-) -> pa.Table:
-    scored = response_likelihood(
-        model,
-        rows,
-        contender.side,
-        eos_token_id=tokenizer.eos_token_id,
-        progress=lambda done, total: watch.progress(done, total, "texts", f"{contender.name}: bits per byte"),
-    )
-    return pa.table({"id": scored.ids, "nats": scored.nats, "bytes": scored.bytes, "tokens": scored.tokens})
+class _Scoring:
+    """Scores of all contenders on the same rows; tables that are on disk already are read."""
 
+    def __init__(
+        self,
+        config: RunConfig,
+        prepared: Manifest,
+        trained: Manifest,
+        rows: Sequence[PreparedRow],
+        folder: Path,
+        watch: Watcher,
+    ) -> None:
+        self.config = config
+        self.prepared = prepared
+        self.trained = trained
+        self.rows = rows
+        self.folder = folder
+        self.watch = watch
+        self.device = pick_device(config.evaluate.device)
+        self._loaded: tuple[str, Any, Any] | None = None
+        self._shared: SharedVocabulary | None = None
+        self._view: _TeacherView | None = None
 
-def _answers(
-    config: RunConfig,
-    model: Any,
-    tokenizer: Any,
-    contender: Contender,
-    rows: Sequence[PreparedRow],
-    watch: Watcher,
-) -> pa.Table:
-    settings = config.evaluate
-    asked = rows[: settings.generate]
-    sampling = Sampling(temperature=settings.temperature, top_p=settings.top_p)
-    seeds = settings.seeds[:1] if sampling.greedy else settings.seeds
-    tables = []
-    for seed in seeds:
-        answers = generate(
-            model,
-            tokenizer,
-            asked,
-            contender.side,
-            seed=seed,
-            sampling=sampling,
-            max_new_tokens=settings.max_new_tokens,
-            max_prompt=config.alignment.max_prompt,
-            batch_size=settings.batch_size,
-            progress=lambda done, total: watch.progress(done, total, "answers", contender.name),
+    def run(self) -> dict[str, ModelScores]:
+        """Scores by contender."""
+        return {contender.name: self._scores(contender) for contender in self._contenders()}
+
+    def _contenders(self) -> Iterator[_Contender]:
+        if self.config.evaluate.teacher:
+            yield self._teacher()
+        if self.config.evaluate.initial:
+            yield _Contender("initial", "student", self._initial)
+        yield _Contender("student", "student", self._student, self.trained.content)
+
+    def _teacher(self) -> _Contender:
+        def load() -> tuple[Any, Any]:
+            model = load_model(self.config.teacher, self.config.cache.compute_dtype, self.device)
+            return model, load_tokenizer(self.config.teacher)
+
+        return _Contender("teacher", "teacher", load)
+
+    def _initial(self) -> tuple[Any, Any]:
+        model, tokenizer = initial_student(self.config, self.prepared)
+        return model.to(self.device), tokenizer
+
+    def _student(self) -> tuple[Any, Any]:
+        ref = ModelRef(source=str(Path(self.trained.folder) / STUDENT))
+        return load_model(ref, self.config.distill.precision, self.device), load_tokenizer(ref)
+
+    def _model(self, contender: _Contender) -> tuple[Any, Any]:
+        """The contender's model and tokenizer; the one before it is let go."""
+        if self._loaded is None or self._loaded[0] != contender.name:
+            self._loaded = None
+            self._loaded = (contender.name, *contender.load())
+        return self._loaded[1:]
+
+    def _scores(self, contender: _Contender) -> ModelScores:
+        return ModelScores(
+            likelihood=self._table("likelihood", contender, self._likelihood),
+            answers=self._answers(contender),
+            agreement=self._table("agreement", contender, self._agreement) if self._agrees(contender) else None,
         )
-        texts = [answer.text.strip() for answer in answers]
-        columns = {
-            "id": [row.id for row in asked],
-            "source": [row.source for row in asked],
-            "seed": [seed] * len(asked),
-            "prompt": [row.prompt for row in asked],
-            "reference": [row.response for row in asked],
-            "answer": texts,
-            "tokens": [len(answer.tokens) for answer in answers],
-            "finish_reason": [answer.finish_reason for answer in answers],
-            **rouge_scores([row.response for row in asked], texts),
-        }
-        tables.append(pa.table(columns, schema=_ANSWERS))
-    return pa.concat_tables(tables)
+
+    def _agrees(self, contender: _Contender) -> bool:
+        return self.config.evaluate.teacher and contender.name != "teacher"
+
+    def _table(self, kind: str, contender: _Contender, make: Callable[[_Contender], pa.Table]) -> pa.Table:
+        path = self.folder / f"{kind}-{contender.name}.parquet"
+        if not path.exists():
+            with atomic_write(path) as file:
+                pq.write_table(make(contender), pa.PythonFile(file, mode="w"))
+        return pq.read_table(path)
+
+    def _likelihood(self, contender: _Contender) -> pa.Table:
+        model, tokenizer = self._model(contender)
+        scored = response_likelihood(
+            model,
+            self.rows,
+            contender.side,
+            eos_token_id=tokenizer.eos_token_id,
+            progress=lambda done, total: self._progress(done, total, "texts", contender, "bits per byte"),
+        )
+        return likelihood_table(self.rows, scored)
+
+    def _answers(self, contender: _Contender) -> pa.Table | None:
+        settings = self.config.evaluate
+        rows = self.rows[: settings.generate]
+        if not rows:
+            return None
+        answers = AnswerSet(
+            self.folder, contender.name, contender.side, AnswerSettings.of(settings), model=contender.model
+        )
+        paths = answers.make(
+            lambda: self._model(contender),
+            rows,
+            batch_size=settings.batch_size,
+            progress=lambda done, total: self._progress(done, total, "answers", contender, "answers"),
+        )
+        return read_answers(paths)
+
+    def _agreement(self, contender: _Contender) -> pa.Table:
+        view = self._teacher_view()
+        model, _ = self._model(contender)
+        ids = torch.from_numpy(self._vocabulary().student_ids).long()
+        head = lm_head(model).constant()
+        return agreement_table(
+            teacher_agreement(
+                model,
+                self.rows,
+                view.centers,
+                head.rows(ids.to(head.weight.device)),
+                view.head.to(head.weight.device),
+                weighted=self.config.objective.weighted_pooling,
+            )
+        )
+
+    def _teacher_view(self) -> _TeacherView:
+        if self._view is None:
+            model, _ = self._model(self._teacher())
+            last = layer_count(model)
+            captured = TeacherCapture(model, [last], _TOKENS, self.config.objective.weighted_pooling)(self.rows)
+            ids = torch.from_numpy(self._vocabulary().teacher_ids).long()
+            head = lm_head(model).constant()
+            self._view = _TeacherView([row.centers[last] for row in captured], head.rows(ids.to(head.weight.device)))
+        return self._view
+
+    def _vocabulary(self) -> SharedVocabulary:
+        if self._shared is None:
+            self._shared = shared_vocabulary(*load_tokenizers(Path(self.prepared.folder)))
+        return self._shared
+
+    def _progress(self, done: int, total: int, unit: str, contender: _Contender, what: str) -> None:
+        self.watch.progress(done, total, unit, f"{_TITLES[contender.name]}: {what}")
 
 
-_ANSWERS = pa.schema(
-    [
-        *((name, pa.string()) for name in ("id", "source")),
-        ("seed", pa.int64()),
-        *((name, pa.string()) for name in ("prompt", "reference", "answer")),
-        ("tokens", pa.int64()),
-        ("finish_reason", pa.string()),
-        *((name, pa.float64()) for name in ("rouge1", "rouge2", "rougeL")),
-    ]
-)
+def _intervals(scores: ModelScores) -> Iterator[tuple[str, Interval]]:
+    for metric in ("bits_per_byte", "rougeL", "rouge1", "rouge2", "span_kl", "top1"):
+        values = scores.values(metric)
+        if values is not None:
+            _, numerators, denominators = values
+            yield metric, interval(numerators, denominators)
 
 
-def _metrics(likelihood: pa.Table, answers: pa.Table) -> dict[str, float]:
-    nats, size = likelihood["nats"].to_numpy().sum(), likelihood["bytes"].to_numpy().sum()
-    metrics = {"bits_per_byte": float(nats / np.log(2) / size)}
-    if len(answers):
-        metrics |= {name: float(answers[name].to_numpy().mean()) for name in ("rouge1", "rouge2", "rougeL")}
-        metrics["empty_answers"] = float(sum(not text for text in answers["answer"].to_pylist()))
-        metrics["unfinished_answers"] = float(answers["finish_reason"].to_pylist().count("length"))
-    return metrics
+def _score_columns(intervals: dict[str, Interval]) -> dict[str, list[Any]]:
+    parts = [name.partition("/") for name in intervals]
+    return {
+        "model": [model for model, _, _ in parts],
+        "metric": [metric for _, _, metric in parts],
+        "score": [value.estimate for value in intervals.values()],
+        "low": [value.low for value in intervals.values()],
+        "high": [value.high for value in intervals.values()],
+        "examples": [value.examples for value in intervals.values()],
+    }
 
 
-_TITLES = {"teacher": "teacher", "initial": "student before", "student": "student after"}
-
-
-def summary(config: RunConfig, trained: Manifest, metrics: dict[str, float], answers: dict[str, pa.Table]) -> str:
+def _summary(config: RunConfig, trained: Manifest, intervals: dict[str, Interval], answers: dict[str, pa.Table]) -> str:
     """The report that ends a run, in Markdown: scores before and after, and answers side by side."""
+    models = list(dict.fromkeys(name.partition("/")[0] for name in intervals))
+    columns = [(metric, title) for metric, title in _COLUMNS if f"student/{metric}" in intervals]
     lines = [
-        f"# {config.name}: {config.objective.name} in {trained.counts['steps']} steps",
+        f"# {config.name}: {config.objective.name}, {trained.counts['steps']} steps",
         "",
-        "| model | bits per byte | ROUGE-L |",
-        "|---|---:|---:|",
+        f"| model | {' | '.join(title for _, title in columns)} |",
+        f"|---|{'---|' * len(columns)}",
     ]
-    for name in answers:
-        rouge = metrics.get(f"{name}/rougeL")
-        shown = "" if rouge is None else f"{100 * rouge:.2f}"
-        lines.append(f"| {_TITLES[name]} | {metrics[f'{name}/bits_per_byte']:.4f} | {shown} |")
-    lines += ["", "Lower bits per byte are better; ROUGE-L is F1 times 100.", ""]
+    for model in models:
+        cells = [_cell(metric, intervals.get(f"{model}/{metric}")) for metric, _ in columns]
+        lines.append(f"| {_TITLES[model]} | {' | '.join(cells)} |")
+    examples = intervals["student/bits_per_byte"].examples
+    lines += [
+        "",
+        f"On {examples} held-out examples; ± is half of the 95 % interval over examples. Lower bits per byte are "
+        "better. ROUGE-L and agreement (spans whose likeliest token is the teacher's) are percentages.",
+        "",
+    ]
     return "\n".join([*lines, *_samples(config, answers)])
 
 
+def _cell(metric: str, value: Interval | None) -> str:
+    if value is None:
+        return ""
+    digits = 3 if metric == "bits_per_byte" else 1
+    return f"{value.estimate:.{digits}f} ± {(value.high - value.low) / 2:.{digits}f}"
+
+
 def _samples(config: RunConfig, answers: dict[str, pa.Table]) -> Iterator[str]:
+    if "student" not in answers:
+        return
     first = answers["student"]
     for number in range(min(config.evaluate.samples, len(first))):
-        question = first["prompt"][number].as_py().strip().splitlines()
-        yield f"## Example {first['id'][number].as_py()}"
-        yield ""
-        yield "> " + " ".join(line for line in question if line.strip())[-300:]
-        yield ""
+        prompt = [line for line in first["prompt"][number].as_py().splitlines() if line.strip()]
+        yield f"## {first['id'][number].as_py()}\n"
+        yield f"> {_ending(' '.join(prompt))}\n"
         yield f"- **reference**: {_short(first['reference'][number].as_py())}"
         for name, table in answers.items():
             yield f"- **{_TITLES[name]}**: {_short(table['answer'][number].as_py()) or '(empty)'}"
         yield ""
 
 
-def _short(text: str, limit: int = 400) -> str:
+def _ending(text: str, limit: int = 200) -> str:
+    """The end of a prompt, where the question is, from a word's start on."""
+    return text if len(text) <= limit else "… " + text[-limit:].partition(" ")[2]
+
+
+def _short(text: str, limit: int = 300) -> str:
     flat = " ".join(text.split())
     return flat if len(flat) <= limit else flat[: limit - 1] + "…"
-
-
-def _write_table(path: Path, table: pa.Table) -> None:
-    with atomic_write(path) as file:
-        pq.write_table(table, pa.PythonFile(file, mode="w"))
-
-
-def _write(path: Path, data: bytes) -> None:
-    with atomic_write(path) as file:
-        file.write(data)

@@ -27,7 +27,7 @@ class Watcher:
         """A stage starts (or, when ``reused``, was found finished). ``plan`` says in words what it will do."""
 
     def progress(self, done: int, total: int, unit: str, note: str = "") -> None:
-        """``done`` of ``total`` units are finished; ``note`` is a short live figure such as the loss."""
+        """``done`` of ``total`` units (0: unknown) are finished; ``note`` is a short live figure such as the loss."""
 
     def metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
         """Numbers by name; ``step`` counts optimizer steps in training and is None for totals."""
@@ -138,11 +138,12 @@ class TerminalWatcher(Watcher):
             self._bar(done, total, unit, note)
             return
         now = time.monotonic()
-        if done >= total or now - self._printed >= 15:
+        if done == total or now - self._printed >= 15:
             self._printed = now
             rate = done / max(now - self._started, 1e-9)
-            left = (total - done) / rate if rate else 0.0
-            self._console.print(f"  {done}/{total} {unit}, {rate:.3g} a second, {left:.0f} s left  {note}".rstrip())
+            left = f", {(total - done) / rate:.0f} s left" if total and rate else ""
+            of = f"/{total}" if total else ""
+            self._console.print(f"  {done}{of} {unit}, {rate:.3g} a second{left}  {note}".rstrip())
 
     def _bar(self, done: int, total: int, unit: str, note: str) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -151,9 +152,9 @@ class TerminalWatcher(Watcher):
             columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
             self._progress = Progress(*columns, TextColumn("{task.fields[note]}"), console=self._console)
             self._progress.start()
-            self._task = self._progress.add_task(unit, total=total, note=note)
-        self._progress.update(self._task, completed=done, total=total, description=unit, note=note)
-        if done >= total:
+            self._task = self._progress.add_task(unit, total=total or None, note=note)
+        self._progress.update(self._task, completed=done, total=total or None, description=unit, note=note)
+        if done == total:
             self._stop_bar()
 
     def _stop_bar(self) -> None:

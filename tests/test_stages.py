@@ -88,7 +88,7 @@ def test_student_loads_without_this_project(smoke_run: SmokeRun) -> None:
 
 def test_training_changed_the_student(smoke_run: SmokeRun) -> None:
     metrics = smoke_run.results["evaluate"].metrics
-    assert metrics["student/bits_per_byte"] < metrics["initial/bits_per_byte"]
+    assert metrics["evaluate/student/bits_per_byte"] < metrics["evaluate/initial/bits_per_byte"]
 
 
 def test_second_run_reuses_every_stage(smoke_run: SmokeRun) -> None:
