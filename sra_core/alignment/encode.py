@@ -14,11 +14,12 @@ import numpy as np
 import numpy.typing as npt
 
 from sra_core.alignment.cuts import SpanMap, align, clean_cuts
-from sra_core.alignment.offsets import Tokens, check_offsets, encode_batch, mend_offsets, reorders_marks, require_inside
-from sra_core.alignment.tokens import backend_of, end_of_text, tokenizer_name
+from sra_core.alignment.offsets import check_offsets, mend_offsets, offsets_of, reorders_marks, require_inside
+from sra_core.alignment.tokens import backend_of, end_of_text
 from sra_core.corpus import Example, Rejected, Rendered, RenderError, render
 
 if TYPE_CHECKING:
+    from tokenizers import Encoding
     from transformers import PreTrainedTokenizerFast
 
 __all__ = ["AlignedExample", "PairEncoder"]
@@ -54,8 +55,8 @@ class AlignedExample:
 class _Side(NamedTuple):
     """One side of an example while it is being cut."""
 
-    ids: npt.NDArray[np.int32]
-    offsets: npt.NDArray[np.int32]  # relative to the start of the response
+    ids: npt.NDArray[np.int32]  # (T + 1,) with the end-of-text token
+    offsets: npt.NDArray[np.int32]  # (T, 2) relative to the start of the response
     response: int  # first token that ends after the start of the response
     kept: int  # leading tokens (begin of text) that no prompt cut removes
 
@@ -139,26 +140,19 @@ class PairEncoder:
             teacher, student = (
                 side.without(b) if b else side for side, b in zip((teacher, student), begins, strict=True)
             )
-        spans = align(teacher.offsets, student.offsets)
+        spans = align(teacher.offsets[teacher.response :], student.offsets[student.response :])
         if not len(spans):
             return Rejected(example.id, "no_span", "the two tokenizations have no common cut inside the response")
-        fits = max(len(teacher.ids), len(student.ids)) < self._max_length
-        if fits:
-            teacher_ids = np.append(teacher.ids, self._teacher.end)
-            student_ids = np.append(student.ids, self._student.end)
-        else:
-            count = int(
-                np.searchsorted(np.maximum(spans.teacher[:, 1], spans.student[:, 1]), self._max_length, "right")
-            )
-            if not count:
-                return Rejected(
-                    example.id,
-                    "too_long",
-                    f"prompts of {teacher.response} and {student.response} tokens leave no room for a span",
-                )
-            spans = spans.head(count)
-            teacher_ids = teacher.ids[: spans.teacher[-1, 1]]
-            student_ids = student.ids[: spans.student[-1, 1]]
+        spans = spans.shifted(teacher.response, student.response)
+        teacher_ids, student_ids = teacher.ids, student.ids
+        fits = max(len(teacher_ids), len(student_ids)) <= self._max_length
+        if not fits:
+            ends = np.maximum(spans.teacher[:, 1], spans.student[:, 1])
+            spans = spans.head(int(ends.searchsorted(self._max_length, "right")))
+            if not len(spans):
+                detail = f"prompts of {teacher.response} and {student.response} tokens leave no room for a span"
+                return Rejected(example.id, "too_long", detail)
+            teacher_ids, student_ids = teacher_ids[: spans.teacher[-1, 1]], student_ids[: spans.student[-1, 1]]
             response = response[: spans.chars[-1, 1]]
         return AlignedExample(
             id=example.id,
@@ -209,12 +203,12 @@ class _Encoder:
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, template: Template, prompt: str) -> None:
         check_offsets(tokenizer)
-        self.end = np.int32(end_of_text(tokenizer))
+        self._end = end_of_text(tokenizer)
         self._tokenizer = tokenizer
         self._backend = backend_of(tokenizer)
         self._template = template
         self._prompt = prompt
-        self._special = np.array(sorted(tokenizer.all_special_ids), np.int32)
+        self._special = set(tokenizer.all_special_ids)
         self._begin = tokenizer.bos_token_id
         self._reorders = reorders_marks(self._backend)
 
@@ -227,20 +221,24 @@ class _Encoder:
         sides: list[_Side | None] = [None] * len(rendered)
         for special in (True, False):
             rows = [k for k, text in enumerate(rendered) if text.add_special_tokens is special]
-            for k, tokens in zip(rows, encode_batch(self._backend, [texts[k] for k in rows], special), strict=True):
-                sides[k] = self._side(texts[k], tokens, len(rendered[k].prompt))
+            encodings = self._backend.encode_batch([texts[k] for k in rows], add_special_tokens=special)
+            for k, encoding in zip(rows, encodings, strict=True):
+                sides[k] = self._side(texts[k], encoding, len(rendered[k].prompt))
         return [side for side in sides if side is not None]
 
-    def _side(self, text: str, tokens: Tokens, prompt: int) -> _Side:
-        ids, offsets = tokens
-        require_inside(offsets, len(text), tokenizer_name(self._tokenizer))
+    def _side(self, text: str, encoding: Encoding, prompt: int) -> _Side:
+        ids, offsets = encoding.ids, offsets_of(encoding)
+        require_inside(offsets, len(text), self._tokenizer)
         count = len(ids)
-        while count and offsets[count - 1, 0] == offsets[count - 1, 1] and ids[count - 1] in self._special:
-            count -= 1  # the tokenizer's own closing token: the end of text is added after truncation
-        ids, offsets = ids[:count], mend_offsets(text, offsets[:count], prompt, self._reorders) - np.int32(prompt)
-        ends_after = offsets[:, 1] > 0
-        response = int(np.argmax(ends_after)) if ends_after.any() else count
+        while count and ids[count - 1] in self._special and offsets[count - 1, 0] == offsets[count - 1, 1]:
+            count -= 1  # the tokenizer's own closing token; the end of text takes its place
+        offsets = mend_offsets(text, offsets[:count], prompt, self._reorders)
+        offsets -= np.int32(prompt)
+        after = offsets[:, 1] > 0
+        response = int(after.argmax()) if count else 0
+        if count and not after[response]:
+            response = count
         kept = 0
-        while kept < response and (offsets[kept, 0] == offsets[kept, 1] or ids[kept] == self._begin):
+        while kept < response and (ids[kept] == self._begin or offsets[kept, 0] == offsets[kept, 1]):
             kept += 1
-        return _Side(ids, offsets, response, kept)
+        return _Side(np.array([*ids[:count], self._end], np.int32), offsets, response, kept)

@@ -17,6 +17,7 @@ _ROWS = 40  # groups shown in a table
 _COLORS = ("#0b6bcb", "#b3470b", "#1f7a3d", "#8f3fb5", "#a8730a", "#c2255c")
 _TERMINAL_SPANS = 60
 _VISIBLE = {" ": "·", "\n": "⏎", "\r": "␍", "\t": "→", "\u00a0": "⍽", "\u200b": "␣", "\u2028": "↵", "\x00": "␀"}
+_JOINERS = "\u200d\ufe0f"
 _HEADINGS = (
     "examples",
     "bytes",
@@ -31,8 +32,9 @@ _HEADINGS = (
 
 
 def visible(text: str) -> str:
-    """A text with its white space and control characters made visible."""
-    return "".join(_VISIBLE.get(c, c if c.isprintable() or c in "\u200d\ufe0f" else f"\\u{ord(c):04x}") for c in text)
+    """A text with its white space, control characters and lone joiners made visible."""
+    kept = "" if text in _JOINERS else _JOINERS
+    return "".join(_VISIBLE.get(c, c if c.isprintable() or c in kept else f"\\u{ord(c):04x}") for c in text)
 
 
 def headline(report: AlignmentReport) -> list[tuple[str, str]]:
@@ -206,7 +208,7 @@ _PAGE = """<!doctype html>
 <title>Alignment audit</title>
 <style>
 :root { color-scheme: light dark; --line: #8884; --dim: #777; }
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 75rem; margin: 2rem auto; padding: 0 1rem; }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 80rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2rem; }
 h3 { font-size: 1rem; margin: 1.5rem 0 0; overflow-wrap: anywhere; }
 p { color: var(--dim); margin: 0 0 .5rem; }

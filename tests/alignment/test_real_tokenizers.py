@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from sra_core.alignment import SpanMap, align, check_offsets, clean_cuts, mend_offsets, token_bytes
-from sra_core.alignment.offsets import reorders_marks
+from sra_core.alignment.offsets import offsets_of, reorders_marks
 
 from .plain import plain_align
 from .texts import LONG, SHORT, fuzzed
@@ -63,8 +63,7 @@ def tokenizer(name: str):
 def encoded(name: str, text: str) -> tuple[tuple[int, ...], tuple[tuple[int, int], ...]]:
     backend = tokenizer(name).backend_tokenizer
     encoding = backend.encode(text, add_special_tokens=False)
-    offsets = np.array(encoding.offsets, np.int32).reshape(-1, 2)
-    offsets = mend_offsets(text, offsets, 0, reorders_marks(backend))
+    offsets = mend_offsets(text, offsets_of(encoding), 0, reorders_marks(backend))
     return tuple(encoding.ids), tuple((a, b) for a, b in offsets.tolist())
 
 

@@ -135,7 +135,8 @@ def _smollm2() -> PreTrainedTokenizerFast | None:
     files = sorted((cache_folder() / "models").glob("*SmolLM2*/tokenizer.json"))
     if not files:
         return None
-    return _wrap(Tokenizer.from_file(str(files[0])), "smollm2", bos_token="<|im_start|>", eos_token="<|im_end|>")
+    special = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "unk_token": "<|endoftext|>"}
+    return _wrap(Tokenizer.from_file(str(files[0])), "smollm2", **special)
 
 
 def byte_level(vocabulary: int = 600, **options: bool) -> PreTrainedTokenizerFast:
