@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import signal
 import sys
 from pathlib import Path
@@ -17,6 +16,8 @@ from sra_core.errors import ManifestMismatch, ShardError, SraError
 from sra_core.telemetry import quiet_telemetry
 
 if TYPE_CHECKING:
+    from types import FrameType
+
     from sra_core.config import RunConfig
     from sra_core.watching import Watcher
 
@@ -42,7 +43,7 @@ Settings = Annotated[
 def run(recipe: Recipe, settings: Settings = None) -> None:
     """Run the whole pipeline: prepare, cache, distill, evaluate."""
     from sra_core import stages
-    from sra_core.tracking import pipeline_run, tracking_uri
+    from sra_core.tracking import pipeline_run, ui_command
 
     config = _config(recipe, settings)
     with pipeline_run(config) as parent:
@@ -109,6 +110,14 @@ def audit(recipe: Recipe, settings: Settings = None) -> None:
     manifest = _stage("prepare", recipe, settings)
     console.print(render_terminal(audit_of(manifest)))
     console.print(f"\nThe whole report, for a browser: {manifest.folder}/{AUDIT_PAGE}")
+
+
+@app.command()
+def plan(recipe: Recipe, settings: Settings = None) -> None:
+    """Predict examples, tokens, bytes, memory and hours before anything runs; afterwards, compare with what it took."""
+    from sra_core.planning import plan_run
+
+    console.print(plan_run(_config(recipe, settings)).table())
 
 
 @app.command()
@@ -191,6 +200,7 @@ def main() -> None:
     """Entry point: errors that the user can mend are printed with their remedy, not as a traceback."""
     quiet_telemetry()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    signal.signal(signal.SIGINT, _interrupted)
     try:
         app()
     except SraError as error:
@@ -198,9 +208,11 @@ def main() -> None:
         errors.print(error.problem, markup=False)
         errors.print(f"  -> {error.remedy}", markup=False)
         sys.exit(1)
-    except KeyboardInterrupt:
-        errors.print("stopped; run the same command again to go on from here")
-        sys.exit(130)
+
+
+def _interrupted(number: int, frame: FrameType | None) -> None:
+    sys.stderr.write("\nstopping; run the same command again to go on from here\n")
+    raise KeyboardInterrupt
 
 
 def _config(recipe: str, settings: list[str] | None) -> RunConfig:

@@ -19,8 +19,9 @@ from sra_core.models import layer_count, resolve_layer
 from sra_core.objective import build_objective, student_layers
 from sra_core.shards import (
     Manifest,
+    MemoryPrepared,
+    MemoryTeacher,
     PreparedRow,
-    TeacherBatch,
     TeacherRow,
     decode_vectors,
     encode_vectors,
@@ -143,8 +144,9 @@ def _loss_terms(
     count = capture.load_head(Path(manifest.folder)).layers
 
     def terms(teacher: Sequence[TeacherRow]) -> Terms:
-        held: Any = _Rows(teacher)
-        data = distill_data(config, _Prepared(rows), held, count, student.config.pad_token_id or 0)
+        data = distill_data(
+            config, MemoryPrepared(rows), MemoryTeacher(teacher), count, student.config.pad_token_id or 0
+        )
         with torch.no_grad():
             outputs = [module(data.batch([index], 0)) for index in range(len(rows))]
         return [
@@ -152,28 +154,3 @@ def _loss_terms(
         ]
 
     return terms
-
-
-class _Prepared(list[PreparedRow]):
-    """Prepared rows in memory, as training reads them."""
-
-    def tokens(self, side: str) -> Any:
-        return np.array([len(getattr(row, f"{side}_ids")) for row in self])
-
-
-class _Rows:
-    """Teacher rows in memory, as training reads them."""
-
-    def __init__(self, rows: Sequence[TeacherRow]) -> None:
-        self._rows = rows
-        self.layers = tuple(rows[0].centers)
-
-    def gather(self, indices: Sequence[int], layers: Sequence[int] | None = None, states: bool = False) -> TeacherBatch:
-        chosen = [self._rows[index] for index in indices]
-        wanted = self.layers if layers is None else layers
-        kept = [row.states for row in chosen if row.states is not None]
-        return TeacherBatch(
-            centers={layer: np.concatenate([row.centers[layer] for row in chosen]) for layer in wanted},
-            mass={layer: np.concatenate([row.mass[layer] for row in chosen]) for layer in wanted},
-            states=np.concatenate(kept) if states else None,
-        )

@@ -132,7 +132,7 @@ def prepare_corpus(config: RunConfig, folder: StageFolder, watch: Watcher) -> Ma
         StorageError: The store cannot be written.
     """
     corpus = Corpus(config.corpus, folder.path / QUARANTINE)
-    _save_tokenizers(config, corpus, folder, watch)
+    save_tokenizers(config, corpus, folder.path, watch)
     teacher, student = load_tokenizers(folder.path)
     result = _prepare_shards(config, corpus, folder, shared_vocabulary(teacher, student), watch)
     if not any(shard.rows for shard in result.shards if shard.split == "train"):
@@ -186,13 +186,14 @@ def _report(report: AlignmentReport, manifest: Manifest, watch: Watcher) -> None
     )
 
 
-def _save_tokenizers(config: RunConfig, corpus: Corpus, folder: StageFolder, watch: Watcher) -> None:
+def save_tokenizers(config: RunConfig, corpus: Corpus, folder: Path, watch: Watcher) -> None:
+    """Write both tokenizers into a folder; the student's is trained first where the config wants that."""
     ref = student_tokenizer_ref(config)
     if ref is None:
         watch.message(f"training the student's tokenizer ({config.student.vocabulary_size} entries)")
     student = train_student_tokenizer(config, corpus) if ref is None else load_tokenizer(ref)
-    load_tokenizer(config.teacher).save_pretrained(folder.path / TEACHER_TOKENIZER)
-    student.save_pretrained(folder.path / STUDENT_TOKENIZER)
+    load_tokenizer(config.teacher).save_pretrained(folder / TEACHER_TOKENIZER)
+    student.save_pretrained(folder / STUDENT_TOKENIZER)
 
 
 def _reasons(counts: Counter[str]) -> str:
@@ -362,11 +363,12 @@ def _write_shard(task: _Task, kept: Sequence[AlignedExample], rejected: Sequence
     counts["truncated"] = sum(item.truncated for item in kept)
     counts["prompt_cut"] = sum(item.prompt_cut > 0 for item in kept)
     folder: StageFolder = _worker["folder"]
-    batches = [prepared_batch([_row(item) for item in kept])]
+    batches = [prepared_batch([prepared_row(item) for item in kept])]
     return folder.write_shard(task.name, task.split, batches, PREPARED_SCHEMA, counts=counts)
 
 
-def _row(item: AlignedExample) -> PreparedRow:
+def prepared_row(item: AlignedExample) -> PreparedRow:
+    """An aligned example as it is stored."""
     return PreparedRow(
         id=item.id,
         teacher_ids=item.teacher_ids,

@@ -4,7 +4,7 @@ from sra_core.capture.batches import token_batches
 from sra_core.capture.fidelity import row_errors, sample_rows, state_errors, within_bounds
 from sra_core.capture.heads import TeacherHead, load_head, save_head
 from sra_core.capture.holdings import Holdings, cache_identity, find_cache, holdings
-from sra_core.capture.stage import capture_teacher, load_teacher, make_capture, prepared_tokenizers
+from sra_core.capture.stage import capture_teacher, load_teacher, make_capture
 from sra_core.capture.teacher import TeacherCapture, predicting
 from sra_core.capture.writer import capture_shards
 
@@ -21,7 +21,6 @@ __all__ = [
     "load_teacher",
     "make_capture",
     "predicting",
-    "prepared_tokenizers",
     "row_errors",
     "sample_rows",
     "save_head",

@@ -14,16 +14,16 @@ from sra_core.capture.holdings import Holdings
 from sra_core.capture.teacher import TeacherCapture
 from sra_core.capture.workers import helpers
 from sra_core.capture.writer import capture_shards
-from sra_core.config import ModelRef, RunConfig
+from sra_core.config import RunConfig
 from sra_core.errors import ConfigError
-from sra_core.models import layer_count, lm_head, load_model, load_tokenizer, pick_device, tokenizer_identity
+from sra_core.models import layer_count, lm_head, load_model, pick_device, tokenizer_identity
 from sra_core.models.structure import layers_of, unwrap
 from sra_core.objective import teacher_needs
-from sra_core.preparation import STUDENT_TOKENIZER, TEACHER_TOKENIZER
+from sra_core.preparation import load_tokenizers
 from sra_core.shards import Manifest, ShardEntry, StageFolder
 from sra_core.watching import Watcher
 
-__all__ = ["capture_teacher", "load_teacher", "make_capture", "prepared_tokenizers"]
+__all__ = ["capture_teacher", "load_teacher", "make_capture"]
 
 
 def capture_teacher(config: RunConfig, prepared: Manifest, folder: StageFolder, watch: Watcher) -> Manifest:
@@ -44,7 +44,7 @@ def capture_teacher(config: RunConfig, prepared: Manifest, folder: StageFolder, 
         ShardError: What is stored differs from what the teacher computes by more than ``cache`` allows.
         StorageError: The store cannot be written.
     """
-    teacher, student = prepared_tokenizers(prepared)
+    teacher, student = load_tokenizers(Path(prepared.folder))
     _refuse_other_tokenizer(config, teacher, student)
     with folder.guard():
         if (made := folder.manifest([prepared])) is not None:
@@ -88,15 +88,6 @@ def make_capture(config: RunConfig, folder: StageFolder, model: Any) -> TeacherC
     return TeacherCapture(
         model, holds.layers, config.cache.tokens_per_batch, holds.pooling != "mean", token_states=holds.tokens
     )
-
-
-def prepared_tokenizers(prepared: Manifest) -> tuple[Any, Any]:
-    """The teacher's and the student's tokenizer, as they were when the examples were prepared."""
-    teacher, student = (
-        load_tokenizer(ModelRef(source=str(Path(prepared.folder) / name)))
-        for name in (TEACHER_TOKENIZER, STUDENT_TOKENIZER)
-    )
-    return teacher, student
 
 
 def _refuse_other_tokenizer(config: RunConfig, teacher: Any, student: Any) -> None:

@@ -4,6 +4,7 @@ from sra_core.shards.files import atomic_write, file_digest
 from sra_core.shards.folder import StageFolder, read_manifest, verify
 from sra_core.shards.locks import Claim, StoreLock
 from sra_core.shards.manifest import SCHEMA_VERSION, FileEntry, Manifest, ShardEntry, differences, fingerprint
+from sra_core.shards.memory import MemoryPrepared, MemoryTeacher
 from sra_core.shards.prepared import PREPARED_SCHEMA, PreparedRow, PreparedSet, prepared_batch
 from sra_core.shards.teacher import (
     TeacherBatch,
@@ -22,6 +23,8 @@ __all__ = [
     "Claim",
     "FileEntry",
     "Manifest",
+    "MemoryPrepared",
+    "MemoryTeacher",
     "PreparedRow",
     "PreparedSet",
     "ShardEntry",

@@ -1,0 +1,390 @@
+"""What a run will take, before it runs: from a sample of its examples and a few seconds of its models.
+
+The sample is systematic: examples of each split ordered by length, cut into as many equal parts as there are samples,
+the middle one of each part taken. Whatever grows with length is then met to a few per cent.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from rich.table import Table
+
+from sra_core import capture, preparation, stages
+from sra_core.alignment import AlignedExample, shared_vocabulary
+from sra_core.capture import Holdings, TeacherCapture
+from sra_core.config import ModelRef, RunConfig
+from sra_core.corpus import Corpus, Example
+from sra_core.errors import DataError, SraError
+from sra_core.models import build_student, layer_count, lm_head, load_model, load_tokenizer, pick_device, resolve_layer
+from sra_core.objective import Batch, build_objective, student_layers
+from sra_core.shards import (
+    PREPARED_SCHEMA,
+    Manifest,
+    MemoryPrepared,
+    MemoryTeacher,
+    PreparedRow,
+    PreparedSet,
+    TeacherRow,
+    prepared_batch,
+    teacher_batches,
+    teacher_schema,
+)
+from sra_core.training.context import distill_data, objective_context
+from sra_core.training.module import DistillModule
+from sra_core.training.schedule import total_steps
+from sra_core.watching import Watcher
+
+__all__ = ["SAMPLE", "Plan", "plan_run"]
+
+SAMPLE = 200
+"""Examples that a plan looks at."""
+_CALIBRATION_TOKENS = 4096  # teacher tokens of the timed capture
+_SPLITS = ("train", "validation", "test")
+_ADAM_BYTES = 16  # of a trained parameter: weight, gradient and two moments, all float32
+_MIXED_BYTES = 18  # 16-bit weight and gradient, float32 master copy, gradient and moments
+_ACTIVATIONS = 17  # numbers that a decoder layer keeps of each token for the backward, in units of its width
+
+
+@dataclass(slots=True)
+class Plan:
+    """A prediction, and what it came to where a stage is done.
+
+    Attributes:
+        counts: Examples by split, and tokens of either side and spans of the training split.
+        bytes: Size of the results by stage.
+        memory: Bytes on the device at the peak of the ``cache`` and ``distill`` stages.
+        devices: Where these run.
+        seconds: Duration of these stages on this machine.
+        actual: Those of the above, by the same names, that a finished stage shows.
+    """
+
+    counts: dict[str, float] = field(default_factory=dict)
+    bytes: dict[str, float] = field(default_factory=dict)
+    memory: dict[str, float] = field(default_factory=dict)
+    devices: dict[str, str] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    actual: dict[str, dict[str, float]] = field(default_factory=lambda: {"counts": {}, "bytes": {}, "seconds": {}})
+
+    def table(self) -> Table:
+        """Predicted and actual, row by row."""
+        return _table(self)
+
+
+@dataclass(slots=True)
+class _Sample:
+    """Encoded examples, how many of the corpus each stands for, and which split it is of."""
+
+    rows: list[PreparedRow]
+    weights: NDArray[np.float64]
+    splits: list[str]
+
+    def __len__(self) -> int:
+        return round(float(self.weights.sum()))
+
+    def only(self, split: str) -> _Sample:
+        """The samples of one split, in an order that has nothing to do with their length."""
+        places = [place for place, each in enumerate(self.splits) if each == split]
+        order = np.random.default_rng(0).permutation(places).tolist()
+        return _Sample([self.rows[place] for place in order], self.weights[order], [split] * len(order))
+
+    def total(self, values: Sequence[float], split: str | None = None) -> float:
+        """The corpus's (or a split's) sum of what the samples have ``values`` of."""
+        chosen = np.array([split in (None, each) for each in self.splits])
+        return float(np.dot(self.weights * chosen, np.asarray(values, np.float64)))
+
+
+def plan_run(config: RunConfig, samples: int = SAMPLE) -> Plan:
+    """Predict counts, bytes, memory and time of a run, and compare with what is done already.
+
+    Args:
+        config: The run config.
+        samples: Examples to look at.
+
+    Raises:
+        DataError: The corpus has no example that can be used.
+    """
+    plan = Plan()
+    with tempfile.TemporaryDirectory(prefix="sra-plan-") as scratch:
+        folder = Path(scratch)
+        sample = _take_sample(config, folder, samples)
+        _count(plan, sample)
+        shards = sum(_shards(config, plan.counts[split]) for split in _SPLITS)
+        plan.bytes["prepare"] = _scaled(_prepared_size, sample.rows, _prepared_parts(sample), sample, shards)
+        plan.bytes["prepare"] += sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        train, teacher = sample.only("train"), None
+        if config.objective.name != "sft":
+            teacher = _plan_cache(config, plan, train, folder)
+        _plan_training(config, plan, train, teacher, folder)
+    _compare(config, plan)
+    return plan
+
+
+def _shards(config: RunConfig, examples: float) -> int:
+    return -(-round(examples) // config.alignment.examples_per_shard)
+
+
+# The sample.
+
+
+def _take_sample(config: RunConfig, folder: Path, samples: int) -> _Sample:
+    corpus = Corpus(config.corpus)
+    lengths: dict[str, list[int]] = {split: [] for split in _SPLITS}
+    for split, item in corpus:
+        if isinstance(item, Example):
+            lengths[split].append(len(item.instruction) + len(item.context) + len(item.response))
+    chosen = _systematic(lengths, samples)
+    seen = dict.fromkeys(_SPLITS, 0)
+    examples, weights, splits = [], [], []
+    for split, item in corpus:
+        if not isinstance(item, Example):
+            continue
+        if weight := chosen.get((split, seen[split])):
+            examples.append(item)
+            weights.append(weight)
+            splits.append(split)
+        seen[split] += 1
+    preparation.save_tokenizers(config, corpus, folder, Watcher())
+    encoded = preparation.make_encoder(config, folder)(examples)
+    kept = [place for place, item in enumerate(encoded) if isinstance(item, AlignedExample)]
+    if not kept:
+        raise DataError("none of the sampled examples can be used", "run `sra audit`, which says why")
+    rows = [preparation.prepared_row(item) for item in encoded if isinstance(item, AlignedExample)]
+    return _Sample(rows, np.array(weights)[kept], [splits[place] for place in kept])
+
+
+def _systematic(lengths: dict[str, list[int]], samples: int) -> dict[tuple[str, int], float]:
+    """Weight of each sampled example, by split and place within the split."""
+    total = sum(len(values) for values in lengths.values())
+    chosen = {}
+    for split, values in lengths.items():
+        wanted = min(len(values), max(20, round(samples * len(values) / max(1, total))))
+        order = np.argsort(values, kind="stable")
+        for part in np.array_split(order, wanted) if wanted else ():
+            chosen[split, int(part[len(part) // 2])] = float(len(part))
+    return chosen
+
+
+def _count(plan: Plan, sample: _Sample) -> None:
+    ones = [1.0] * len(sample.rows)
+    plan.counts = {split: sample.total(ones, split) for split in _SPLITS}
+    plan.counts["teacher tokens"] = sample.total([len(row.teacher_ids) for row in sample.rows], "train")
+    plan.counts["student tokens"] = sample.total([len(row.student_ids) for row in sample.rows], "train")
+    plan.counts["spans"] = sample.total([len(row.teacher_spans) for row in sample.rows], "train")
+
+
+# Bytes: what the sample takes on disk, less what a shard costs by itself, scaled up.
+
+
+def _scaled(
+    size: Callable[[Sequence[Any]], int], rows: Sequence[Any], parts: Sequence[float], sample: _Sample, shards: int
+) -> float:
+    """Bytes of all shards; ``parts`` go with the bytes of each row of the sample, which starts with ``rows``."""
+    pieces = [rows[start::4] for start in range(4) if len(rows) > start]
+    whole = size(rows)
+    overhead = (sum(size(piece) for piece in pieces) - whole) / max(1, len(pieces) - 1)
+    return (whole - overhead) * sample.total(parts) / sum(parts[: len(rows)]) + overhead * shards
+
+
+def _ipc_size(schema: pa.Schema, batches: Any, compression: str | None) -> int:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, schema, options=pa.ipc.IpcWriteOptions(compression=compression)) as writer:
+        for batch in batches:
+            writer.write_batch(batch)
+    return int(sink.getvalue().size)
+
+
+def _prepared_size(rows: Sequence[PreparedRow]) -> int:
+    return _ipc_size(PREPARED_SCHEMA, [prepared_batch(rows)], None)
+
+
+def _prepared_parts(sample: _Sample) -> list[float]:
+    return [
+        40.0
+        + 4 * (len(row.teacher_ids) + len(row.student_ids))
+        + 16 * len(row.teacher_spans)
+        + len((row.id + row.prompt + row.response + row.source).encode())
+        for row in sample.rows
+    ]
+
+
+# The cache: a short capture gives its rate and real rows.
+
+
+def _plan_cache(config: RunConfig, plan: Plan, sample: _Sample, folder: Path) -> MemoryTeacher:
+    """Returns the captured rows: those of the first examples of ``sample``, which is a training sample."""
+    device = pick_device(config.cache.device)
+    model = load_model(config.teacher, config.cache.compute_dtype, device)
+    holds, head = capture.holdings(config), lm_head(model)
+    run = TeacherCapture(
+        model, holds.layers, config.cache.tokens_per_batch, holds.pooling != "mean", token_states=holds.tokens
+    )
+    timed = _calibration(sample.rows)
+    run(timed[:1])
+    started = time.perf_counter()
+    kept = run(timed)
+    rate = (time.perf_counter() - started) / sum(len(row.teacher_ids) for row in timed)
+    plan.seconds["cache"] = rate * plan.counts["teacher tokens"] / config.cache.workers
+    plan.devices["cache"], plan.memory["cache"] = device, _capture_memory(config, model, holds)
+    stored, width = config.cache, int(head.weight.shape[1])
+    number = {"float32": 4, "bfloat16": 2, "int8": 1}[stored.dtype]
+    parts = [_teacher_part(row, holds, number * width) for row in sample.rows]
+    plan.bytes["cache"] = _scaled(
+        lambda rows: _teacher_size(config, holds, width, rows), kept, parts, sample, _shards(config, len(sample))
+    )
+    shared = shared_vocabulary(*preparation.load_tokenizers(folder))
+    embedding = model.get_input_embeddings().weight if holds.tokens else None
+    files = capture.save_head(folder, head, shared, layer_count(model), embedding)
+    plan.bytes["cache"] += sum((folder / name).stat().st_size for name in files)
+    return MemoryTeacher(kept)
+
+
+def _calibration(rows: Sequence[PreparedRow]) -> list[PreparedRow]:
+    """The first rows up to a number of tokens; the sample is shuffled, so they are of all lengths."""
+    total = np.cumsum([len(row.teacher_ids) for row in rows])
+    return list(rows[: max(4, int(np.searchsorted(total, _CALIBRATION_TOKENS)))])
+
+
+def _teacher_part(row: PreparedRow, holds: Holdings, vector: int) -> float:
+    spans, states = len(row.teacher_spans), len(row.teacher_ids) - row.teacher_response
+    return 20.0 + len(holds.layers) * (12 + spans * (vector + 4)) + holds.tokens * states * vector
+
+
+def _teacher_size(config: RunConfig, holds: Holdings, width: int, rows: Sequence[TeacherRow]) -> int:
+    compression = None if config.cache.compression == "none" else config.cache.compression
+    schema = teacher_schema(
+        holds.layers, config.cache.dtype, width, states=holds.tokens, compressed=compression is not None
+    )
+    return _ipc_size(schema, teacher_batches(rows, schema), compression)
+
+
+# Memory: parameters are counted, activations follow from the shapes.
+
+
+def _capture_memory(config: RunConfig, model: Any, holds: Holdings) -> float:
+    """Weights, and the widest layer's activations of one batch beside the mapped states."""
+    sizes = model.config.get_text_config()
+    number = next(model.parameters()).element_size()
+    width = sizes.hidden_size
+    inner = getattr(sizes, "intermediate_size", None) or 4 * width
+    token = number * (6 * width + 3 * inner) + (number + 4) * width * (len(holds.layers) + holds.tokens)
+    return _bytes_of(model) + config.cache.tokens_per_batch * token
+
+
+def _bytes_of(model: Any) -> float:
+    return float(sum(parameter.numel() * parameter.element_size() for parameter in model.parameters()))
+
+
+def _training_memory(config: RunConfig, module: DistillModule, student_tokens: float) -> float:
+    """Weights, gradients and optimizer state of a process, and the activations of one forward."""
+    settings = config.distill
+    trained = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+    share = settings.processes if settings.zero_stage else 1
+    fixed = sum(parameter.numel() for parameter in module.parameters()) * 4 / (share if settings.zero_stage == 3 else 1)
+    state = (_ADAM_BYTES if settings.precision == "float32" else _MIXED_BYTES) - 4
+    sizes = module.student.config.get_text_config()
+    number = 4 if settings.precision == "float32" else 2
+    kept = student_tokens * sizes.hidden_size * _ACTIVATIONS * sizes.num_hidden_layers * number
+    return fixed + trained * state / share + kept
+
+
+# Training: a few steps of the real module.
+
+
+def _plan_training(config: RunConfig, plan: Plan, sample: _Sample, teacher: MemoryTeacher | None, folder: Path) -> None:
+    tokenizer = load_tokenizer(ModelRef(source=str(folder / preparation.STUDENT_TOKENIZER)))
+    student = build_student(config, tokenizer, [row.prompt + row.response for row in sample.rows[:32]])
+    number = 4 if config.distill.precision == "float32" else 2
+    files = (folder / preparation.STUDENT_TOKENIZER).rglob("*")
+    plan.bytes["distill"] = _bytes_of(student) / 4 * number + sum(path.stat().st_size for path in files)
+    device = pick_device(config.distill.device)
+    rows = sample.rows[: len(teacher)] if teacher else sample.rows
+    cache = folder if teacher else None
+    context = objective_context(config, folder, cache, student)
+    layers = [resolve_layer(layer_count(student), layer) for layer in student_layers(config.objective)]
+    module = DistillModule(student.train(), build_objective(config.objective, context), layers).to(device)
+    count = capture.load_head(folder).layers if teacher else 0
+    data = distill_data(config, MemoryPrepared(rows), teacher, count, 0)
+    micro = config.distill.micro_batch if isinstance(config.distill.micro_batch, int) else config.distill.batch_size
+    batches = [
+        data.batch(np.arange(start, start + micro) % len(rows), 0).to(device) for start in range(0, 3 * micro, micro)
+    ]
+    step = _seconds(module, batches) * config.distill.accumulation * config.distill.batch_size / micro
+    size = config.distill.batch_size * config.distill.accumulation * config.distill.processes
+    steps = total_steps(config.distill, round(plan.counts["train"]), size)
+    plan.counts["steps"], plan.seconds["distill"] = steps, steps * step
+    longest = max(batch.input_ids.numel() for batch in batches)
+    plan.devices["distill"], plan.memory["distill"] = device, _training_memory(config, module, longest)
+
+
+def _seconds(module: DistillModule, batches: Sequence[Batch]) -> float:
+    """Of a forward, a backward and an optimizer step, after one that warms up."""
+    optimizer = torch.optim.AdamW([p for p in module.parameters() if p.requires_grad], lr=1e-6)
+    started = time.perf_counter()
+    for place, batch in enumerate(batches):
+        module(batch)["loss"].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        float(batch.attention_mask.sum())  # waits for a device
+        if place == 0:
+            started = time.perf_counter()
+    return (time.perf_counter() - started) / (len(batches) - 1)
+
+
+# Afterwards.
+
+
+def _compare(config: RunConfig, plan: Plan) -> None:
+    for stage in ("prepare", "cache", "distill"):
+        try:
+            manifest = stages.result_of(stage, config)
+        except SraError:
+            continue
+        plan.actual["bytes"][stage] = manifest.size()
+        if stage == "prepare":
+            _compare_prepared(plan, manifest)
+        elif (seconds := manifest.metrics.get(f"{stage}/seconds")) is not None:
+            plan.actual["seconds"][stage] = seconds
+        if stage == "distill" and "steps" in manifest.counts:
+            plan.actual["counts"]["steps"] = manifest.counts["steps"]
+
+
+def _compare_prepared(plan: Plan, manifest: Manifest) -> None:
+    rows, actual = PreparedSet(manifest, "train"), plan.actual["counts"]
+    actual |= {split: manifest.rows(split) for split in _SPLITS}
+    actual["teacher tokens"], actual["student tokens"] = rows.tokens("teacher").sum(), rows.tokens("student").sum()
+    actual["spans"] = rows.spans().sum()
+
+
+def _table(plan: Plan) -> Table:
+    table = Table("", "predicted", "actual", "off by", box=None, pad_edge=False)
+    shown = {
+        "counts": (plan.counts, lambda value: f"{value:,.0f}", "{}"),
+        "bytes": (plan.bytes, _megabytes, "{}: size"),
+        "memory": (plan.memory, _megabytes, "{}: peak memory"),
+        "seconds": (plan.seconds, _duration, "{}: time"),
+    }
+    for kind, (values, form, title) in shown.items():
+        for name, value in values.items():
+            actual = plan.actual.get(kind, {}).get(name)
+            gap = "" if not actual else f"{(value - actual) / actual:+.1%}"
+            where = f" ({plan.devices[name]})" if kind in ("memory", "seconds") else ""
+            table.add_row(title.format(name) + where, form(value), "" if actual is None else form(actual), gap)
+    return table
+
+
+def _megabytes(value: float) -> str:
+    return f"{value / 1e6:,.3f} MB" if value < 1e7 else f"{value / 1e6:,.0f} MB"
+
+
+def _duration(value: float) -> str:
+    return f"{value:.1f} s" if value < 120 else f"{value / 60:.1f} min" if value < 7200 else f"{value / 3600:.1f} h"
