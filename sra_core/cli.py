@@ -49,12 +49,12 @@ def run(recipe: Recipe, settings: Settings = None) -> None:
     with pipeline_run(config) as parent:
         results = stages.run(config, _watcher(config, parent))
     _summary(results["evaluate"].folder)
-    console.print(f"\nThe student: {results['distill'].folder}/student")
+    chosen = "".join(f" --set {shlex.quote(each)}" for each in settings or [])
+    say = [f"The student:    {results['distill'].folder}/student"]
     if config.tracking.enabled:
-        console.print(f"Its runs in MLflow: {' '.join(ui_command(config))}")
-    console.print(
-        f"Another try: sra run {recipe} --set distill.learning_rate=1e-3   (finished stages are not repeated)"
-    )
+        say.append(f"Runs in MLflow: {tracking_uri(config)}, opened by: sra ui {recipe}{chosen}")
+    say.append(f"Another try:    sra run {recipe}{chosen} --set distill.learning_rate=1e-3  (finished stages are kept)")
+    console.print("\n".join(["", *say]), soft_wrap=True)
 
 
 @app.command()

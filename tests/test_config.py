@@ -22,7 +22,7 @@ def parts(part: type[BaseModel] = RunConfig) -> list[type[BaseModel]]:
 
 def test_unknown_keys_are_refused_in_every_part() -> None:
     for part in parts():
-        with pytest.raises(ValidationError, match="extra_forbidden|Extra inputs"):
+        with pytest.raises(ValidationError, match="Extra inputs"):
             part.model_validate({"no_such_field": 1})
 
 

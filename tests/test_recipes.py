@@ -53,7 +53,7 @@ def test_a_list_that_is_not_json_names_the_environment(recipe: str, monkeypatch:
 
 def test_an_unknown_section_in_the_environment_is_refused(recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SRA_DISTIL__EPOCHS", "2")
-    with pytest.raises(ConfigError, match="SRA_DISTIL__EPOCHS.*did you mean 'distill'"):
+    with pytest.raises(ConfigError, match=r"SRA_DISTIL__EPOCHS.*did you mean 'distill'"):
         load_config(recipe)
 
 
@@ -68,7 +68,7 @@ def test_a_bad_value_names_its_field(recipe: str) -> None:
 
 
 def test_an_unknown_recipe_names_the_nearest() -> None:
-    with pytest.raises(ConfigError, match="no recipe 'quickstrat'.*\n.*did you mean 'quickstart'"):
+    with pytest.raises(ConfigError, match=r"no recipe 'quickstrat'.*\n.*did you mean 'quickstart'"):
         load_config("quickstrat")
 
 
