@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 import sys
 from pathlib import Path
@@ -43,7 +44,7 @@ Settings = Annotated[
 def run(recipe: Recipe, settings: Settings = None) -> None:
     """Run the whole pipeline: prepare, cache, distill, evaluate."""
     from sra_core import stages
-    from sra_core.tracking import pipeline_run, ui_command
+    from sra_core.tracking import pipeline_run, tracking_uri
 
     config = _config(recipe, settings)
     with pipeline_run(config) as parent:

@@ -154,7 +154,7 @@ def test_configs_that_differ_never_share_a_folder(smoke_run: SmokeRun) -> None:
         for name, value in changes.items():
             part, _, field = name.partition("__")
             setattr(getattr(config, part), field, value)
-        return [stages._FOLDERS[stage](config).fingerprint for stage in stages.STAGES]
+        return [stages._FOLDERS[stage](config).fingerprint for stage in ("prepare", "cache", "distill", "evaluate")]
 
     base = folders()
     assert folders(alignment__max_length=90) != base
