@@ -1,6 +1,11 @@
 """Losses over a vocabulary: cross-entropy and the span-logit KL (paper section 3).
 
 Legend: N spans, d width, V entries.
+
+Why not a kernel library: liger-kernel's fused linear distillation losses are the nearest thing.  They want a target
+token for every row, divide by the number of targets (no weight a row, so no mean over the spans of a text), know no
+soft-capping, gather the (V, d) gradient in the weights' own type and copy it once more in the backward, and the package
+needs Triton.  What is left to do is three matrix products and a softmax, which torch does well.
 """
 
 from __future__ import annotations

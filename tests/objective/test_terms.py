@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from sra_core.objective import span_cosine_loss, span_geometry_loss, span_trajectory_loss, span_weights, terms
@@ -145,3 +147,20 @@ def test_a_perfect_student_has_no_loss() -> None:
     for scale in (1.0, 7.0):
         assert span_cosine_loss(student, scale * student, mass, torch.nn.Identity(), 1.0, text, 2).abs() < 1e-12
         assert span_geometry_loss(student, scale * student, mass, 1.0, text, 2).abs() < 1e-24
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(0, 6), min_size=1, max_size=5), st.integers(0, 99), st.floats(0, 3))
+def test_a_batch_is_the_mean_of_its_texts_and_ignores_scale(counts: list[int], seed: int, p: float) -> None:
+    student, teacher, mass, linear, text = case(tuple(counts), seed)
+    parts = texts(text, tuple(counts))
+    projector = lambda c: c @ linear.T  # noqa: E731
+    batch = span_geometry_loss(student, teacher, mass, p, text, len(counts))
+    alone = sum(
+        (span_geometry_loss(student[i], teacher[i], mass[i], p) for i in parts), torch.zeros((), dtype=torch.float64)
+    )
+    torch.testing.assert_close(batch, alone / len(counts))
+    batch = span_cosine_loss(student, teacher, mass, projector, p, text, len(counts))
+    scaled = span_cosine_loss(3 * student, 0.2 * teacher, 7 * mass, projector, p, text, len(counts))
+    torch.testing.assert_close(batch, scaled)
+    assert 0 <= batch <= 2
