@@ -12,6 +12,7 @@ import httpx
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.runtime import deployment, flow_run
+from prefect.settings import PREFECT_UI_URL
 from prefect.states import State
 from prefect.tasks import exponential_backoff
 from pydantic import BaseModel, Field
@@ -26,7 +27,17 @@ from sra_core.watching import Watchers
 if TYPE_CHECKING:
     from sra_core.shards import Manifest
 
-__all__ = ["NO_RECIPE", "Overrides", "Recipe", "is_passing", "run_as_script", "run_stages", "settle", "stage_task"]
+__all__ = [
+    "NO_RECIPE",
+    "Overrides",
+    "Recipe",
+    "is_passing",
+    "needed",
+    "run_as_script",
+    "run_stages",
+    "settle",
+    "stage_task",
+]
 
 NO_RECIPE = "none"
 RETRIES = 3
@@ -137,6 +148,12 @@ def stage_task(stage: str) -> Any:
     )
 
 
+def needed(config: RunConfig) -> list[str]:
+    """Names of the stages that the config needs, in order."""
+    names: list[str] = importlib.import_module("sra_core.stages").needed(config)
+    return names
+
+
 def run_stages(names: Iterable[str], config: RunConfig, parent: PipelineRun | None = None) -> dict[str, Manifest]:
     """Run stages one after the other, each as a task of the current flow run."""
     return {name: stage_task(name)(name, config, parent) for name in names}
@@ -147,7 +164,7 @@ def _run_tags() -> dict[str, str]:
     tags = {
         "prefect.flow_run_id": flow_run.id,
         "prefect.flow_run_name": flow_run.name,
-        "prefect.flow_run_url": flow_run.ui_url,
+        "prefect.flow_run_url": flow_run.ui_url if PREFECT_UI_URL.value() else None,
         "prefect.deployment": deployment.name,
     }
     return {name: str(value) for name, value in tags.items() if value}

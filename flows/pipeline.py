@@ -1,4 +1,4 @@
-"""The four stages in a row: prepare, cache, distill, evaluate."""
+"""The stages in a row: prepare, adapt if asked for, cache, distill, evaluate."""
 
 from typing import Any
 
@@ -7,17 +7,15 @@ import flows  # noqa: F401  sets defaults that Prefect reads on import
 # isort: split
 from prefect import flow
 
-from flows.common import Overrides, Recipe, run_as_script, run_stages, settle, tracked_pipeline
+from flows.common import Overrides, Recipe, needed, run_as_script, run_stages, settle, tracked_pipeline
 from sra_core.config import RunConfig
 
 __all__ = ["pipeline"]
 
-STAGES = ("prepare", "cache", "distill", "evaluate")
-
 
 @flow(name="pipeline", flow_run_name="pipeline-{recipe}")
 def pipeline(recipe: Recipe = "quickstart", config: RunConfig = RunConfig(), overrides: Overrides = {}) -> Any:  # noqa: B006, B008
-    """Distil a student: prepare, cache, distill, evaluate.
+    """Distil a student: prepare, adapt (if enabled), cache, distill, evaluate.
 
     A stage that is done is found by its fingerprint and not repeated, so a retried run goes on where it stopped.
 
@@ -28,7 +26,7 @@ def pipeline(recipe: Recipe = "quickstart", config: RunConfig = RunConfig(), ove
     """
     settled = settle(recipe, config, overrides)
     with tracked_pipeline(settled) as parent:
-        return run_stages(STAGES, settled, parent)
+        return run_stages(needed(settled), settled, parent)
 
 
 if __name__ == "__main__":

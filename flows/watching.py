@@ -123,7 +123,11 @@ class PrefectWatcher(Watcher):
     def metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
         if step is None:
             return
-        self._history.append({"step": step, **{name: float(f"{value:.5g}") for name, value in values.items()}})
+        shown = {name: float(f"{value:.5g}") for name, value in values.items()}
+        if self._history and self._history[-1]["step"] == step:
+            self._history[-1].update(shown)
+        else:
+            self._history.append({"step": step, **shown})
         stride = max(1, len(self._history) // _ROWS)
         rows = self._history[::-1][::stride]
         self._artifacts.write("table", artifact_key(self._stage, "live"), _table(rows), "Live numbers, latest first")

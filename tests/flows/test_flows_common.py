@@ -9,12 +9,12 @@ import pytest
 from prefect.utilities.callables import parameter_schema
 from pydantic import BaseModel
 
-from flows import cache, common, distill, evaluate, pipeline, prepare
+from flows import adapt, cache, common, distill, evaluate, pipeline, prepare
 from sra_core.config import DistillConfig, LoraConfig, ObjectiveConfig, RunConfig
 from sra_core.errors import AlignmentError, ConfigError, DataError, ModelError, ShardError, StorageError, TrainingError
 from sra_core.recipes import load_config, recipe_names
 
-FLOWS = [prepare.prepare, cache.cache, distill.distill, evaluate.evaluate, pipeline.pipeline]
+FLOWS = [prepare.prepare, adapt.adapt, cache.cache, distill.distill, evaluate.evaluate, pipeline.pipeline]
 
 
 def test_untouched_form_is_the_recipe() -> None:

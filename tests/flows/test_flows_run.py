@@ -41,6 +41,11 @@ def test_pipeline_runs_the_four_stages_in_order_with_one_config(stub_stages: Any
     assert [manifest.stage for manifest in state.result().values()] == stub_stages.calls
 
 
+def test_stages_that_the_config_does_not_need_are_left_out(stub_stages: Any, settings: dict[str, Any]) -> None:
+    pipeline(recipe="smoke", overrides={**settings, "objective.name": "sft"})
+    assert stub_stages.calls == ["prepare", "distill", "evaluate"]
+
+
 def test_artifacts_show_progress_live_numbers_reports_and_the_result(
     stub_stages: Any, settings: dict[str, Any]
 ) -> None:

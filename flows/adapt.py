@@ -1,0 +1,29 @@
+"""The adapt stage as a flow of its own."""
+
+from typing import Any
+
+import flows  # noqa: F401  sets defaults that Prefect reads on import
+
+# isort: split
+from prefect import flow
+
+from flows.common import Overrides, Recipe, run_as_script, run_stages, settle
+from sra_core.config import RunConfig
+
+__all__ = ["adapt"]
+
+
+@flow(name="adapt", flow_run_name="adapt-{recipe}")
+def adapt(recipe: Recipe = "quickstart", config: RunConfig = RunConfig(), overrides: Overrides = {}) -> Any:  # noqa: B006, B008
+    """Fine-tune the teacher on the training examples before its states are cached.
+
+    Args:
+        recipe: Run config to start from; `none` starts from the defaults.
+        config: Fields that differ from their defaults win over the recipe.
+        overrides: Dotted fields that win over everything else.
+    """
+    return run_stages(["adapt"], settle(recipe, config, overrides))["adapt"]
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_as_script(adapt))
