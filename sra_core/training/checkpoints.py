@@ -73,27 +73,25 @@ class Checkpoints:
         Raises:
             StorageError: It could not be written; earlier checkpoints are untouched.
         """
-        import deepspeed.comm as dist
-
         partial = self._folder / f".step-{progress.step:08d}.partial"
         progress.random = gather(random_state())
         if self._rank == 0:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
-        dist.barrier()
+        torch.distributed.barrier()
         try:
             engine.save_checkpoint(str(partial), tag=_TAG, client_state={"progress": asdict(progress)})
         except (OSError, RuntimeError) as error:
             if is_out_of_memory(error):
                 raise
             raise self._no_checkpoint(partial, progress.step, error) from error
-        dist.barrier()
+        torch.distributed.barrier()
         if self._rank == 0:
             try:
                 self._publish(partial, progress.step)
             except OSError as error:
                 raise self._no_checkpoint(partial, progress.step, error) from error
-        dist.barrier()
+        torch.distributed.barrier()
 
     def _no_checkpoint(self, partial: Path, step: int, error: Exception) -> StorageError:
         shutil.rmtree(partial, ignore_errors=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -111,6 +112,7 @@ def start_processes(device: str, precision: str) -> torch.device:
     if not on_gpu:
         os.environ["DS_ACCELERATOR"] = "cpu"
     quiet_libraries()
+    sys.modules.setdefault("mlflow", None)  # type: ignore[arg-type]  # DeepSpeed's autotuner would spend seconds on it
     import deepspeed
     from deepspeed.accelerator import get_accelerator
     from deepspeed.ops import __compatible_ops__

@@ -1,0 +1,95 @@
+"""A run that is killed and resumed, or spread over processes, is the same run."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from tests.training.make import again, make_config, make_job, read_history
+from tests.training.warm import Run, finish
+
+STEPS = 36
+THRESHOLD = {"zero_optimization": {"stage3_param_persistence_threshold": 0}}  # else ZeRO 3 leaves tiny models whole
+
+
+def final_weights(job: object) -> bytes:
+    return sorted(job.weights.glob("step-*"))[-1].read_bytes()  # type: ignore[attr-defined]
+
+
+@pytest.mark.integration
+def test_ten_kills_leave_no_trace(tmp_path: Path) -> None:
+    config = make_config(
+        "dropout", max_steps=STEPS, checkpoint_every=3, validate_every=5, keep_best=False, accumulation=2
+    )
+    whole = make_job(tmp_path / "whole", config)
+    finish(whole)
+    killed = again(whole, tmp_path / "killed")
+    chosen = random.Random(7)
+    for step in sorted(chosen.sample(range(1, STEPS), 10)):
+        Run(killed).kill_at(step)
+        assert not (killed.folder / "result.json").exists()
+    run = finish(killed)
+    assert any(text.startswith("resumed at step") for text in run.messages())
+    assert final_weights(killed) == final_weights(whole)
+    for name in ("train/loss", "train/ce", "train/gradient_norm", "validation/bits_per_byte"):
+        assert read_history(killed, name) == read_history(whole, name)
+    assert list(read_history(whole, "train/loss")) == list(range(1, STEPS + 1))
+
+
+def test_resuming_is_exact_after_one_kill_with_adapters_and_best_weights(tmp_path: Path) -> None:
+    config = make_config(
+        "dropout", max_steps=8, checkpoint_every=2, validate_every=2, learning_rate=2e-2, lora={"rank": 2, "dropout": 0.3}
+    )
+    whole = make_job(tmp_path / "whole", config)
+    finish(whole)
+    killed = again(whole, tmp_path / "killed")
+    Run(killed).kill_at(5)
+    finish(killed)
+    assert final_weights(killed) == final_weights(whole)
+    assert (killed.folder / "result.json").read_text().split('"seconds"')[0] == (
+        whole.folder / "result.json"
+    ).read_text().split('"seconds"')[0]
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_two_processes_do_what_one_does(tmp_path: Path, stage: int) -> None:
+    fields = {"max_steps": 6, "zero_stage": stage, "deepspeed": THRESHOLD if stage == 3 else {}}
+    one = make_job(tmp_path / "one", make_config("plain", accumulation=4, **fields))
+    finish(one)
+    two = again(one, tmp_path / "two", accumulation=2)
+    finish(two, world=2)
+    for name, tolerance in (("train/loss", 1e-4), ("train/ce", 1e-4), ("validation/bits_per_byte", 1e-4)):
+        alone, shared = read_history(one, name), read_history(two, name)
+        assert alone.keys() == shared.keys()
+        assert max(abs(alone[step] - shared[step]) for step in alone) < tolerance
+    assert abs(read_history(one, "train/loss")[1] - read_history(one, "train/loss")[6]) > 0.05  # it learned something
+    kept = sorted(one.weights.glob("*"))[-1].name
+    alone, shared = load_file(one.weights / kept), load_file(two.weights / kept)
+    assert alone.keys() == shared.keys()
+    assert all((alone[name] - shared[name]).abs().max() < 2e-3 for name in alone)
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("stage", [0, 3])
+def test_resuming_two_processes_is_exact(tmp_path: Path, stage: int) -> None:
+    config = make_config("dropout", max_steps=6, zero_stage=stage, deepspeed=THRESHOLD if stage == 3 else {})
+    whole = make_job(tmp_path / "whole", config)
+    finish(whole, world=2)
+    killed = again(whole, tmp_path / "killed")
+    Run(killed, world=2).kill_at(3)
+    finish(killed, world=2)
+    assert read_history(killed, "train/loss") == read_history(whole, "train/loss")
+    assert final_weights(killed) == final_weights(whole)
+
+
+@pytest.mark.integration
+def test_another_number_of_processes_is_refused(tmp_path: Path) -> None:
+    job = make_job(tmp_path, make_config(max_steps=4))
+    Run(job).kill_at(2)
+    run = Run(job, world=2)
+    assert any(run.wait())
+    assert "was written by 1 processes and cannot be resumed by 2" in run.output()

@@ -1,0 +1,123 @@
+"""Which example is seen when, and at which learning rate."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sra_core.config import DistillConfig
+from sra_core.shards import PreparedSet
+from sra_core.shards.folder import read_manifest
+from sra_core.training import DistillData, Order, learning_rate, total_steps
+from sra_core.training.data import prefetch
+from tests.training.make import make_config, make_job
+
+sizes = st.tuples(
+    st.integers(1, 40), st.integers(0, 3), st.integers(1, 4), st.integers(1, 3), st.integers(1, 3)
+)  # examples, seed, micro-batch, accumulation, world
+
+
+@given(sizes, st.lists(st.integers(0, 30), min_size=1, max_size=6))
+def test_a_step_does_not_depend_on_what_was_asked_before(sizes: tuple[int, ...], steps: list[int]) -> None:
+    fresh = [Order(*sizes).step(step).tolist() for step in steps]
+    used = Order(*sizes)
+    assert [used.step(step).tolist() for step in steps] == fresh
+
+
+@given(sizes)
+def test_every_epoch_sees_every_example_once(sizes: tuple[int, ...]) -> None:
+    examples = sizes[0]
+    order = Order(*sizes)
+    steps = math.ceil(3 * examples / order.step_size)
+    seen = np.concatenate([order.step(step) for step in range(steps)])[: 3 * examples].reshape(3, examples)
+    assert all(sorted(epoch) == list(range(examples)) for epoch in seen.tolist())
+
+
+def test_epochs_and_seeds_differ() -> None:
+    first = Order(50, 0, 50, 1, 1)
+    assert first.step(0).tolist() != first.step(1).tolist()
+    assert first.step(0).tolist() != Order(50, 1, 50, 1, 1).step(0).tolist()
+
+
+@given(sizes, st.integers(0, 20))
+def test_processes_share_a_step_without_overlap(sizes: tuple[int, ...], step: int) -> None:
+    order = Order(*sizes)
+    parts = [order.forwards(step, rank) for rank in range(order.world)]
+    assert all(part.shape == (order.accumulation, order.micro_batch) for part in parts)
+    assert sorted(np.concatenate(parts).ravel()) == sorted(order.step(step))
+
+
+@given(st.integers(1, 30), st.integers(0, 10), st.integers(1, 3))
+def test_a_step_is_the_same_however_it_is_cut(examples: int, step: int, factor: int) -> None:
+    whole = Order(examples, 5, 6 * factor, 2, 1).step(step)
+    assert whole.tolist() == Order(examples, 5, 3 * factor, 2, 2).step(step).tolist()
+    assert whole.tolist() == Order(examples, 5, 2 * factor, 6, 1).step(step).tolist()
+
+
+def test_steps_of_a_run() -> None:
+    assert total_steps(DistillConfig(epochs=3), 10, 4) == 8
+    assert total_steps(DistillConfig(epochs=0.01), 10, 4) == 1
+    assert total_steps(DistillConfig(epochs=3, max_steps=5), 10, 4) == 5
+    assert total_steps(DistillConfig(epochs=1, max_steps=50), 10, 4) == 3
+
+
+def test_learning_rate_warms_up_and_falls_to_its_floor() -> None:
+    config = DistillConfig(warmup=0.1, min_learning_rate=1e-5)
+    rates = [learning_rate(config, 1e-3, step, 100) for step in range(101)]
+    assert rates[:3] == pytest.approx([1e-3 / 11, 2e-3 / 11, 3e-3 / 11])
+    assert max(rates) == rates[10] == 1e-3
+    assert rates[55] == pytest.approx(1e-5 + (1e-3 - 1e-5) / 2)
+    assert rates[100] == pytest.approx(1e-5)
+    assert all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False))
+
+
+def test_a_floor_above_the_peak_is_lowered_to_it() -> None:
+    config = DistillConfig(warmup=0.0, min_learning_rate=1e-2)
+    assert {learning_rate(config, 1e-3, step, 10) for step in range(11)} == {1e-3}
+
+
+def test_batches_hold_the_examples_padded_and_labelled(tmp_path: Path) -> None:
+    job = make_job(tmp_path, make_config())
+    prepared = PreparedSet(read_manifest(job.prepared), "train")
+    data = DistillData(prepared, None, pad_id=7)
+    batch = data.batch([3, 0], supervised=11.0)
+    rows = [prepared[3], prepared[0]]
+    assert batch.ids == ["train-3", "train-0"]
+    assert batch.supervised == 11.0
+    for place, row in enumerate(rows):
+        length, first = len(row.student_ids), row.student_response
+        assert batch.input_ids[place, :length].tolist() == row.student_ids.tolist()
+        assert set(batch.input_ids[place, length:].tolist()) <= {7}
+        assert batch.attention_mask[place].sum() == length
+        assert batch.labels[place, first:length].tolist() == row.student_ids[first:].tolist()
+        assert set(batch.labels[place, :first].tolist() + batch.labels[place, length:].tolist()) == {-100}
+    assert batch.span_text.tolist() == [0] * len(rows[0].student_spans) + [1] * len(rows[1].student_spans)
+    supervised = int((batch.labels[:, 1:] != -100).sum())
+    assert data.supervised(np.array([3, 0])) == supervised
+
+
+def test_the_teacher_side_reads_the_teachers_tokens(tmp_path: Path) -> None:
+    job = make_job(tmp_path, make_config())
+    prepared = PreparedSet(read_manifest(job.prepared), "train")
+    batch = DistillData(prepared, None, 0, "teacher").batch([1], 1.0)
+    assert batch.input_ids[0].tolist() == prepared[1].teacher_ids.tolist()
+    assert batch.span_range.tolist() == prepared[1].teacher_spans.tolist()
+
+
+def test_prefetch_keeps_the_order_and_raises_what_failed() -> None:
+    assert list(prefetch(lambda key: key * 2, range(5))) == [0, 2, 4, 6, 8]
+
+    def fail(key: int) -> int:
+        if key == 2:
+            raise ValueError("no such example")
+        return key
+
+    made = prefetch(fail, range(5))
+    assert [next(made), next(made)] == [0, 1]
+    with pytest.raises(ValueError, match="no such example"):
+        next(made)
