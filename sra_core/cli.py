@@ -122,6 +122,26 @@ def plan(recipe: Recipe, settings: Settings = None) -> None:
 
 
 @app.command()
+def compare(
+    runs: Annotated[
+        list[str], typer.Argument(help="Evaluation folders or MLflow run ids; NAME=RUN names one in the report.")
+    ],
+    page: Annotated[Path, typer.Option(help="Where the HTML report goes.")] = Path("comparison.html"),
+    recipe: Annotated[str, typer.Option(help="Recipe that tells store and tracking server.")] = "quickstart",
+    settings: Settings = None,
+) -> None:
+    """Compare finished runs on the same examples: a table here, and one HTML page."""
+    from sra_core.evaluation import compare_runs, read_run, terminal_report, write_report
+
+    config = _config(recipe, settings)
+    comparison = compare_runs([read_run(folder, name) for name, folder in (_finished(config, run) for run in runs)])
+    for part in terminal_report(comparison):
+        console.print(part)
+    write_report(comparison, page)
+    console.print(f"\nThe whole report, for a browser: {page.absolute()}", soft_wrap=True)
+
+
+@app.command()
 def recipes() -> None:
     """List the recipes that come with the package."""
     from sra_core.recipes import recipe_names, recipe_path
@@ -214,6 +234,15 @@ def main() -> None:
 def _interrupted(number: int, frame: FrameType | None) -> None:
     sys.stderr.write("\nstopping; run the same command again to go on from here\n")
     raise KeyboardInterrupt
+
+
+def _finished(config: RunConfig, run: str) -> tuple[str, Path]:
+    """Name and evaluation folder of what a person named: a folder or an MLflow run, possibly as NAME=RUN."""
+    from sra_core.tracking import evaluation_of_run
+
+    name, named, place = run.rpartition("=")
+    own, folder = (Path(place).name, Path(place)) if Path(place).is_dir() else evaluation_of_run(config, place)
+    return (name if named else own), folder
 
 
 def _config(recipe: str, settings: list[str] | None) -> RunConfig:
