@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -68,9 +70,10 @@ def load_model(ref: ModelRef, dtype: str = "float32", device: str = "cpu") -> Pr
     folder = Path(resolve(ref))
     weight_files(folder)
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=ref.trust_remote_code
-        )
+        with _no_progress_bars():
+            model = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=ref.trust_remote_code
+            )
     except Exception as error:  # any kind: wrong class, torn file, missing code; the message carries the cause
         raise ModelError(
             f"{ref.source} is no causal language model that transformers can load: {_first_line(error)}",
@@ -79,6 +82,20 @@ def load_model(ref: ModelRef, dtype: str = "float32", device: str = "cpu") -> Pr
     model = model.eval().to(pick_device(device))
     check_decoder(model, ref.source)
     return model
+
+
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    """Reading weights from a folder needs no bar of its own; the bars of downloads come back afterwards."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -19,7 +19,7 @@ __all__ = ["Start", "chosen_launcher", "external_rank", "read_hostfile", "sessio
 
 WORKER = "sra_core.training.worker"
 _HERE = {"localhost", "127.0.0.1"}
-_PASSED = ("PYTHONPATH", "HF_HOME", "HF_HUB_OFFLINE", "SRA_CACHE", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
+_PASSED = ("PYTHONPATH", "HF_HOME", "HF_HUB_OFFLINE", "SRA_CACHE_HOME", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
 _PASSED_PREFIXES = ("NCCL_", "GLOO_", "TORCH_")
 
 

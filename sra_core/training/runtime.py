@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from sra_core.config import TrainingConfig
+from sra_core.config import TrainingConfig, merged
 from sra_core.errors import ConfigError
 
 __all__ = ["deepspeed_settings", "make_optimizer", "quiet_libraries", "start_processes"]
@@ -56,9 +56,9 @@ def deepspeed_settings(config: TrainingConfig, micro_batch: int, forwards: int, 
     }
     if config.precision in _PRECISIONS:
         made[_PRECISIONS[config.precision]] = {"enabled": True}
-    merged = _merged(made, config.deepspeed)
-    _agree(config, merged, section)
-    return merged
+    settings = merged(made, config.deepspeed)
+    _agree(config, settings, section)
+    return settings
 
 
 def _zero(config: TrainingConfig) -> dict[str, Any]:
@@ -70,25 +70,17 @@ def _zero(config: TrainingConfig) -> dict[str, Any]:
     return zero
 
 
-def _agree(config: TrainingConfig, merged: Mapping[str, Any], section: str) -> None:
+def _agree(config: TrainingConfig, settings: Mapping[str, Any], section: str) -> None:
     """What the loop itself must know cannot be changed behind its back."""
     if merged["zero_optimization"].get("stage") != config.zero_stage:
         raise ConfigError(
             f"{section}.deepspeed.zero_optimization.stage contradicts the run config", f"set {section}.zero_stage"
         )
     for name, key in _PRECISIONS.items():
-        if bool(merged.get(key, {}).get("enabled")) != (config.precision == name):
+        if bool(settings.get(key, {}).get("enabled")) != (config.precision == name):
             raise ConfigError(
                 f"{section}.deepspeed.{key}.enabled contradicts the run config", f"set {section}.precision"
             )
-
-
-def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in over.items():
-        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
-        merged[key] = _merged(merged[key], value) if both else value
-    return merged
 
 
 def quiet_libraries() -> None:
