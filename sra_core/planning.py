@@ -6,6 +6,7 @@ the middle one of each part taken. Whatever grows with length is then met to a f
 
 from __future__ import annotations
 
+import json
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -20,10 +21,10 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from sra_core import capture, preparation, stages
-from sra_core.alignment import AlignedExample, shared_vocabulary
+from sra_core.alignment import AlignedExample, AlignmentAudit, render_html, shared_vocabulary
 from sra_core.capture import Holdings, TeacherCapture
 from sra_core.config import ModelRef, RunConfig
-from sra_core.corpus import Corpus, Example
+from sra_core.corpus import Corpus, Example, Rejected
 from sra_core.errors import DataError, SraError
 from sra_core.models import build_student, layer_count, lm_head, load_model, load_tokenizer, pick_device, resolve_layer
 from sra_core.objective import Batch, build_objective, student_layers
@@ -87,6 +88,7 @@ class _Sample:
     rows: list[PreparedRow]
     weights: NDArray[np.float64]
     splits: list[str]
+    audit_bytes: int = 0
 
     def __len__(self) -> int:
         return round(float(self.weights.sum()))
@@ -120,7 +122,9 @@ def plan_run(config: RunConfig, samples: int = SAMPLE) -> Plan:
         _count(plan, sample)
         shards = sum(_shards(config, plan.counts[split]) for split in _SPLITS)
         plan.bytes["prepare"] = _scaled(_prepared_size, sample.rows, _prepared_parts(sample), sample, shards)
-        plan.bytes["prepare"] += sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        plan.bytes["prepare"] += sample.audit_bytes + sum(
+            path.stat().st_size for path in folder.rglob("*") if path.is_file()
+        )
         train, teacher = sample.only("train"), None
         if config.objective.name != "sft":
             teacher = _plan_cache(config, plan, train, folder)
@@ -131,6 +135,10 @@ def plan_run(config: RunConfig, samples: int = SAMPLE) -> Plan:
 
 def _shards(config: RunConfig, examples: float) -> int:
     return -(-round(examples) // config.alignment.examples_per_shard)
+
+
+def _bytes_below(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 # The sample.
@@ -159,7 +167,19 @@ def _take_sample(config: RunConfig, folder: Path, samples: int) -> _Sample:
     if not kept:
         raise DataError("none of the sampled examples can be used", "run `sra audit`, which says why")
     rows = [preparation.prepared_row(item) for item in encoded if isinstance(item, AlignedExample)]
-    return _Sample(rows, np.array(weights)[kept], [splits[place] for place in kept])
+    audit = _audit_bytes(folder, encoded)
+    return _Sample(rows, np.array(weights)[kept], [splits[place] for place in kept], audit)
+
+
+def _audit_bytes(folder: Path, encoded: Sequence[AlignedExample | Rejected]) -> int:
+    """What the audit of the sample takes on disk; that of the whole corpus is hardly larger."""
+    tokenizers = preparation.load_tokenizers(folder)
+    audit = AlignmentAudit(shared_vocabulary(*tokenizers))
+    for item in encoded:
+        if isinstance(item, AlignedExample):
+            audit.add(item)
+    report = audit.report(*tokenizers)
+    return len(json.dumps(report.to_dict()).encode()) + len(render_html(report).encode())
 
 
 def _systematic(lengths: dict[str, list[int]], samples: int) -> dict[tuple[str, int], float]:
@@ -222,8 +242,9 @@ def _prepared_parts(sample: _Sample) -> list[float]:
 
 def _plan_cache(config: RunConfig, plan: Plan, sample: _Sample, folder: Path) -> MemoryTeacher:
     """Returns the captured rows: those of the first examples of ``sample``, which is a training sample."""
-    device = pick_device(config.cache.device)
+    device, started = pick_device(config.cache.device), time.perf_counter()
     model = load_model(config.teacher, config.cache.compute_dtype, device)
+    loading = time.perf_counter() - started
     holds, head = capture.holdings(config), lm_head(model)
     run = TeacherCapture(
         model, holds.layers, config.cache.tokens_per_batch, holds.pooling != "mean", token_states=holds.tokens
@@ -233,7 +254,7 @@ def _plan_cache(config: RunConfig, plan: Plan, sample: _Sample, folder: Path) ->
     started = time.perf_counter()
     kept = run(timed)
     rate = (time.perf_counter() - started) / sum(len(row.teacher_ids) for row in timed)
-    plan.seconds["cache"] = rate * plan.counts["teacher tokens"] / config.cache.workers
+    plan.seconds["cache"] = loading + rate * plan.counts["teacher tokens"] / config.cache.workers
     plan.devices["cache"], plan.memory["cache"] = device, _capture_memory(config, model, holds)
     stored, width = config.cache, int(head.weight.shape[1])
     number = {"float32": 4, "bfloat16": 2, "int8": 1}[stored.dtype]
@@ -304,8 +325,7 @@ def _plan_training(config: RunConfig, plan: Plan, sample: _Sample, teacher: Memo
     tokenizer = load_tokenizer(ModelRef(source=str(folder / preparation.STUDENT_TOKENIZER)))
     student = build_student(config, tokenizer, [row.prompt + row.response for row in sample.rows[:32]])
     number = 4 if config.distill.precision == "float32" else 2
-    files = (folder / preparation.STUDENT_TOKENIZER).rglob("*")
-    plan.bytes["distill"] = _bytes_of(student) / 4 * number + sum(path.stat().st_size for path in files)
+    plan.bytes["distill"] = _bytes_of(student) / 4 * number + _bytes_below(folder / preparation.STUDENT_TOKENIZER)
     device = pick_device(config.distill.device)
     rows = sample.rows[: len(teacher)] if teacher else sample.rows
     cache = folder if teacher else None

@@ -23,8 +23,11 @@ def start(target: Callable[..., None], *args: Any) -> BaseProcess:
     return process
 
 
-def run_cache(config: dict[str, Any], delay: float = 0.0, notes: str | None = None) -> None:
+def run_cache(
+    config: dict[str, Any], delay: float = 0.0, notes: str | None = None, environment: dict[str, str] | None = None
+) -> None:
     """The cache stage; every forward takes ``delay`` seconds longer, every shard written is noted in a file."""
+    os.environ.update(environment or {})
     import torch
 
     from sra_core import stages

@@ -20,12 +20,11 @@ from sra_core.errors import ShardError
 from sra_core.shards.files import PARTIAL_SUFFIX, atomic_write, file_digest
 from sra_core.shards.locks import Claim, StoreLock, wait_for
 from sra_core.shards.manifest import FileEntry, Manifest, ShardEntry, Upstream, differences, fingerprint
-from sra_core.shards.remote import Lease, Remote, is_url, local_copy
+from sra_core.shards.remote import RECEIPT, Lease, Remote, is_url, local_copy
 
 __all__ = ["StageFolder", "read_manifest", "verify"]
 
 _MAGIC = b"ARROW1"
-_RECEIPT = ".receipt.json"
 _RECORDED = ("sra", "torch", "transformers", "tokenizers", "datasets", "pyarrow", "deepspeed")
 
 
@@ -188,15 +187,15 @@ class StageFolder:
         Args:
             sources: Checksum of the upstream shard of each name; a shard made from another one does not count.
         """
-        names = [path.name.removesuffix(_RECEIPT) for path in sorted(self.path.glob(f"*{_RECEIPT}"))]
+        names = [path.name.removesuffix(RECEIPT) for path in sorted(self.path.glob(f"*{RECEIPT}"))]
         if self.remote:
-            names = [name.removesuffix(_RECEIPT) for name in self.remote.names(f"*{_RECEIPT}")]
+            names = [name.removesuffix(RECEIPT) for name in self.remote.names(f"*{RECEIPT}")]
         found = {name: self.finished_shard(name, None if sources is None else sources.get(name)) for name in names}
         return {name: entry for name, entry in found.items() if entry is not None}
 
     def finished_shard(self, name: str, source: str | None = None) -> ShardEntry | None:
         """The entry of a shard that was written whole, else None."""
-        receipt = self.path / f"{name}{_RECEIPT}"
+        receipt = self.path / f"{name}{RECEIPT}"
         if self.remote:
             self.remote.mirror(receipt.name, receipt)
         try:
@@ -262,11 +261,11 @@ class StageFolder:
             source=source,
             counts=dict(counts or {}),
         )
-        with atomic_write(self.path / f"{name}{_RECEIPT}") as receipt:
+        with atomic_write(self.path / f"{name}{RECEIPT}") as receipt:
             receipt.write(entry.model_dump_json().encode())
         if self.remote:
             self.remote.push(self.path / name, name)
-            self.remote.push(self.path / f"{name}{_RECEIPT}", f"{name}{_RECEIPT}")
+            self.remote.push(self.path / f"{name}{RECEIPT}", f"{name}{RECEIPT}")
         return entry
 
     def entry(self, name: str) -> FileEntry:

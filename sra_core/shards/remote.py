@@ -13,16 +13,19 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from sra_core.errors import ShardError, StorageError
+from sra_core.errors import ShardError, SraError, StorageError
 from sra_core.shards.files import atomic_write, file_digest
 from sra_core.shards.manifest import FileEntry
 
-__all__ = ["Lease", "Remote", "is_url", "local_copy"]
+__all__ = ["RECEIPT", "Lease", "Remote", "is_url", "local_copy"]
+
+RECEIPT = ".receipt.json"
+"""What is added to a shard's name for the note that it is whole."""
 
 LEASE_SECONDS = 60.0
 """How long a claim may stay unchanged before its owner counts as dead."""
@@ -74,7 +77,7 @@ class Remote:
     def _reached(self) -> Iterator[None]:
         try:
             yield
-        except StorageError:
+        except SraError:
             raise
         except Exception as error:  # every protocol's library raises its own kinds
             raise StorageError(
@@ -93,13 +96,13 @@ class Remote:
     def write(self, name: str, data: bytes) -> None:
         """Write a small object."""
         with self._reached():
-            self._fs.pipe_file(self._path(name), data)
+            self._put(name, lambda path: self._fs.pipe_file(path, data))
 
     def create(self, name: str, data: bytes) -> bool:
         """Write a small object unless there is one already; true if it was written."""
         with self._reached():
             try:
-                self._fs.pipe_file(self._path(name), data, mode="create")
+                self._put(name, lambda path: self._fs.pipe_file(path, data, mode="create"))
             except FileExistsError:
                 return False
             except OSError as error:
@@ -111,7 +114,16 @@ class Remote:
     def push(self, path: Path, name: str) -> None:
         """Copy a local file to an object."""
         with self._reached():
-            self._fs.put_file(str(path), self._path(name))
+            self._put(name, lambda target: self._fs.put_file(str(path), target))
+
+    def _put(self, name: str, write: Callable[[str], None]) -> None:
+        """Write an object; where the protocol has folders, its folder is made first."""
+        target = self._path(name)
+        try:
+            write(target)
+        except FileNotFoundError:
+            self._fs.makedirs(self._fs._parent(target), exist_ok=True)
+            write(target)
 
     def pull(self, entry: FileEntry, path: Path) -> None:
         """Copy an object to a local file, unless that is there with the right size.
@@ -131,6 +143,7 @@ class Remote:
                 except FileNotFoundError as error:
                     raise ShardError(f"{self.url}/{entry.name} is missing", remedy) from error
             if arriving.stat().st_size != entry.bytes or file_digest(arriving) != entry.sha256:
+                self.remove(f"{entry.name}{RECEIPT}")  # a damaged shard counts as finished no longer
                 raise ShardError(f"{self.url}/{entry.name} does not match its checksum", remedy)
             arriving.replace(path)
         finally:

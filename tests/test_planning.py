@@ -1,0 +1,53 @@
+"""A plan from 200 examples is right to 5 % about what the stages then write."""
+
+from __future__ import annotations
+
+import pytest
+
+from sra_core import stages
+from sra_core.planning import Plan, plan_run
+from sra_core.recipes import load_config
+from tests.conftest import SmokeRun
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("dtype", "compression"), [("bfloat16", "none"), ("int8", "zstd")])
+def test_counts_and_bytes_are_predicted_within_five_per_cent(
+    dtype: str, compression: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    config = load_config(
+        "smoke",
+        {
+            "store": str(tmp_path_factory.mktemp("plan")),
+            "tracking": {"enabled": False},
+            "corpus": {"max_train": 1500, "max_validation": 80, "max_test": 80},
+            "alignment": {"examples_per_shard": 128},
+            "cache": {"dtype": dtype, "compression": compression},
+        },
+    )
+    before = plan_run(config)
+    assert before.actual["bytes"] == {}
+    stages.prepare(config)
+    stages.cache(config)
+    after = plan_run(config)
+    assert within(before, after, "bytes", ("prepare", "cache"), 0.05)
+    assert within(before, after, "counts", ("train", "teacher tokens", "student tokens", "spans"), 0.05)
+
+
+def within(before: Plan, after: Plan, kind: str, names: tuple[str, ...], bound: float) -> bool:
+    predicted = getattr(before, kind)
+    gaps = {name: predicted[name] / after.actual[kind][name] - 1 for name in names}
+    return all(abs(gap) < bound for gap in gaps.values())
+
+
+def test_a_corpus_smaller_than_the_sample_is_counted_exactly(smoke_run: SmokeRun) -> None:
+    plan = plan_run(smoke_run.config)
+    for name, value in plan.actual["counts"].items():
+        assert plan.counts[name] == pytest.approx(value), name
+    for stage in ("prepare", "cache", "distill"):
+        assert plan.bytes[stage] == pytest.approx(plan.actual["bytes"][stage], rel=0.05), stage
+    assert plan.devices == {"cache": "cpu", "distill": "cpu"}
+    assert all(0 < value < 60 for value in plan.seconds.values())
+    assert all(1e5 < value < 1e9 for value in plan.memory.values())
+    table = plan.table()
+    assert table.row_count == len(plan.counts) + len(plan.bytes) + len(plan.memory) + len(plan.seconds)
