@@ -148,41 +148,52 @@ def _checked(offsets: npt.ArrayLike, name: str) -> IntArray:
 
 def _boundaries(offsets: npt.ArrayLike, name: str) -> _Boundaries:
     """All clean boundaries of one side, the start and the end of its text included."""
-    array = _checked(offsets, name)
-    starts, ends = array[:, 0], array[:, 1]
-    real = starts < ends
-    places = None if np.count_nonzero(real) == len(real) else np.flatnonzero(real)
-    if places is not None:
-        if (ends < starts).any():
-            raise AlignmentError(
-                f"{name}: token {int(np.argmax(ends < starts))} ends before it starts.",
-                "The tokenizer's offsets are wrong; use another tokenizer.",
-            )
-        starts, ends = starts[places], ends[places]
-    count = len(starts)
-    low, high = np.empty(count + 1, array.dtype), np.empty(count + 1, array.dtype)
-    if not count:
+    array, places = _checked(offsets, name), None
+    low, high = _ends_and_starts(array)
+    real = high[:-1] < low[1:]
+    if np.count_nonzero(real) < len(real):
+        _refuse_backward(array, name)
+        places = real.nonzero()[0]
+        low, high = _ends_and_starts(array[places])
+    if len(low) == 1:
         return _Boundaries(low[1:], high[1:], None, places)
-    low[0], low[1:] = starts[0], ends
-    high[:-1], high[-1] = starts, ends[-1]
-    if np.count_nonzero(low > high):  # tokens out of order, or several of one character
-        np.maximum.accumulate(low[1:], out=low[1:])
-        np.minimum.accumulate(high[-2::-1], out=high[-2::-1])
-        low[0], high[-1] = high[0], low[-1]
-        before = np.flatnonzero(low <= high)
-        return _Boundaries(low[before], high[before], before, places)
-    return _Boundaries(low, high, None, places)
+    if not np.count_nonzero(low > high):
+        return _Boundaries(low, high, None, places)
+    np.maximum.accumulate(low[1:], out=low[1:])  # tokens out of order, or several of one character
+    np.minimum.accumulate(high[-2::-1], out=high[-2::-1])
+    low[0], high[-1] = high[0], low[-1]
+    before = (low <= high).nonzero()[0]
+    return _Boundaries(low.take(before), high.take(before), before, places)
+
+
+def _refuse_backward(array: IntArray, name: str) -> None:
+    backward = array[:, 1] < array[:, 0]
+    if backward.any():
+        raise AlignmentError(
+            f"{name}: token {int(backward.argmax())} ends before it starts.",
+            "The tokenizer's offsets are wrong; use another tokenizer.",
+        )
+
+
+def _ends_and_starts(array: IntArray) -> tuple[IntArray, IntArray]:
+    """(R, 2) -> where the tokens before and after each of R + 1 boundaries end and start, the outer ones closed."""
+    low, high = np.empty(len(array) + 1, array.dtype), np.empty(len(array) + 1, array.dtype)
+    low[1:], high[:-1] = array[:, 1], array[:, 0]
+    low[0], high[-1] = high[0], low[-1]
+    return low, high
 
 
 def _from(boundaries: _Boundaries, start: int) -> _Boundaries:
     """The boundaries that have a position at or after ``start``, cut off there; the first reaches down to it."""
     low, high, before, places = boundaries
-    first = int(high.searchsorted(start)) if len(high) and high[0] < start else 0
-    if first:
-        before = np.arange(first, len(low)) if before is None else before[first:]
-        low, high = low[first:], high[first:]
-    if len(low) and (low[0] < start or not first):
+    if len(low) and high[0] >= start:
         low[0] = start
+        return boundaries
+    first = int(high.searchsorted(start))
+    before = np.arange(first, len(low)) if before is None else before[first:]
+    low, high = low[first:], high[first:]
+    if len(low):
+        low[0] = max(low[0], start)
     return _Boundaries(low, high, before, places)
 
 
@@ -193,9 +204,12 @@ def _match(teacher: _Boundaries, student: _Boundaries) -> tuple[IntArray, IntArr
     """
     if not len(teacher.low) or not len(student.low):
         return np.zeros(0, np.int64), np.zeros(0, np.int64)
-    reach = teacher.low.searchsorted(student.high[-1], "right")
-    j = student.high.searchsorted(teacher.low[:reach])  # the first student boundary that does not end too early
-    i = (student.low[j] <= teacher.high[:reach]).nonzero()[0]
+    low, high = teacher.low, teacher.high
+    if low[-1] > student.high[-1]:
+        reach = low.searchsorted(student.high[-1], "right")
+        low, high = low[:reach], high[:reach]
+    j = student.high.searchsorted(low)  # the first student boundary that does not end too early
+    i = (student.low[j] <= high).nonzero()[0]
     j = j[i]
     again = j[1:] == j[:-1]
     return _settle(i, j, np.flatnonzero(again) + 1, teacher, student) if np.count_nonzero(again) else (i, j)
