@@ -24,8 +24,9 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -255,8 +256,11 @@ def measure(options: argparse.Namespace, ways: list[str], texts: int, length: in
     return best
 
 
-def compare(options: argparse.Namespace) -> tuple[list[dict[str, Any]], bool]:
-    """Rows of the table, and whether every claim holds.  Time is the processor's on a CPU, which others may share."""
+def cells(options: argparse.Namespace) -> Iterator[tuple[list[dict[str, Any]], bool]]:
+    """Rows of each comparison as it ends, and whether its claims hold.
+
+    Time is the processor's on a CPU, since others may share it.
+    """
     clock = "wall_s" if options.device == "cuda" else "cpu_s"
     if options.what == "logit":
         found = measure(options, ["plain", "chunked"], 1, 1)
@@ -266,16 +270,16 @@ def compare(options: argparse.Namespace) -> tuple[list[dict[str, Any]], bool]:
         }
         rows = [{"way": way, **values} for way, values in found.items()]
         rows[-1] |= {f"{name}_ratio": value for name, value in ratios.items()}
-        return rows, all(ratios[name] <= bound for name, bound in LOGIT_BOUNDS.items())
-    rows, good = [], True
-    for texts in options.batch:
-        for length in options.length:
-            found = measure(options, ["plain sft", "sft", "sra", "paper"], texts, length)
-            for way, values in found.items():
-                ratio = found["sra"][clock] / values[clock]
-                rows.append({"batch": texts, "length": length, "way": way, **values, "sra_over_it": ratio})
-                good &= ratio <= STEP_BOUNDS.get(way, float("inf"))
-    return rows, good
+        yield rows, all(ratios[name] <= bound for name, bound in LOGIT_BOUNDS.items())
+        return
+    for texts, length in product(options.batch, options.length):
+        found = measure(options, ["plain sft", "sft", "sra", "paper"], texts, length)
+        ratios = {way: found["sra"][clock] / values[clock] for way, values in found.items()}
+        rows = [
+            {"batch": texts, "length": length, "way": way, **values, "sra_over_it": ratios[way]}
+            for way, values in found.items()
+        ]
+        yield rows, all(ratios[way] <= bound for way, bound in STEP_BOUNDS.items())
 
 
 def stamp(options: argparse.Namespace) -> dict[str, Any]:
@@ -320,16 +324,18 @@ def main() -> int:
     if options.way:
         print(json.dumps(child(options)))
         return 0
-    rows, good = compare(options)
-    for row in rows:
-        print(
-            "  ".join(
+    every: list[dict[str, Any]] = []
+    good = True
+    for rows, holds in cells(options):
+        for row in rows:
+            values = (
                 f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}" for name, value in row.items()
             )
-        )
+            print("  ".join(values), flush=True)
+        every, good = every + rows, good and holds
     print("claims hold" if good else "A CLAIM FAILS")
     if options.json:
-        result = {"rows": rows, "claims_hold": good, **stamp(options)}
+        result = {"rows": every, "claims_hold": good, **stamp(options)}
         options.json.write_text(json.dumps(result, indent=2, default=str) + "\n", encoding="utf-8")
     return 0 if good else 1
 
