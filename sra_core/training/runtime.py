@@ -72,7 +72,7 @@ def _zero(config: TrainingConfig) -> dict[str, Any]:
 
 def _agree(config: TrainingConfig, settings: Mapping[str, Any], section: str) -> None:
     """What the loop itself must know cannot be changed behind its back."""
-    if merged["zero_optimization"].get("stage") != config.zero_stage:
+    if settings["zero_optimization"].get("stage") != config.zero_stage:
         raise ConfigError(
             f"{section}.deepspeed.zero_optimization.stage contradicts the run config", f"set {section}.zero_stage"
         )
