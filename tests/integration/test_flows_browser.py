@@ -1,0 +1,102 @@
+"""A person in front of the Prefect and MLflow UIs: fill the form, run it, see it complete, look at the result."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sra_core.config import DistillConfig, ObjectiveConfig
+from tests.integration.servers import Stack, until
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
+
+FLAGS = (
+    "--no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-component-update "
+    "--disable-sync --disable-quic"
+)
+PATIENT = 90_000  # milliseconds: pages load many scripts
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("no Chromium on this machine; Debian's package is `chromium`")
+    sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
+    with sync_api.sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=chromium, args=FLAGS.split())
+        yield running
+        running.close()
+
+
+@pytest.fixture
+def page(browser: Any, tmp_path: Path) -> Iterator[Any]:
+    """A fresh page; a picture of its last state lies in BROWSER_PICTURES or the test's folder."""
+    opened = browser.new_page(viewport={"width": 1500, "height": 1200})
+    opened.set_default_timeout(PATIENT)
+    yield opened
+    folder = Path(os.environ.get("BROWSER_PICTURES", tmp_path))
+    opened.screenshot(path=folder / f"{os.environ['PYTEST_CURRENT_TEST'].split('::')[-1].split(' ')[0]}.png")
+    opened.close()
+
+
+def _open_form(page: Any, stack: Stack, deployment: str) -> None:
+    page.goto(f"{stack.settings.prefect_url}/deployments/deployment/{stack.deployment(deployment)['id']}/run")
+    page.get_by_text("Run config to start from").wait_for()
+
+
+def _choose_recipe(page: Any, name: str) -> None:
+    select = page.locator(".p-select button").first
+    select.click()
+    select.press("ArrowDown")
+    page.locator(".p-select-option").filter(has_text=re.compile(f"^{name}$")).click()
+    assert select.inner_text() == name
+
+
+def test_the_form_is_filled_and_the_run_completes(page: Any, stack: Stack) -> None:
+    _open_form(page, stack, "prepare")
+    _choose_recipe(page, "smoke")
+    page.locator("textarea").first.fill("from-the-form")
+    page.get_by_role("button", name="Submit").click()
+    flow_run = until(lambda: _named(stack, "from-the-form"), 60, "a flow run with the name of the form")
+    stack.wait(flow_run, "COMPLETED", seconds=300)
+    page.goto(f"{stack.settings.prefect_url}/runs/flow-run/{flow_run}")
+    page.get_by_text("Completed").first.wait_for()
+    page.get_by_text("Artifacts", exact=True).first.click()
+    page.get_by_text("prepare-result").first.wait_for()
+    assert stack.flow_run(flow_run)["parameters"]["recipe"] == "smoke"
+    (run,) = stack.runs(flow_run)
+    assert run["name"] == "from-the-form prepare"
+
+
+def test_the_form_shows_descriptions_choices_and_defaults(page: Any, stack: Stack) -> None:
+    _open_form(page, stack, "pipeline")
+    text = page.inner_text("body")
+    for field in (DistillConfig.model_fields["learning_rate"], ObjectiveConfig.model_fields["geometry"]):
+        assert field.description is not None
+        assert field.description.replace("`", "") in text
+    assert "ZeRO stage" in text
+
+
+def test_mlflow_shows_the_pipeline_with_its_stages(page: Any, stack: Stack) -> None:
+    runs = [run for run in stack.runs() if run["tags"].get("stage") == "prepare"]
+    if not runs:
+        pytest.skip("no run was made yet")
+    page.goto(f"{stack.settings.mlflow_url}/#/experiments/1/runs/{runs[-1]['id']}")
+    page.get_by_text("alignment/coverage").first.wait_for()
+    text = page.inner_text("body")
+    assert runs[-1]["name"] in text
+
+
+def _named(stack: Stack, name: str) -> str | None:
+    found = stack.post("/flow_runs/filter", {"sort": "START_TIME_DESC", "limit": 20})
+    for run in found:
+        if (run["parameters"].get("config") or {}).get("name") == name:
+            return str(run["id"])
+    return None
