@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+from hypothesis import settings
 from hypothesis import strategies as st
 
 LENGTH = 24
+
+
+def tried(times: int) -> settings:
+    """So many examples, and no deadline: a busy machine is no failure."""
+    return settings(max_examples=times, deadline=None)
 
 
 @st.composite

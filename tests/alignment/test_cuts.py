@@ -7,14 +7,14 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sra_core.alignment import SpanMap, align, clean_cuts
 from sra_core.errors import AlignmentError
 
 from .plain import is_clean, plain_align, plain_boundaries
-from .strategies import any_offsets, gappy, ragged, tidy
+from .strategies import any_offsets, gappy, ragged, tidy, tried
 
 STARTS = st.integers(-6, 28)
 
@@ -23,19 +23,19 @@ def as_lists(spans: SpanMap) -> dict[str, list[tuple[int, int]]]:
     return {name: [tuple(row) for row in getattr(spans, name).tolist()] for name in ("teacher", "student", "chars")}
 
 
-@settings(max_examples=1500)
+@tried(800)
 @given(any_offsets(), any_offsets(), STARTS)
 def test_equals_the_plain_quadratic_alignment(teacher, student, start):
     assert as_lists(align(teacher, student, start)) == plain_align(teacher, student, start)
 
 
-@settings(max_examples=800)
+@tried(500)
 @given(gappy(), gappy(), STARTS)
 def test_gaps_that_overlap_crosswise_still_give_the_largest_number_of_spans(teacher, student, start):
     assert as_lists(align(teacher, student, start)) == plain_align(teacher, student, start)
 
 
-@settings(max_examples=500)
+@tried(300)
 @given(any_offsets(), any_offsets(), STARTS)
 def test_every_span_lies_between_clean_cuts_of_both_sides_and_is_not_empty(teacher, student, start):
     spans = align(teacher, student, start)
@@ -54,7 +54,7 @@ def test_every_span_lies_between_clean_cuts_of_both_sides_and_is_not_empty(teach
             assert all(y <= p or x >= q for x, y in outside), "a span takes all tokens between its cuts"
 
 
-@settings(max_examples=500)
+@tried(300)
 @given(any_offsets(), any_offsets(), STARTS)
 def test_spans_partition_the_text_between_the_first_and_the_last_common_cut(teacher, student, start):
     spans = align(teacher, student, start)
@@ -64,13 +64,14 @@ def test_spans_partition_the_text_between_the_first_and_the_last_common_cut(teac
     assert (spans.chars[1:, 0] == spans.chars[:-1, 1]).all()
 
 
-@settings(max_examples=300)
+@tried(200)
 @given(any_offsets(), any_offsets(), STARTS)
 def test_swapping_the_sides_swaps_the_map(teacher, student, start):
     forth, back = align(teacher, student, start), align(student, teacher, start)
     assert forth == SpanMap(back.student, back.teacher, back.chars)
 
 
+@tried(100)
 @given(tidy(), tidy(), st.integers(0, 24))
 def test_on_tidy_offsets_it_is_the_intersection_of_end_offsets_as_in_the_paper(teacher, student, start):
     common = {0, *(b for _, b in teacher)} & {0, *(b for _, b in student)}
@@ -78,6 +79,7 @@ def test_on_tidy_offsets_it_is_the_intersection_of_end_offsets_as_in_the_paper(t
     assert align(teacher, student, start).chars.tolist() == [list(pair) for pair in pairwise(cuts)]
 
 
+@tried(100)
 @given(ragged())
 def test_the_same_tokenizer_twice_gives_one_span_a_character_closing_token(offsets):
     spans = align(offsets, offsets)
@@ -85,7 +87,7 @@ def test_the_same_tokenizer_twice_gives_one_span_a_character_closing_token(offse
     assert np.array_equal(spans.teacher, spans.student)
 
 
-@settings(max_examples=300)
+@tried(200)
 @given(any_offsets(), any_offsets(), st.integers(0, 20), st.randoms())
 def test_zero_width_tokens_anywhere_change_no_span(teacher, student, position, random):
     padded = list(teacher)
@@ -98,7 +100,7 @@ def test_zero_width_tokens_anywhere_change_no_span(teacher, student, position, r
         assert [pair for pair in padded[c:d] if pair[0] != pair[1]] == [p for p in teacher[a:b] if p[0] != p[1]]
 
 
-@settings(max_examples=300)
+@tried(200)
 @given(any_offsets())
 def test_clean_cuts_follow_the_definition(offsets):
     cuts = clean_cuts(offsets)
