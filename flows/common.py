@@ -138,7 +138,6 @@ def stage_task(stage: str) -> Any:
         _run_stage,
         name=stage,
         task_run_name=stage,
-        tags=[f"stage:{stage}"],
         retries=RETRIES,
         retry_delay_seconds=exponential_backoff(5),
         retry_jitter_factor=0.3,
