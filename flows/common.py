@@ -19,7 +19,7 @@ from pydantic import BaseModel, Field
 
 from flows.watching import PrefectWatcher
 from sra_core.config import RunConfig
-from sra_core.errors import ShardError, SraError, StorageError
+from sra_core.errors import ShardError, SraError, StorageError, TrainingError
 from sra_core.recipes import load_config, parse_overrides, recipe_names
 from sra_core.tracking import MlflowWatcher, PipelineRun, pipeline_run
 from sra_core.watching import Watchers
@@ -41,6 +41,8 @@ __all__ = [
 
 NO_RECIPE = "none"
 RETRIES = 3
+MOST_STARTS = 6
+"""Starts of one flow run: crashed runs are scheduled again (deploy/automations.yaml), but not for ever."""
 Recipe = Annotated[
     str,
     Field(
@@ -154,7 +156,17 @@ def needed(config: RunConfig) -> list[str]:
 
 
 def run_stages(names: Iterable[str], config: RunConfig, parent: PipelineRun | None = None) -> dict[str, Manifest]:
-    """Run stages one after the other, each as a task of the current flow run."""
+    """Run stages one after the other, each as a task of the current flow run.
+
+    Raises:
+        TrainingError: The flow run was started too often: it crashes again and again.
+    """
+    if (flow_run.run_count or 0) > MOST_STARTS:
+        raise TrainingError(
+            f"this flow run was started {flow_run.run_count} times and never came to its end",
+            "look for its crash in the worker's log (out of memory is the usual cause), mend it and trigger a new run; "
+            "finished stages are not repeated",
+        )
     return {name: stage_task(name)(name, config, parent) for name in names}
 
 

@@ -100,6 +100,16 @@ def test_a_value_that_the_form_should_refuse_is_refused_by_the_flow(stub_stages:
     assert stub_stages.calls == []
 
 
+def test_a_run_that_keeps_crashing_is_not_started_for_ever(
+    stub_stages: Any, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(common, "MOST_STARTS", 0)
+    state = pipeline(recipe="smoke", overrides=settings, return_state=True)
+    assert state.is_failed()
+    assert "never came to its end" in (state.message or "")
+    assert stub_stages.calls == []
+
+
 def test_cancellation_passes_through_the_task(stub_stages: Any, settings: dict[str, Any]) -> None:
     stub_stages.fail["distill"] = [KeyboardInterrupt()]
     with pytest.raises(KeyboardInterrupt):
