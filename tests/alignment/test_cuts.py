@@ -23,19 +23,19 @@ def as_lists(spans: SpanMap) -> dict[str, list[tuple[int, int]]]:
     return {name: [tuple(row) for row in getattr(spans, name).tolist()] for name in ("teacher", "student", "chars")}
 
 
-@tried(800)
+@tried(500)
 @given(any_offsets(), any_offsets(), STARTS)
 def test_equals_the_plain_quadratic_alignment(teacher, student, start):
     assert as_lists(align(teacher, student, start)) == plain_align(teacher, student, start)
 
 
-@tried(500)
+@tried(250)
 @given(gappy(), gappy(), STARTS)
 def test_gaps_that_overlap_crosswise_still_give_the_largest_number_of_spans(teacher, student, start):
     assert as_lists(align(teacher, student, start)) == plain_align(teacher, student, start)
 
 
-@tried(300)
+@tried(150)
 @given(any_offsets(), any_offsets(), STARTS)
 def test_every_span_lies_between_clean_cuts_of_both_sides_and_is_not_empty(teacher, student, start):
     spans = align(teacher, student, start)
@@ -54,7 +54,7 @@ def test_every_span_lies_between_clean_cuts_of_both_sides_and_is_not_empty(teach
             assert all(y <= p or x >= q for x, y in outside), "a span takes all tokens between its cuts"
 
 
-@tried(300)
+@tried(150)
 @given(any_offsets(), any_offsets(), STARTS)
 def test_spans_partition_the_text_between_the_first_and_the_last_common_cut(teacher, student, start):
     spans = align(teacher, student, start)
@@ -64,7 +64,7 @@ def test_spans_partition_the_text_between_the_first_and_the_last_common_cut(teac
     assert (spans.chars[1:, 0] == spans.chars[:-1, 1]).all()
 
 
-@tried(200)
+@tried(100)
 @given(any_offsets(), any_offsets(), STARTS)
 def test_swapping_the_sides_swaps_the_map(teacher, student, start):
     forth, back = align(teacher, student, start), align(student, teacher, start)
@@ -87,7 +87,7 @@ def test_the_same_tokenizer_twice_gives_one_span_a_character_closing_token(offse
     assert np.array_equal(spans.teacher, spans.student)
 
 
-@tried(200)
+@tried(100)
 @given(any_offsets(), any_offsets(), st.integers(0, 20), st.randoms())
 def test_zero_width_tokens_anywhere_change_no_span(teacher, student, position, random):
     padded = list(teacher)
@@ -100,7 +100,7 @@ def test_zero_width_tokens_anywhere_change_no_span(teacher, student, position, r
         assert [pair for pair in padded[c:d] if pair[0] != pair[1]] == [p for p in teacher[a:b] if p[0] != p[1]]
 
 
-@tried(200)
+@tried(100)
 @given(any_offsets())
 def test_clean_cuts_follow_the_definition(offsets):
     cuts = clean_cuts(offsets)

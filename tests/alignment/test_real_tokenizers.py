@@ -52,6 +52,11 @@ def tables(name: str) -> list[bytes | None]:
     return token_bytes(tokenizer(name))
 
 
+@cache
+def specials(name: str) -> set[int]:
+    return set(tokenizer(name).added_tokens_decoder)
+
+
 def tokenizer(name: str):
     found = load(name)
     if found is None:
@@ -69,7 +74,7 @@ def encoded(name: str, text: str) -> tuple[tuple[int, ...], tuple[tuple[int, int
 
 def assert_stands_for(name: str, text: str, ranges: np.ndarray, chars: np.ndarray) -> None:
     ids, _ = encoded(name, text)
-    expected, table, unknown = EXPECTED[name], tables(name), tokenizer(name).unk_token_id
+    expected, table, unknown, added = EXPECTED[name], tables(name), tokenizer(name).unk_token_id, specials(name)
     for (first, last), (begin, end) in zip(ranges.tolist(), chars.tolist(), strict=True):
         inside = ids[first:last]
         if unknown in inside:
@@ -77,7 +82,7 @@ def assert_stands_for(name: str, text: str, ranges: np.ndarray, chars: np.ndarra
         found = b"".join(table[k] or b"" for k in inside).decode("utf-8")
         wanted = expected(text[begin:end])
         found = fold(found) if expected is fold else found
-        opens = first == 0 or ids[first - 1] in tokenizer(name).added_tokens_decoder
+        opens = first == 0 or ids[first - 1] in added
         before = " " if opens and found == " " + wanted else ""  # SentencePiece starts a text with a space
         assert found == before + wanted, (name, text[begin:end], inside)
 

@@ -108,8 +108,11 @@ def test_the_same_tokenizer_twice_pairs_every_token_that_stands_for_text_with_it
     assert set(shared.student_ids.tolist()) == text | roles
 
 
+SMALL = itertools.permutations(["byte-level", "unigram", "word-piece", "byte-fallback"], 2)
+
+
 @pytest.mark.parametrize(
-    ("teacher", "student"), itertools.permutations(["mistral", "qwen", "byte-level", "unigram", "word-piece"], 2)
+    ("teacher", "student"), [*SMALL, ("mistral", "byte-level"), ("unigram", "mistral"), ("mistral", "qwen")]
 )
 def test_pairs_are_one_to_one_and_stand_for_the_same_bytes(teacher, student):
     first, second = load(teacher), load(student)

@@ -49,17 +49,14 @@ def byte_characters() -> list[str]:
 
 
 def _from_ranks(ranks: dict[bytes, int], pattern: str) -> Tokenizer:
-    characters = byte_characters()
-
-    def text(token: bytes) -> str:
-        return "".join(characters[byte] for byte in token)
-
+    characters = dict(enumerate(byte_characters()))
+    text = {token: token.decode("latin-1").translate(characters) for token in ranks}
     merges: Merges = []
     for token in ranks:
         halves = [(token[:k], token[k:]) for k in range(1, len(token))]
         known = [(ranks[a], ranks[b], a, b) for a, b in halves if a in ranks and b in ranks]
-        merges += [(text(a), text(b)) for _, _, a, b in sorted(known)]
-    tokenizer = Tokenizer(models.BPE({text(token): rank for token, rank in ranks.items()}, merges, ignore_merges=True))
+        merges += [(text[a], text[b]) for _, _, a, b in sorted(known)]
+    tokenizer = Tokenizer(models.BPE({text[token]: rank for token, rank in ranks.items()}, merges, ignore_merges=True))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(Regex(pattern), "isolated"),
