@@ -4,7 +4,7 @@ from sra_core.alignment.audit import AlignmentAudit, audit
 from sra_core.alignment.cuts import IntArray, SpanMap, align, clean_cuts
 from sra_core.alignment.encode import AlignedExample, PairEncoder
 from sra_core.alignment.offsets import check_offsets, mend_offsets
-from sra_core.alignment.render import render_html, render_markdown, render_terminal
+from sra_core.alignment.render import render_figures, render_html, render_markdown, render_terminal
 from sra_core.alignment.report import AlignmentReport, GroupFigures, LongestSpan, SideFigures, SpanView, WorstExample
 from sra_core.alignment.tokens import token_bytes
 from sra_core.alignment.vocabulary import SharedVocabulary, shared_vocabulary
@@ -27,6 +27,7 @@ __all__ = [
     "check_offsets",
     "clean_cuts",
     "mend_offsets",
+    "render_figures",
     "render_html",
     "render_markdown",
     "render_terminal",

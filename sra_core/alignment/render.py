@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 from sra_core.alignment.report import AlignmentReport, GroupFigures, WorstExample
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from rich.console import RenderableType
 
-__all__ = ["render_html", "render_markdown", "render_terminal"]
+__all__ = ["render_figures", "render_html", "render_markdown", "render_terminal"]
 
 _ROWS = 40  # groups shown in a table
 _COLORS = ("#0b6bcb", "#b3470b", "#1f7a3d", "#8f3fb5", "#a8730a", "#c2255c")
@@ -141,6 +142,24 @@ def render_markdown(report: AlignmentReport) -> str:
 
 def _cell(text: str) -> str:
     return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
+
+
+def render_figures(report: AlignmentReport) -> dict[str, Figure]:
+    """Figures for a tracker: ``tokens_per_span`` (histogram of both sides) and ``coverage_by_script``."""
+    from matplotlib.figure import Figure
+
+    lengths, scripts = Figure(figsize=(7, 4), layout="constrained"), Figure(figsize=(7, 4), layout="constrained")
+    axes = lengths.subplots()
+    for side, shift, counts in (("teacher", -0.2, report.teacher_lengths), ("student", 0.2, report.student_lengths)):
+        axes.bar([length + shift for length in counts], list(counts.values()), 0.4, label=side)
+    axes.set(xlabel="tokens a span", ylabel="spans", yscale="log" if report.overall.spans else "linear")
+    axes.legend()
+    groups = dict(list(report.by_script.items())[:_ROWS])
+    axes = scripts.subplots()
+    axes.barh(list(groups), [each.coverage for each in groups.values()])
+    axes.invert_yaxis()
+    axes.set(xlabel="share of response bytes in spans", xlim=(0, 1))
+    return {"tokens_per_span": lengths, "coverage_by_script": scripts}
 
 
 def render_html(report: AlignmentReport) -> str:

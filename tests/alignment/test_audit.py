@@ -21,6 +21,7 @@ from sra_core.alignment import (
     SharedVocabulary,
     SpanMap,
     audit,
+    render_figures,
     render_html,
     render_markdown,
     render_terminal,
@@ -285,6 +286,14 @@ def test_terminal_and_markdown_show_figures_and_spans(report):
     markdown = render_markdown(report)
     assert f"| Spans | {report.overall.spans:,}" in markdown
     assert "| Latin |" in markdown
+
+
+def test_figures_draw_the_histogram_and_the_coverage(report):
+    figures = render_figures(report)
+    (axes,) = figures["tokens_per_span"].axes
+    assert sum(bar.get_height() for bar in axes.patches) == 2 * report.overall.spans
+    (axes,) = figures["coverage_by_script"].axes
+    assert [bar.get_width() for bar in axes.patches] == [each.coverage for each in report.by_script.values()]
 
 
 @pytest.mark.parametrize(
