@@ -8,6 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 RECIPE ?= quickstart
+WORKERS ?= 2
 
 # step(what, command): say what is done, do it, say how long it took
 define step
@@ -31,11 +32,11 @@ demo: $(READY)  ## Distil a real teacher into a small student on this machine's 
 	@echo "Next: \`make ui\` shows the runs in MLflow; README.md tells how to use your own models and data."
 
 test: $(READY)  ## Run the tests (no network beyond set-up; no GPU)
-	$(call step,Running the tests,$(BIN)/python -m pytest -q)
+	$(call step,Running the tests,$(BIN)/python -m pytest -q -n $(WORKERS))
 	@echo "Next: \`make test-all\` adds the tests that start servers and kill processes; \`make demo\` shows the main job."
 
 test-all: $(READY)  ## Run every test, the slow ones and those with real servers too
-	$(call step,Running every test,$(BIN)/python -m pytest -q -m 'not gpu')
+	$(call step,Running every test,$(BIN)/python -m pytest -q -n $(WORKERS) -m 'not gpu')
 
 lint: $(READY)  ## Check style and types
 	$(call step,Checking style,$(BIN)/ruff check . && $(BIN)/ruff format --check .)

@@ -12,6 +12,7 @@ os.environ.update(
     HF_HUB_OFFLINE="1",
     HF_DATASETS_OFFLINE="1",
     TOKENIZERS_PARALLELISM="false",
+    OMP_NUM_THREADS=os.environ.get("OMP_NUM_THREADS", "1"),  # tests run side by side
     MLFLOW_DISABLE_TELEMETRY="true",
     DO_NOT_TRACK="true",
     PREFECT_SERVER_ANALYTICS_ENABLED="false",
