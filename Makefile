@@ -48,5 +48,11 @@ format: $(READY)  ## Put the code into the project's format
 ui: $(READY)  ## Open the MLflow UI on the demo's runs (Ctrl-C ends it)
 	@$(BIN)/sra ui $(RECIPE)
 
+up: $(READY)  ## Start Prefect, MLflow and a worker of pool gpu on loopback; apply the deployments
+	@$(BIN)/python deploy/services.py up
+
+down: $(READY)  ## Stop what `make up` started; data stays
+	@$(BIN)/python deploy/services.py down
+
 clean:  ## Remove the virtual environment, caches and the demo's store
 	rm -rf $(VENV) sra-store .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
