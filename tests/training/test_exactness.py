@@ -41,7 +41,12 @@ def test_ten_kills_leave_no_trace(tmp_path: Path) -> None:
 
 def test_resuming_is_exact_after_one_kill_with_adapters_and_best_weights(tmp_path: Path) -> None:
     config = make_config(
-        "dropout", max_steps=8, checkpoint_every=2, validate_every=2, learning_rate=2e-2, lora={"rank": 2, "dropout": 0.3}
+        "dropout",
+        max_steps=8,
+        checkpoint_every=2,
+        validate_every=2,
+        learning_rate=2e-2,
+        lora={"rank": 2, "dropout": 0.3},
     )
     whole = make_job(tmp_path / "whole", config)
     finish(whole)

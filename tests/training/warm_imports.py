@@ -6,11 +6,11 @@ import sys
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 sys.modules.setdefault("mlflow", None)  # type: ignore[arg-type]
 
-import deepspeed
-import torch
+import deepspeed  # noqa: E402
+import torch  # noqa: E402
 
-import sra_core.training.build
-import sra_core.training.worker
+import sra_core.training.build  # noqa: E402
+import sra_core.training.worker  # noqa: E402
 
 torch.set_num_threads(1)
 __all__ = ["deepspeed", "sra_core"]
