@@ -60,6 +60,11 @@ class Stack:
 
     def post(self, path: str, content: Any = None) -> Any:
         answer = self.prefect.post(path, json=content or {})
+        for _ in range(20):  # a server that just started may be busy with what waited for it
+            if answer.status_code != 503:
+                break
+            time.sleep(0.5)
+            answer = self.prefect.post(path, json=content or {})
         assert answer.status_code < 300, f"{path}: {answer.status_code} {answer.text[:500]}"
         return answer.json() if answer.content else None
 

@@ -17,7 +17,13 @@ from tests.integration.servers import TERMINAL, Stack, processes_with, services,
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
-LONG = {"distill.max_steps": 700, "distill.checkpoint_every": 50, "distill.validate_every": 200, "distill.log_every": 1}
+LONG = {
+    "distill.epochs": 1000,
+    "distill.max_steps": 700,
+    "distill.checkpoint_every": 50,
+    "distill.validate_every": 200,
+    "distill.log_every": 1,
+}
 LOSS = "train/loss"
 
 
@@ -133,7 +139,7 @@ def test_a_killed_run_is_scheduled_again_and_resumes(stack: Stack) -> None:
     flow_run = stack.trigger("pipeline", recipe="smoke", overrides=_store(stack, "killed", **LONG))
     _training(stack, flow_run, 120)
     worker = services.running(stack.service("worker"), stack.settings)
-    flow_process = next(child for child in worker.children(recursive=True) if "flow" in " ".join(child.cmdline()))
+    flow_process = next(child for child in worker.children(recursive=True) if "prefect.engine" in child.cmdline())
     flow_process.send_signal(signal.SIGKILL)
     stack.wait(flow_run, "CRASHED", "SCHEDULED", "PENDING", "RUNNING", seconds=60)
     until(lambda: stack.flow_run(flow_run)["run_count"] >= 2, 120, "second run")
