@@ -8,20 +8,20 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from sra_core.capture import load_head
-from sra_core.models import layer_count, lm_head, pick_device, resolve_layer
-from sra_core.objective import ObjectiveContext, build_objective, student_layers
+from sra_core.models import layer_count, pick_device, resolve_layer
+from sra_core.objective import build_objective, student_layers
 from sra_core.shards import PreparedSet, TeacherSet
 from sra_core.shards.folder import read_manifest
 from sra_core.training.adapters import add_adapters
 from sra_core.training.checkpoints import Progress
-from sra_core.training.data import DistillData
+from sra_core.training.context import distill_data, objective_context
 from sra_core.training.job import Job
 from sra_core.training.module import DistillModule, parameter_groups
 from sra_core.training.runtime import deepspeed_settings, make_optimizer, start_processes
 from sra_core.training.trainer import Trainer
 from sra_core.training.weights import outer_parameters
 
-__all__ = ["build_module", "objective_context", "train"]
+__all__ = ["build_module", "train"]
 
 
 def train(job: Job) -> Progress:
@@ -35,7 +35,8 @@ def train(job: Job) -> Progress:
     torch.manual_seed(job.config.seed + rank)
     prepared = PreparedSet(read_manifest(job.prepared), "train")
     teacher = TeacherSet(read_manifest(job.teacher), "train") if job.teacher else None
-    data = DistillData(prepared, teacher, module.student.config.pad_token_id or 0, job.side)
+    layers = load_head(job.teacher).layers if job.teacher else 0
+    data = distill_data(job.config, prepared, teacher, layers, module.student.config.pad_token_id or 0, job.side)
     validation = list(PreparedSet(read_manifest(job.prepared), "validation"))
     engine = _engine(job, module.to(device), device)
     progress = Trainer(engine, job, data, validation, device, rank, world).run()
@@ -71,19 +72,6 @@ def build_module(job: Job) -> DistillModule:
         if training.gradient_checkpointing:
             model.enable_input_require_grads()
     layers = [resolve_layer(layer_count(model), layer) for layer in student_layers(job.objective)]
-    objective = build_objective(job.objective, objective_context(job, model))
+    objective = build_objective(job.objective, objective_context(job.config, job.prepared, job.teacher, model))
     model.train()
     return DistillModule(model, objective, layers)
-
-
-def objective_context(job: Job, student: Any) -> ObjectiveContext:
-    """Widths, layers, shared vocabulary and the teacher's head rows, as the cache kept them."""
-    seed = job.config.seed
-    width = lm_head(student).weight.shape[1]
-    if job.teacher is None:
-        empty = torch.empty(0, dtype=torch.long)
-        return ObjectiveContext([], width, 0, None, empty, empty, seed)
-    kept = load_head(job.teacher)
-    count = layer_count(student)
-    pairs = [(resolve_layer(kept.layers, t), resolve_layer(count, s)) for t, s in job.objective.layers]
-    return ObjectiveContext(pairs, width, kept.width, kept.head, kept.student_ids, kept.teacher_ids, seed)

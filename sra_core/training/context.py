@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -50,7 +50,14 @@ def objective_context(config: RunConfig, prepared: Path, teacher: Path | None, s
     return context
 
 
-def distill_data(config: RunConfig, prepared: Any, teacher: Any, layers: int, pad_id: int) -> DistillData:
+def distill_data(
+    config: RunConfig,
+    prepared: Any,
+    teacher: Any,
+    layers: int,
+    pad_id: int,
+    side: Literal["teacher", "student"] = "student",
+) -> DistillData:
     """Batches with what the objective reads, whatever else the cache holds.
 
     Args:
@@ -59,13 +66,14 @@ def distill_data(config: RunConfig, prepared: Any, teacher: Any, layers: int, pa
         teacher: The cache of the same examples (a `TeacherSet` or alike), None for objectives without a teacher.
         layers: Number of the teacher's layers.
         pad_id: Token that fills up short texts.
+        side: Whose tokens and spans make the batch.
     """
     if teacher is None:
-        return DistillData(prepared, None, pad_id)
+        return DistillData(prepared, None, pad_id, side)
     needs = teacher_needs(config.objective)
     wanted = sorted({resolve_layer(layers, layer) for layer in needs.span_layers})
     states = layers if needs.token_states else None
-    return DistillData(prepared, teacher, pad_id, layers=wanted, token_states=states)
+    return DistillData(prepared, teacher, pad_id, side, layers=wanted, token_states=states)
 
 
 def _token_texts(folder: Path) -> list[str]:
