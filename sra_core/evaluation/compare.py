@@ -302,7 +302,7 @@ def _notes(result: RunComparison) -> list[str]:
                 f"{found.missing} others were scored for some models only, or were cut elsewhere."
             )
     for run in result.runs:
-        if leaked := run.counts.get("leaked", 0):
+        if leaked := sum(count for name, count in run.counts.items() if name.startswith("leaked_")):
             excluded = "left out of the scores" if run.counts.get("excluded", 0) else "still in the scores"
             notes.append(f"{run.name}: {leaked} test examples occur in the training data; they are {excluded}.")
     return notes

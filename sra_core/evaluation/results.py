@@ -226,7 +226,7 @@ def _curves(results: Mapping[str, Manifest]) -> dict[str, list[tuple[int, float]
     return curves
 
 
-_COSTS = ("seconds", "memory", "bytes", "tokens_per")
+_COSTS = ("seconds", "memory", "bytes", "tokens_per_second")
 
 
 def _costs(results: Mapping[str, Manifest]) -> Iterator[tuple[str, float]]:

@@ -58,7 +58,7 @@ def write_run(
     evaluated.commit(
         upstream=[prepared, trained],
         files=[evaluated.entry(name) for name in names],
-        counts={"examples": examples, "leaked": 3, "excluded": 3},
+        counts={"examples": examples, "leaked_exact_prompt": 1, "leaked_near_response": 2, "excluded": 3},
     )
     return evaluated.path
 
