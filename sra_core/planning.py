@@ -53,6 +53,9 @@ _CALIBRATION_TOKENS = 4096  # teacher tokens of the timed capture
 _SPLITS = ("train", "validation", "test")
 _ADAM_BYTES = 16  # of a trained parameter: weight, gradient and two moments, all float32
 _MIXED_BYTES = 18  # 16-bit weight and gradient, float32 master copy, gradient and moments
+_TENSOR_BYTES = 100  # of a tensor in the header of a safetensors file
+_CARD_BYTES = 4300  # of the model card and the configs beside a student
+_LOGGED_BYTES = 560  # of a line of metrics
 _ACTIVATIONS = 17  # numbers that a decoder layer keeps of each token for the backward, in units of its width
 
 
@@ -326,6 +329,7 @@ def _plan_training(config: RunConfig, plan: Plan, sample: _Sample, teacher: Memo
     student = build_student(config, tokenizer, [row.prompt + row.response for row in sample.rows[:32]])
     number = 4 if config.distill.precision == "float32" else 2
     plan.bytes["distill"] = _bytes_of(student) / 4 * number + _bytes_below(folder / preparation.STUDENT_TOKENIZER)
+    plan.bytes["distill"] += _TENSOR_BYTES * len(list(student.parameters())) + _CARD_BYTES
     device = pick_device(config.distill.device)
     rows = sample.rows[: len(teacher)] if teacher else sample.rows
     cache = folder if teacher else None
@@ -341,6 +345,7 @@ def _plan_training(config: RunConfig, plan: Plan, sample: _Sample, teacher: Memo
     step = _seconds(module, batches) * config.distill.accumulation * config.distill.batch_size / micro
     size = config.distill.batch_size * config.distill.accumulation * config.distill.processes
     steps = total_steps(config.distill, round(plan.counts["train"]), size)
+    plan.bytes["distill"] += _LOGGED_BYTES * steps / config.distill.log_every
     plan.counts["steps"], plan.seconds["distill"] = steps, steps * step
     longest = max(batch.input_ids.numel() for batch in batches)
     plan.devices["distill"], plan.memory["distill"] = device, _training_memory(config, module, longest)
