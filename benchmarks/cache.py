@@ -49,7 +49,9 @@ def made_up_rows(count: int, length: int, seed: int = 0) -> list[PreparedRow]:
     for number in range(count):
         tokens = int(length * rng.uniform(0.7, 1.0)) if count > 1 else length
         first = tokens // 4
-        cuts = np.unique(np.sort(rng.choice(np.arange(first, tokens), int((tokens - first) / TOKENS_PER_SPAN))))
+        cuts = np.unique(
+            np.sort(rng.choice(np.arange(first, tokens), int((tokens - first) / TOKENS_PER_SPAN), replace=False))
+        )
         spans = np.stack([cuts[:-1], cuts[1:]], 1).astype(np.int32)
         ids = rng.integers(0, 900, tokens).astype(np.int32)
         rows.append(PreparedRow(f"row-{number}", ids, ids, spans, spans, first, first, "", "", ""))

@@ -96,12 +96,12 @@ def check_cache(config: RunConfig, examples: int) -> Fidelity:
     folder = stages.folder_of("cache", config)
     seed = int(manifest.fingerprint, 16)
     rows, stored = capture.sample_rows(prepared, folder.path, manifest.shards, examples, seed)
-    run = capture.make_capture(config, folder, capture.load_teacher(config))
+    run = capture.make_capture(config, folder, capture.load_teacher(stages.adapted(config)))
     live = [run([row])[0] for row in rows]
     versions = {"stored": stored, **{dtype: [_as(row, dtype) for row in live] for dtype in DTYPES}}
     result = Fidelity(len(rows), folder.identity["cache"]["dtype"])
     result.states = {name: capture.state_errors(live, kept) for name, kept in versions.items()}
-    terms = _loss_terms(config, prepared, manifest, rows)
+    terms = _loss_terms(stages.adapted(config), prepared, manifest, rows)
     exact = terms(live)
     result.terms = {name: _relative(exact, terms(kept)) for name, kept in versions.items()}
     return result

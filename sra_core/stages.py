@@ -19,6 +19,7 @@ from sra_core.watching import Watcher, watched
 __all__ = [
     "STAGES",
     "adapt",
+    "adapted",
     "cache",
     "distill",
     "evaluate",
@@ -92,7 +93,7 @@ def cache(config: RunConfig, watch: Watcher | None = None) -> Manifest:
     watch = watch or Watcher()
 
     def work() -> Manifest:
-        return capture.capture_teacher(_adapted(config), prepared, folder, watch)
+        return capture.capture_teacher(adapted(config), prepared, folder, watch)
 
     plan = f"capture layers {folder.identity['holds']['layers']} of {prepared.rows('train')} examples"
     return _once(folder, config, watch, (prepared,), plan, work, shared=True)
@@ -114,7 +115,7 @@ def distill(config: RunConfig, watch: Watcher | None = None) -> Manifest:
     watch = watch or Watcher()
 
     def work() -> Manifest:
-        return distillation.distill_student(config, upstream, folder, watch, _adapted(config).teacher)
+        return distillation.distill_student(config, upstream, folder, watch, adapted(config).teacher)
 
     return _once(folder, config, watch, upstream, f"train with objective {config.objective.name}", work)
 
@@ -133,7 +134,7 @@ def evaluate(config: RunConfig, watch: Watcher | None = None) -> Manifest:
     watch = watch or Watcher()
 
     def work() -> Manifest:
-        return scoring.score_student(_adapted(config), upstream, folder, watch)
+        return scoring.score_student(adapted(config), upstream, folder, watch)
 
     manifest = _once(folder, config, watch, upstream, "score held-out examples", work)
     watch.markdown("summary", (Path(manifest.folder) / "summary.md").read_text())
@@ -242,7 +243,7 @@ def _adapt_folder(config: RunConfig) -> StageFolder:
     return StageFolder(config.store, "adapt", adaptation.adapt_identity(config, _prepare_folder(config).fingerprint))
 
 
-def _adapted(config: RunConfig) -> RunConfig:
+def adapted(config: RunConfig) -> RunConfig:
     """The config with the adapted teacher in the teacher's place, where there is to be one."""
     from sra_core import adaptation
 
@@ -254,7 +255,7 @@ def _cache_folder(config: RunConfig) -> StageFolder:
     from sra_core.models import model_identity
 
     prepared = _prepare_folder(config).identity
-    teacher = model_identity(_adapted(config).teacher)
+    teacher = model_identity(adapted(config).teacher)
     return StageFolder(config.store, "cache", capture.cache_identity(config, prepared, teacher))
 
 
@@ -262,7 +263,7 @@ def _distill_folder(config: RunConfig) -> StageFolder:
     from sra_core import distillation
 
     reads = {stage: _FOLDERS[stage](config).fingerprint for stage in _distill_reads(config)}
-    return StageFolder(config.store, "distill", distillation.distill_identity(_adapted(config), reads))
+    return StageFolder(config.store, "distill", distillation.distill_identity(adapted(config), reads))
 
 
 def _evaluate_folder(config: RunConfig) -> StageFolder:
