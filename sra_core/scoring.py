@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from sra_core.alignment import SharedVocabulary, shared_vocabulary
 from sra_core.capture import TeacherCapture
 from sra_core.config import ModelRef, RunConfig
+from sra_core.corpus import Corpus, Example
 from sra_core.distillation import STUDENT, initial_student
 from sra_core.errors import EvaluationError
 from sra_core.evaluation import (
@@ -34,12 +35,13 @@ from sra_core.evaluation import (
 from sra_core.models import layer_count, lm_head, load_model, load_tokenizer, pick_device
 from sra_core.objective import Head
 from sra_core.preparation import load_tokenizers
-from sra_core.shards import Manifest, PreparedRow, PreparedSet, StageFolder, atomic_write
+from sra_core.shards import Manifest, PreparedRow, PreparedSet, StageFolder, atomic_write, fingerprint
 from sra_core.watching import Watcher
 
 __all__ = ["SUMMARY", "score_student"]
 
 SUMMARY = "summary.md"
+_KEY = b"sra"
 _TOKENS = 4096
 _TITLES = {"teacher": "teacher", "initial": "student before", "student": "student after"}
 _COLUMNS = (("bits_per_byte", "bits per byte"), ("rougeL", "ROUGE-L"), ("top1", "agrees with teacher"))
@@ -139,6 +141,7 @@ class _Scoring:
         self._loaded: tuple[str, Any, Any] | None = None
         self._shared: SharedVocabulary | None = None
         self._view: _TeacherView | None = None
+        self._whole: list[str] = []
 
     def run(self) -> dict[str, ModelScores]:
         """Scores by contender."""
@@ -184,10 +187,13 @@ class _Scoring:
         return self.config.evaluate.teacher and contender.name != "teacher"
 
     def _table(self, kind: str, contender: _Contender, make: Callable[[_Contender], pa.Table]) -> pa.Table:
+        """The table on disk if it was made from this very model and these rows, else a new one."""
         path = self.folder / f"{kind}-{contender.name}.parquet"
-        if not path.exists():
+        key = fingerprint({"model": contender.model, "rows": [row.id for row in self.rows]}).encode()
+        if not path.exists() or (pq.read_schema(path).metadata or {}).get(_KEY) != key:
+            table = make(contender)
             with atomic_write(path) as file:
-                pq.write_table(make(contender), pa.PythonFile(file, mode="w"))
+                pq.write_table(table.replace_schema_metadata({_KEY: key}), pa.PythonFile(file, mode="w"))
         return pq.read_table(path)
 
     def _likelihood(self, contender: _Contender) -> pa.Table:
@@ -212,10 +218,22 @@ class _Scoring:
         paths = answers.make(
             lambda: self._model(contender),
             rows,
+            self._references()[: len(rows)],
             batch_size=settings.batch_size,
             progress=lambda done, total: self._progress(done, total, "answers", contender, "answers"),
         )
         return read_answers(paths)
+
+    def _references(self) -> list[str]:
+        """Whole responses of the rows: what training may have cut short is not what an answer is measured against."""
+        if not self._whole:
+            whole = {row.id: row.response for row in self.rows}
+            if self.prepared.counts.get("truncated"):
+                for split, item in Corpus(self.config.corpus):
+                    if split == "test" and isinstance(item, Example) and item.id in whole:
+                        whole[item.id] = item.response
+            self._whole = list(whole.values())
+        return self._whole
 
     def _agreement(self, contender: _Contender) -> pa.Table:
         view = self._teacher_view()
