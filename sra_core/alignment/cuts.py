@@ -122,7 +122,7 @@ def align(teacher_offsets: npt.ArrayLike, student_offsets: npt.ArrayLike, start:
     teacher = _from(_boundaries(teacher_offsets, "teacher_offsets"), start)
     student = _from(_boundaries(student_offsets, "student_offsets"), start)
     i, j = _match(teacher, student)
-    cuts = np.maximum(teacher.low[i], student.low[j])
+    cuts = np.maximum(teacher.low.take(i), student.low.take(j))
     return SpanMap(_ranges(*teacher.tokens(i)), _ranges(*student.tokens(j)), _ranges(cuts, cuts))
 
 
@@ -177,8 +177,10 @@ def _refuse_backward(array: IntArray, name: str) -> None:
 
 def _ends_and_starts(array: IntArray) -> tuple[IntArray, IntArray]:
     """(R, 2) -> where the tokens before and after each of R + 1 boundaries end and start, the outer ones closed."""
-    low, high = np.empty(len(array) + 1, array.dtype), np.empty(len(array) + 1, array.dtype)
-    low[1:], high[:-1] = array[:, 1], array[:, 0]
+    count = len(array)
+    both = np.empty(2 * count + 2, array.dtype)
+    both[1:-1].reshape(2, count)[:] = array.T[::-1]
+    low, high = both[: count + 1], both[count + 1 :]
     low[0], high[-1] = high[0], low[-1]
     return low, high
 
@@ -209,8 +211,8 @@ def _match(teacher: _Boundaries, student: _Boundaries) -> tuple[IntArray, IntArr
         reach = low.searchsorted(student.high[-1], "right")
         low, high = low[:reach], high[:reach]
     j = student.high.searchsorted(low)  # the first student boundary that does not end too early
-    i = (student.low[j] <= high).nonzero()[0]
-    j = j[i]
+    i = (student.low.take(j) <= high).nonzero()[0]
+    j = j.take(i)
     again = j[1:] == j[:-1]
     return _settle(i, j, np.flatnonzero(again) + 1, teacher, student) if np.count_nonzero(again) else (i, j)
 
