@@ -1,0 +1,243 @@
+"""Training processes: started, heard, and gone with whoever started them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sra_core.config import DistillConfig, RunConfig
+from sra_core.errors import ConfigError, TrainingError
+from sra_core.training import Job, hosts, launch
+from sra_core.training.hosts import chosen_launcher, read_hostfile, session, starts
+from sra_core.training.launcher import join
+from sra_core.training.processes import free_port
+from sra_core.watching import Watcher
+
+ROOT = Path(__file__).parents[2]
+
+
+class Listener(Watcher):
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def message(self, text: str) -> None:
+        self.texts.append(text)
+
+
+@pytest.fixture(autouse=True)
+def _stub(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hosts, "WORKER", "tests.training.stub_worker")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+
+
+def make(folder: Path, what: str, **distill: Any) -> Job:
+    config = RunConfig(name=what, distill=DistillConfig.model_validate({"batch_size": 8, **distill}))
+    work = folder / "work"
+    work.mkdir(exist_ok=True)
+    return Job(config, folder, None, folder, work)
+
+
+def pids(job: Job, count: int, patience: float = 60.0) -> list[int]:
+    end = time.monotonic() + patience
+    while len(found := list(job.folder.glob("pid-*"))) < count and time.monotonic() < end:
+        time.sleep(0.05)
+    assert len(found) == count
+    time.sleep(0.2)
+    return [int(path.read_text().split()[0]) for path in found]
+
+
+def all_gone(processes: list[int], within: float) -> bool:
+    end = time.monotonic() + within
+    while time.monotonic() < end:
+        if not any(_runs(process) for process in processes):
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def _runs(process: int) -> bool:
+    try:
+        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
+
+
+def test_one_process_reports_and_ends(tmp_path: Path) -> None:
+    listener = Listener()
+    job = make(tmp_path, "fine")
+    assert launch(job, listener) == {"steps": 3}
+    assert listener.texts == ["micro 0"]
+    assert (job.folder / "pid-0").read_text().endswith(" 1")
+    assert "rank 0 is here" in (job.folder / "worker.log").read_text()
+
+
+def test_a_killed_process_is_an_error_with_its_output(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"exit code -9 \(killed; by the system, if memory ran out\)") as caught:
+        launch(make(tmp_path, "die"), Watcher())
+    assert "rank 0 is here" in caught.value.problem
+    assert "worker.log" in caught.value.remedy
+
+
+def test_auto_micro_batch_halves_until_it_fits(tmp_path: Path) -> None:
+    listener = Listener()
+    launch(make(tmp_path, "memory", micro_batch="auto"), listener)
+    assert listener.texts == [
+        "out of memory; going on with 4 examples in one forward",
+        "out of memory; going on with 2 examples in one forward",
+        "micro 2",
+    ]
+
+
+def test_lack_of_memory_is_an_error_where_nothing_is_automatic(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="out of memory"):
+        launch(make(tmp_path, "memory"), Watcher())
+
+
+@pytest.mark.integration
+def test_the_first_failing_ranks_traceback_is_the_error(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="training process 1 failed with ValueError: rank 1 broke") as caught:
+        launch(make(tmp_path, "fail", processes=2), Watcher())
+    assert "Traceback of rank 1" in caught.value.problem
+
+
+def _script(folder: Path, what: str, processes: int) -> str:
+    return f"""
+import sys
+from pathlib import Path
+sys.path.insert(0, {str(ROOT)!r})
+import signal
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+from sra_core.training import hosts, launch
+from sra_core.watching import Watcher
+from tests.training.test_launcher import make
+hosts.WORKER = "tests.training.stub_worker"
+launch(make(Path({str(folder)!r}), {what!r}, processes={processes}), Watcher())
+"""
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_nothing_outlives_the_launcher(tmp_path: Path, number: int) -> None:
+    parent = subprocess.Popen([sys.executable, "-c", _script(tmp_path, "sleep", 2)], stderr=subprocess.DEVNULL)
+    job = make(tmp_path, "sleep")
+    ranks = pids(job, 2)
+    parent.send_signal(number)
+    sent = time.monotonic()
+    assert all_gone(ranks, within=10.0)
+    while (left := _mentioning(job.folder)) and time.monotonic() - sent < 10:
+        time.sleep(0.1)
+    assert left == []
+    parent.wait(10)
+
+
+def _mentioning(folder: Path) -> list[str]:
+    """Processes whose command line names the job: torchrun itself among them."""
+    return subprocess.run(["pgrep", "-f", f"{folder}/job.json"], capture_output=True, text=True).stdout.split()
+
+
+@pytest.mark.integration
+def test_what_a_rank_has_started_goes_too(tmp_path: Path) -> None:
+    parent = subprocess.Popen([sys.executable, "-c", _script(tmp_path, "stubborn", 1)], stderr=subprocess.DEVNULL)
+    ranks = pids(make(tmp_path, "stubborn"), 2)
+    parent.send_signal(signal.SIGTERM)
+    assert all_gone(ranks, within=10.0)
+    parent.wait(10)
+
+
+@pytest.mark.integration
+def test_several_machines_by_ssh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two machines that are this one: `ssh` is a script that runs the line here."""
+    ssh = tmp_path / "bin" / "ssh"
+    ssh.parent.mkdir()
+    ssh.write_text('#!/bin/sh\necho "$4" >> "$SSH_LOG"\nexec sh -c "$5"\n')
+    ssh.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{ssh.parent}:{os.environ['PATH']}")
+    monkeypatch.setenv("SSH_LOG", str(tmp_path / "hosts"))
+    hostfile = tmp_path / "hostfile"
+    hostfile.write_text("localhost slots=1\nnode-b slots=2\n")
+    job = make(tmp_path, "fine", hostfile=str(hostfile))
+    assert launch(job, Watcher()) == {"steps": 3}
+    assert sorted(path.name for path in job.folder.glob("pid-*")) == ["pid-0", "pid-1", "pid-2"]
+    assert {path.read_text().split()[1] for path in job.folder.glob("pid-*")} == {"3"}
+    assert (tmp_path / "hosts").read_text() == "node-b\n"
+
+
+@pytest.mark.integration
+def test_processes_that_torchrun_started_join(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "LOCAL_RANK": "0"}
+    for name, value in place.items():
+        monkeypatch.setenv(name, value)
+    job = make(tmp_path, "fine")
+    monkeypatch.setenv("RANK", "0")
+    assert chosen_launcher(job.training) == "torchrun"
+    assert launch(job, Watcher()) == {"steps": 3}
+    monkeypatch.setenv("RANK", "1")
+    join(job.folder / "job.json", tmp_path / "manifest.json", job.folder / "worker-1.log")
+    assert sorted(path.name for path in job.folder.glob("pid-*")) == ["pid-0", "pid-1"]
+    monkeypatch.setenv("MASTER_PORT", "1")
+    assert Job.load(job.folder / "job.json").session != session()
+    (tmp_path / "manifest.json").touch()
+    join(job.folder / "job.json", tmp_path / "manifest.json", job.folder / "worker-1.log")  # done: returns at once
+
+
+TORCHRUN = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "a", "MASTER_PORT": "1"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "environment", "expected"),
+    [
+        ({}, {}, "local"),
+        ({"hostfile": "h"}, {}, "hostfile"),
+        ({}, {"SLURM_JOB_ID": "5", "SLURM_JOB_NUM_NODES": "2"}, "slurm"),
+        ({}, {"SLURM_JOB_ID": "5", "SLURM_JOB_NUM_NODES": "1"}, "local"),
+        ({"hostfile": "h"}, TORCHRUN, "torchrun"),
+        ({"launcher": "local"}, TORCHRUN, "local"),
+        ({"launcher": "slurm"}, {"SLURM_JOB_ID": "5"}, "slurm"),
+    ],
+)
+def test_the_launcher_is_told_by_config_then_surroundings(
+    fields: dict[str, Any], environment: Mapping[str, str], expected: str
+) -> None:
+    assert chosen_launcher(DistillConfig(**fields), environment) == expected
+
+
+@pytest.mark.parametrize("name", ["hostfile", "slurm", "torchrun"])
+def test_a_launcher_that_cannot_work_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"launcher is `{name}`"):
+        chosen_launcher(DistillConfig.model_validate({"launcher": name}), {})
+
+
+def test_slurm_starts_one_task_a_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.which", lambda name: name)
+    environment = {"SLURM_JOB_ID": "77", "SLURM_JOB_NUM_NODES": "3"}
+    (start,) = starts(DistillConfig(processes=4), "job.json", environment)
+    line = " ".join(start.command)
+    assert line.startswith("srun --nodes 3 --ntasks 3 --ntasks-per-node 1 --kill-on-bad-exit=1")
+    for part in ("--nproc_per_node 4", "--nnodes 3", "--rdzv_id 77", "--rdzv_backend c10d", "job.json"):
+        assert part in line
+
+
+def test_a_missing_program_is_named() -> None:
+    with pytest.raises(TrainingError, match="no program srun"):
+        starts(DistillConfig(), "j", {"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "2"})
+
+
+def test_hostfiles(tmp_path: Path) -> None:
+    path = tmp_path / "hosts"
+    path.write_text("a slots=4  # the first\n\nb\nc 2\n")
+    assert read_hostfile(path) == [("a", 4), ("b", 1), ("c", 2)]
+    for text in ("", "a slots=x\n", "a slots=0\n", "a b c\n", "-oProxyCommand=x\n"):
+        path.write_text(text)
+        with pytest.raises(ConfigError):
+            read_hostfile(path)
+    with pytest.raises(ConfigError, match="cannot read the hostfile"):
+        read_hostfile(tmp_path / "none")
