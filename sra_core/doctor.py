@@ -13,6 +13,7 @@ from typing import Literal
 
 from sra_core.config import RunConfig
 from sra_core.errors import SraError
+from sra_core.shards import Remote, is_url, local_copy
 
 __all__ = ["Finding", "examine"]
 
@@ -73,6 +74,9 @@ def _memory(config: RunConfig) -> Iterator[Finding]:
 
 
 def _store(config: RunConfig) -> Iterator[Finding]:
+    if is_url(config.store):
+        yield _remote_store(config.store)
+        return
     store = Path(config.store).expanduser().absolute()
     parent = next(path for path in (store, *store.parents) if path.exists())
     if not os.access(parent, os.W_OK):
@@ -81,6 +85,17 @@ def _store(config: RunConfig) -> Iterator[Finding]:
     free = shutil.disk_usage(parent).free / _GIB
     level: Literal["good", "slow", "bad"] = "good" if free >= 5 else "slow" if free >= 1 else "bad"
     yield Finding(level, f"store {store}: {free:.0f} GiB free")
+
+
+def _remote_store(url: str) -> Finding:
+    probe = f"doctor-{os.getpid()}"
+    try:
+        remote = Remote(url)
+        remote.write(probe, b"x")
+        remote.remove(probe)
+    except SraError as error:
+        return Finding("bad", f"store {error.problem} -> {error.remedy}")
+    return Finding("good", f"store {url} can be written; read through {local_copy(url)}")
 
 
 def _teacher(config: RunConfig) -> Iterator[Finding]:

@@ -6,6 +6,7 @@ from sra_core.shards.locks import Claim, StoreLock
 from sra_core.shards.manifest import SCHEMA_VERSION, FileEntry, Manifest, ShardEntry, differences, fingerprint
 from sra_core.shards.memory import MemoryPrepared, MemoryTeacher
 from sra_core.shards.prepared import PREPARED_SCHEMA, PreparedRow, PreparedSet, prepared_batch
+from sra_core.shards.remote import Remote, is_url, local_copy
 from sra_core.shards.teacher import (
     TeacherBatch,
     TeacherRow,
@@ -27,6 +28,7 @@ __all__ = [
     "MemoryTeacher",
     "PreparedRow",
     "PreparedSet",
+    "Remote",
     "ShardEntry",
     "StageFolder",
     "StoreLock",
@@ -39,6 +41,8 @@ __all__ = [
     "encode_vectors",
     "file_digest",
     "fingerprint",
+    "is_url",
+    "local_copy",
     "prepared_batch",
     "read_manifest",
     "teacher_batch",

@@ -153,3 +153,16 @@ def test_a_protocol_without_its_library_says_what_to_install(machine) -> None:
     with pytest.raises(StorageError, match="nosuch") as caught:
         StageFolder("nosuch://bucket", "cache", IDENTITY).manifest()
     assert "install" in caught.value.remedy
+
+
+def test_the_doctor_tries_a_remote_store(url: str, tmp_path: Path, machine) -> None:
+    from sra_core.doctor import _store
+    from sra_core.recipes import load_config
+
+    machine("a")
+    (finding,) = _store(load_config("smoke", {"store": f"{url}/new"}))
+    assert finding.level == "good"
+    assert not any(path.is_file() for path in (tmp_path / "bucket").rglob("*"))
+    (finding,) = _store(load_config("smoke", {"store": "nosuch://bucket"}))
+    assert finding.level == "bad"
+    assert "install" in finding.text
