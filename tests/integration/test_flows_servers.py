@@ -144,6 +144,7 @@ def test_a_killed_run_is_scheduled_again_and_resumes(stack: Stack) -> None:
     stack.wait(flow_run, "CRASHED", "SCHEDULED", "PENDING", "RUNNING", seconds=60)
     until(lambda: stack.flow_run(flow_run)["run_count"] >= 2, 120, "second run")
     stack.wait(flow_run, "COMPLETED", seconds=400)
+    assert stack.flow_run(flow_run)["run_count"] == 2, "one crash is one new start"
     steps = _steps(stack, flow_run)
     assert sorted(steps) == list(range(1, 701)), "every step is there once"
     (run,) = [run for run in stack.runs(flow_run) if run["tags"].get("stage") == "distill"]
