@@ -235,7 +235,7 @@ def measure_reads(store: Path, width: int, quick: bool) -> dict[str, Any]:
         for indices in order:
             np.concatenate([view[starts[index] : starts[index + 1]] for index in indices])
 
-    plain, own = in_turns(raw, ours, 4 if quick else 10)
+    plain, own = in_turns(raw, ours, 15 if quick else 30)
     return {
         "gigabytes_per_second": round(int(starts[-1]) / own / 1e9, 2),
         "raw_gigabytes_per_second": round(int(starts[-1]) / plain / 1e9, 2),
