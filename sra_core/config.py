@@ -236,6 +236,10 @@ class AlignmentConfig(Part):
     max_prompt: int = Field(
         256, ge=1, description="Most prompt tokens on either side; longer prompts lose whole tokens from the left."
     )
+    first_tokens: bool = Field(
+        False,
+        description="Let a student token that matches no teacher token learn from the first teacher token of the same bytes, instead of leaving it out of the shared vocabulary.",
+    )
     examples_per_shard: int = Field(
         256, ge=1, description="Examples in one shard: the unit of work, of resuming and of memory."
     )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sra_core.config import ModelRef, RunConfig, TeacherConfig, TrainingConfig, identity
+from sra_core.figures import learning_curves
 from sra_core.models import build_student, load_tokenizer, model_identity
 from sra_core.preparation import STUDENT_TOKENIZER
 from sra_core.shards import SCHEMA_VERSION, Manifest, PreparedSet, StageFolder
@@ -34,8 +35,12 @@ LAST = "last"
 """Subfolder of the weights of the last step, where they are kept."""
 ADAPTER = "adapter"
 """Subfolder of the adapter that was merged into the student, where it is kept."""
+HISTORY = "history.jsonl"
+"""Metrics by step."""
 _WORK = "work"
 _SAMPLE = 32
+_TERMS = ("loss", "ce", "cosine", "geometry", "logit", "trajectory", "gradient_norm")
+_CURVES = ("validation/bits_per_byte", *(f"train/{name}" for name in _TERMS))
 
 
 def distill_identity(config: RunConfig, reads: Mapping[str, str]) -> dict[str, Any]:
@@ -89,15 +94,21 @@ def distill_student(
     _save_initial(config.model_copy(update={"teacher": teacher}), prepared, job.initial)
     result = launch(job, watch)
     written = _export(job, upstream, result, folder.path)
-    shutil.copyfile(job.history, folder.path / "history.jsonl")
+    shutil.copyfile(job.history, folder.path / HISTORY)
+    curves = learning_curves(_read_history(job.history), _CURVES, f"{config.name}: {config.objective.name}")
+    watch.figure("loss_terms", curves)
     manifest = folder.commit(
         upstream=upstream,
-        files=[entry for name in written for entry in folder.entries(name)] + [folder.entry("history.jsonl")],
+        files=[entry for name in written for entry in folder.entries(name)] + [folder.entry(HISTORY)],
         counts={name: int(result[name]) for name in ("steps", "tokens", "skipped")},
         metrics={f"distill/{name}": float(value) for name, value in result.items() if value is not None},
     )
     folder.remove(_WORK)
     return manifest
+
+
+def _read_history(path: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def joins(training: TrainingConfig) -> bool:
@@ -131,8 +142,7 @@ def _export(job: Job, upstream: Sequence[Manifest], result: Mapping[str, Any], f
     training = job.config.distill
     weights = KeptWeights(job.weights, rank=0)
     tokenizer = load_tokenizer(ModelRef(source=str(job.prepared / STUDENT_TOKENIZER)))
-    history = [json.loads(line) for line in job.history.read_text().splitlines()]
-    card = model_card(job.config, upstream, result, history)
+    card = model_card(job.config, upstream, result, _read_history(job.history))
     adapter = folder / ADAPTER if training.keep_adapter and training.lora else None
     best = weights.path(int(result["best_step"]))
     export_model(training, job.initial, best, tokenizer, folder / STUDENT, adapter=adapter, card=card)

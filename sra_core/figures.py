@@ -8,37 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["coverage", "learning_curves", "span_lengths"]
-
-_LONGEST = 12
-
-
-def span_lengths(teacher: Mapping[int, int], student: Mapping[int, int]) -> Figure:
-    """Histogram of tokens a span on both sides; longer spans are gathered in the last bar.
-
-    Args:
-        teacher, student: Number of spans by their number of tokens.
-    """
-    figure = _figure()
-    axes = figure.subplots()
-    for shift, (side, lengths) in zip((-0.2, 0.2), (("teacher", teacher), ("student", student)), strict=True):
-        counts = [lengths.get(length, 0) for length in range(1, _LONGEST)]
-        counts.append(sum(count for length, count in lengths.items() if length >= _LONGEST))
-        share = [count / max(1, sum(counts)) for count in counts]
-        axes.bar([length + shift for length in range(1, _LONGEST + 1)], share, width=0.4, label=side)
-    axes.set(xlabel=f"tokens a span ({_LONGEST}: or more)", ylabel="share of spans", title="Span lengths")
-    axes.legend()
-    return figure
-
-
-def coverage(by_group: Mapping[str, float]) -> Figure:
-    """Share of response bytes inside spans, a bar a group."""
-    figure = _figure()
-    axes = figure.subplots()
-    names = list(by_group)[::-1]
-    axes.barh(names, [by_group[name] for name in names])
-    axes.set(xlim=(0, 1), xlabel="share of response bytes inside spans", title="Coverage by script")
-    return figure
+__all__ = ["learning_curves"]
 
 
 def learning_curves(history: Sequence[Mapping[str, float]], names: Sequence[str], title: str) -> Figure:

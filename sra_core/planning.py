@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from sra_core import capture, preparation, stages
-from sra_core.alignment import AlignedExample, AlignmentAudit, render_html, shared_vocabulary
+from sra_core.alignment import AlignedExample, AlignmentAudit, render_html
 from sra_core.capture import Holdings, TeacherCapture
 from sra_core.config import ModelRef, RunConfig
 from sra_core.corpus import Corpus, Example, Rejected
@@ -170,14 +170,14 @@ def _take_sample(config: RunConfig, folder: Path, samples: int) -> _Sample:
     if not kept:
         raise DataError("none of the sampled examples can be used", "run `sra audit`, which says why")
     rows = [preparation.prepared_row(item) for item in encoded if isinstance(item, AlignedExample)]
-    audit = _audit_bytes(folder, encoded)
+    audit = _audit_bytes(config, folder, encoded)
     return _Sample(rows, np.array(weights)[kept], [splits[place] for place in kept], audit)
 
 
-def _audit_bytes(folder: Path, encoded: Sequence[AlignedExample | Rejected]) -> int:
+def _audit_bytes(config: RunConfig, folder: Path, encoded: Sequence[AlignedExample | Rejected]) -> int:
     """What the audit of the sample takes on disk; that of the whole corpus is hardly larger."""
     tokenizers = preparation.load_tokenizers(folder)
-    audit = AlignmentAudit(shared_vocabulary(*tokenizers))
+    audit = AlignmentAudit(preparation.shared_tokens(config, folder))
     for item in encoded:
         if isinstance(item, AlignedExample):
             audit.add(item)
@@ -265,7 +265,7 @@ def _plan_cache(config: RunConfig, plan: Plan, sample: _Sample, folder: Path) ->
     plan.bytes["cache"] = _scaled(
         lambda rows: _teacher_size(config, holds, width, rows), kept, parts, sample, _shards(config, len(sample))
     )
-    shared = shared_vocabulary(*preparation.load_tokenizers(folder))
+    shared = preparation.shared_tokens(config, folder)
     embedding = model.get_input_embeddings().weight if holds.tokens else None
     files = capture.save_head(folder, head, shared, layer_count(model), embedding)
     plan.bytes["cache"] += sum((folder / name).stat().st_size for name in files)

@@ -15,13 +15,13 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from sra_core import figures
 from sra_core.alignment import (
     AlignedExample,
     AlignmentAudit,
     AlignmentReport,
     PairEncoder,
     SharedVocabulary,
+    render_figures,
     render_html,
     render_markdown,
     shared_vocabulary,
@@ -43,7 +43,7 @@ from sra_core.shards import (
 from sra_core.shards.files import HashingWriter
 from sra_core.watching import Watcher
 
-__all__ = ["STUDENT_TOKENIZER", "TEACHER_TOKENIZER", "audit_of", "prepare_corpus", "prepare_identity"]
+__all__ = ["STUDENT_TOKENIZER", "TEACHER_TOKENIZER", "audit_of", "prepare_corpus", "prepare_identity", "shared_tokens"]
 
 TEACHER_TOKENIZER = "teacher_tokenizer"
 STUDENT_TOKENIZER = "student_tokenizer"
@@ -134,7 +134,7 @@ def prepare_corpus(config: RunConfig, folder: StageFolder, watch: Watcher) -> Ma
     corpus = Corpus(config.corpus, folder.path / QUARANTINE)
     save_tokenizers(config, corpus, folder.path, watch)
     teacher, student = load_tokenizers(folder.path)
-    result = _prepare_shards(config, corpus, folder, shared_vocabulary(teacher, student), watch)
+    result = _prepare_shards(config, corpus, folder, shared_tokens(config, folder.path), watch)
     if not any(shard.rows for shard in result.shards if shard.split == "train"):
         raise DataError(
             f"no training example is left of {result.counts['in']}: {_reasons(result.counts)}",
@@ -166,6 +166,11 @@ def load_tokenizers(folder: Path) -> tuple[Any, Any]:
     return load_tokenizer(teacher), load_tokenizer(student)
 
 
+def shared_tokens(config: RunConfig, folder: Path) -> SharedVocabulary:
+    """The shared vocabulary of a prepared folder's tokenizers, as the config wants it."""
+    return shared_vocabulary(*load_tokenizers(folder), first_tokens=config.alignment.first_tokens)
+
+
 def audit_of(manifest: Manifest) -> AlignmentReport:
     """The audit that the prepare stage made."""
     return TypeAdapter(AlignmentReport).validate_json((Path(manifest.folder) / AUDIT).read_bytes())
@@ -175,8 +180,8 @@ def _report(report: AlignmentReport, manifest: Manifest, watch: Watcher) -> None
     """Pass the audit on as tables, figures, Markdown and a page."""
     for name, columns in report.tables().items():
         watch.table(f"alignment/{name}", columns)
-    watch.figure("span_lengths", figures.span_lengths(report.teacher_lengths, report.student_lengths))
-    watch.figure("coverage", figures.coverage({name: each.coverage for name, each in report.by_script.items()}))
+    for name, figure in render_figures(report).items():
+        watch.figure(name, figure)
     watch.markdown("alignment_audit", render_markdown(report))
     watch.artifact(Path(manifest.folder) / AUDIT_PAGE)
     overall = report.overall

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
-from sra_core.alignment import SharedVocabulary, shared_vocabulary
+from sra_core.alignment import SharedVocabulary
 from sra_core.capture import TeacherCapture
 from sra_core.config import ModelRef, RunConfig
 from sra_core.corpus import Corpus, Example
@@ -34,7 +34,7 @@ from sra_core.evaluation import (
 )
 from sra_core.models import layer_count, lm_head, load_model, load_tokenizer, pick_device
 from sra_core.objective import Head
-from sra_core.preparation import load_tokenizers
+from sra_core.preparation import shared_tokens
 from sra_core.shards import Manifest, PreparedRow, PreparedSet, StageFolder, atomic_write, fingerprint
 from sra_core.watching import Watcher
 
@@ -263,7 +263,7 @@ class _Scoring:
 
     def _vocabulary(self) -> SharedVocabulary:
         if self._shared is None:
-            self._shared = shared_vocabulary(*load_tokenizers(Path(self.prepared.folder)))
+            self._shared = shared_tokens(self.config, Path(self.prepared.folder))
         return self._shared
 
     def _progress(self, done: int, total: int, unit: str, contender: _Contender, what: str) -> None:

@@ -7,7 +7,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from sra_core.alignment import shared_vocabulary
 from sra_core.capture.fidelity import check_stored
 from sra_core.capture.heads import save_head
 from sra_core.capture.holdings import Holdings
@@ -19,7 +18,7 @@ from sra_core.errors import ConfigError
 from sra_core.models import layer_count, lm_head, load_model, pick_device, tokenizer_identity
 from sra_core.models.structure import layers_of, unwrap
 from sra_core.objective import teacher_needs
-from sra_core.preparation import load_tokenizers
+from sra_core.preparation import load_tokenizers, shared_tokens
 from sra_core.shards import Manifest, ShardEntry, StageFolder
 from sra_core.watching import Watcher
 
@@ -54,7 +53,7 @@ def capture_teacher(config: RunConfig, prepared: Manifest, folder: StageFolder, 
     with ExitStack() as stack:
         stack.enter_context(helpers(config, prepared, folder, watch))
         model = load_teacher(config)
-        shared = shared_vocabulary(teacher, student)
+        shared = shared_tokens(config, Path(prepared.folder))
         head, tokens = lm_head(model), Holdings.parse(folder.identity["holds"]).tokens
         with folder.guard():
             embedding = unwrap(model).get_input_embeddings().weight if tokens else None

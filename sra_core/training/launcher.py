@@ -182,4 +182,6 @@ def _unreported(code: int, log: Path, resumes: str) -> SraError:
     if "No space left on device" in tail:
         return StorageError(f"no space left while training in {log.parent}", "free space and run again: it resumes")
     why = " (killed; by the system, if memory ran out)" if code in (-9, 137) else ""
-    return TrainingError(f"training ended with exit code {code}{why} and no report:\n{tail}", resumes)
+    error = TrainingError(f"training ended with exit code {code}{why} and no report:\n{tail}", resumes)
+    error.__cause__ = ChildProcessError(code)  # killed from outside: a second try may well pass
+    return error
