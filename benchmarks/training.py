@@ -1,0 +1,152 @@
+"""The engine's tokens a second against a bare loop in plain torch: same student, objective, batches and device.
+
+Also the share of time that training waits for data, and how one and two processes compare. Runs alternate, so that
+what else the machine does hits both sides; the ratio is the median over pairs. Prints a table, writes JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sra_core import stages
+from sra_core.config import RunConfig
+from sra_core.distillation import initial_student
+from sra_core.recipes import load_config
+from sra_core.shards import PreparedSet, TeacherSet
+from sra_core.shards.folder import read_manifest
+from sra_core.training import DistillData, Job, Order, launch, learning_rate, quiet_libraries
+from sra_core.training.build import build_module
+from sra_core.training.module import parameter_groups
+from sra_core.training.runtime import make_optimizer
+from sra_core.watching import Watcher
+
+
+def make_job(folder: Path, steps: int, shape: str, batch: int) -> Job:
+    """A job on recipe `smoke`'s data with a larger student; prepared and captured."""
+    never = 10**6
+    distill = {
+        "max_steps": steps,
+        "epochs": never,
+        "batch_size": batch,
+        "log_every": 1,
+        "validate_every": never,
+        "checkpoint_every": never,
+        "keep_best": False,
+    }
+    student = {"source": f"random:{shape}&vocabulary=300&seed=2&positions=512"}
+    config: RunConfig = load_config(
+        "smoke",
+        {
+            "store": str(folder / "store"),
+            "student": student,
+            "corpus": {"max_train": 96, "validation_share": 0.0},
+            "objective": {"layers": [[2, 1], [3, -1]]},
+            "distill": distill,
+        },
+    )
+    prepared, cache = stages.prepare(config), stages.cache(config)
+    model, _ = initial_student(config, prepared)
+    model.save_pretrained(folder / "initial")
+    return Job(config, Path(prepared.folder), Path(cache.folder), folder / "initial", folder / "work")
+
+
+def bare_loop(job: Job) -> float:
+    """Tokens a second of forward, backward, clipping and AdamW on batches that were made before."""
+    training = job.training
+    module = build_module(job)
+    prepared = PreparedSet(read_manifest(job.prepared), "train")
+    teacher = TeacherSet(read_manifest(job.teacher), "train") if job.teacher else None
+    data = DistillData(prepared, teacher, 0)
+    order = Order(len(prepared), job.config.seed, job.micro, 1, 1)
+    total = int(training.max_steps or 0)
+    batches = [data.batch(order.step(step), float(data.supervised(order.step(step)))) for step in range(total)]
+    groups = parameter_groups(module, training.learning_rate, job.projector_rate, training.weight_decay)
+    optimizer = make_optimizer(groups, torch.device("cpu"), offload=False)
+    rates = []
+    for step, batch in enumerate(batches):
+        started = time.monotonic()
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(training, group["peak"], step, total)
+        module(batch)["loss"].backward()
+        torch.nn.utils.clip_grad_norm_([p for group in groups for p in group["params"]], training.clip)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        rates.append(float(batch.attention_mask.sum()) / (time.monotonic() - started))
+    return statistics.median(rates[2:])
+
+
+def engine(job: Job, folder: Path, processes: int) -> Mapping[str, float]:
+    """Median tokens a second, share of waiting and seconds a step of the engine, all processes together."""
+    config = job.config.model_copy(deep=True)
+    config.distill.processes = processes
+    folder.mkdir()
+    job = replace(job, config=config, folder=folder)
+    launch(job, Watcher())
+    lines = [json.loads(line) for line in job.history.read_text().splitlines()][2:]
+    names = ("tokens_per_second", "data_wait_share", "seconds_per_step")
+    return {name: statistics.median(line[f"train/{name}"] for line in lines) for name in names}
+
+
+def measure(repeats: int, steps: int, shape: str, batch: int) -> dict[str, Any]:
+    """All figures."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        job = make_job(folder, steps, shape, batch)
+        pairs, two = [], []
+        for number in range(repeats):
+            bare = bare_loop(job)
+            pairs.append((bare, engine(job, folder / f"one-{number}", 1)))
+            two.append(engine(job, folder / f"two-{number}", 2))
+    median = statistics.median
+    return {
+        "bare_tokens_per_second": median(bare for bare, _ in pairs),
+        "engine_tokens_per_second": median(one["tokens_per_second"] for _, one in pairs),
+        "engine_over_bare": median(one["tokens_per_second"] / bare for bare, one in pairs),
+        "pairs": [round(one["tokens_per_second"] / bare, 3) for bare, one in pairs],
+        "data_wait_share": median(one["data_wait_share"] for _, one in pairs),
+        "two_processes_tokens_per_second": median(each["tokens_per_second"] for each in two),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--shape", default="llama?layers=6&width=256&heads=4", help="student: architecture and sizes")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--json", type=Path, help="where the figures go")
+    options = parser.parse_args()
+    quiet_libraries()
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    figures = measure(options.repeats, options.steps, options.shape, options.batch)
+    figures["machine"] = {
+        "platform": platform.platform(),
+        "cores": os.cpu_count(),
+        "load": os.getloadavg(),
+        "threads": torch.get_num_threads(),
+        "student": options.shape,
+        "batch": options.batch,
+        "versions": {name: metadata.version(name) for name in ("torch", "deepspeed", "transformers")},
+    }
+    for name, value in figures.items():
+        print(f"{name:34} {value:.4g}" if isinstance(value, float) else f"{name:34} {value}")
+    if options.json:
+        options.json.write_text(json.dumps(figures, indent=2))
+
+
+if __name__ == "__main__":
+    main()
