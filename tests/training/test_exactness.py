@@ -39,6 +39,7 @@ def test_ten_kills_leave_no_trace(tmp_path: Path) -> None:
     assert list(read_history(whole, "train/loss")) == list(range(1, STEPS + 1))
 
 
+@pytest.mark.integration
 def test_resuming_is_exact_after_one_kill_with_adapters_and_best_weights(tmp_path: Path) -> None:
     config = make_config(
         "dropout",

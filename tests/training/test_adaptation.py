@@ -1,0 +1,64 @@
+"""The teacher adapted to the corpus first: what is kept, and what then reads it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sra_core import stages
+from sra_core.adaptation import adapt_identity, with_adapted_teacher
+from sra_core.config import RunConfig
+from sra_core.errors import ConfigError, ManifestMismatch
+from sra_core.models import load_model, model_identity
+from sra_core.recipes import load_config
+
+
+def config_with(store: Path, **adapt: Any) -> RunConfig:
+    fields = {"enabled": True, "max_steps": 3, "batch_size": 4, "learning_rate": 1e-2, "validate_every": 1, **adapt}
+    return load_config("smoke", {"store": str(store), "adapt": fields, "tracking": {"enabled": False}})
+
+
+def test_off_by_default_and_refused_then(tmp_path: Path) -> None:
+    config = load_config("smoke", {"store": str(tmp_path)})
+    assert "adapt" not in stages.needed(config)
+    assert stages.needed(config_with(tmp_path))[:3] == ["prepare", "adapt", "cache"]
+    with pytest.raises(ConfigError, match="not to be adapted"):
+        stages.adapt(config)
+
+
+def test_the_identity_holds_training_data_teacher_and_seed_but_not_the_switch(tmp_path: Path) -> None:
+    base = config_with(tmp_path)
+    first = adapt_identity(base, "p")
+    assert adapt_identity(base.model_copy(update={"seed": 5}), "p") != first
+    assert adapt_identity(base, "q") != first
+    assert adapt_identity(config_with(tmp_path, learning_rate=1e-3), "p") != first
+    assert adapt_identity(config_with(tmp_path, log_every=3), "p") == first
+    assert "enabled" not in first["adapt"]
+
+
+@pytest.mark.integration
+def test_an_adapter_kept_alone_gives_the_teacher_that_was_merged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SRA_CACHE_HOME", str(tmp_path / "cache"))
+    whole, alone = config_with(tmp_path / "store"), config_with(tmp_path / "store", merge=False)
+    stages.prepare(whole)
+    with pytest.raises(ManifestMismatch, match="adapt"):
+        stages.cache(whole)
+    merged, kept = stages.adapt(whole), stages.adapt(alone)
+    assert merged.fingerprint != kept.fingerprint
+    assert kept.size() < merged.size()
+    ids = torch.tensor([[4, 9, 17]])
+    adapted = [with_adapted_teacher(c, made).teacher for c, made in ((whole, merged), (alone, kept))]
+    first, second = (load_model(ref)(input_ids=ids).logits for ref in adapted)
+    before = load_model(whole.teacher)(input_ids=ids).logits
+    assert torch.allclose(first, second, atol=1e-5)
+    assert not torch.allclose(first, before, atol=1e-3)
+    cache = stages.cache(whole)
+    plain = whole.model_copy(deep=True)
+    plain.adapt.enabled = False
+    assert cache.fingerprint != stages.folder_of("cache", plain).fingerprint
+    assert model_identity(adapted[0])["weights"] in str(cache.identity)
