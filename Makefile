@@ -7,6 +7,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+TOOLS := $(VENV)/.ready-tools
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 RECIPE ?= quickstart
 WORKERS ?= 2
 
@@ -20,29 +22,33 @@ endef
 help:  ## List the commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
-setup: $(READY)  ## Make .venv with the project and all it needs (once; about 4 minutes)
+setup: $(READY) $(TOOLS)  ## Make .venv with the project and its test tools (once; about 5 minutes)
 
 $(READY): pyproject.toml constraints.txt
 	$(call step,Making a virtual environment in $(VENV),$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; try make PYTHON=python3.11")' && $(PYTHON) -m venv $(VENV))
-	$(call step,Installing the project and its dependencies (2 GB),$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]')
+	$(call step,Installing the project and its dependencies (2 GB; some minutes),$(INSTALL) --editable .)
+	@touch $@
+
+$(TOOLS): $(READY)
+	$(call step,Installing the tools that tests and checks need,$(INSTALL) --editable '.[dev]')
 	@touch $@
 
 demo: $(READY)  ## Distil a real teacher into a small student on this machine's CPU (about 10 minutes)
 	$(call step,Distilling: sra run $(RECIPE),$(BIN)/sra run $(RECIPE))
 	@echo "Next: \`make ui\` shows the runs in MLflow; README.md tells how to use your own models and data."
 
-test: $(READY)  ## Run the tests (no network beyond set-up; no GPU)
+test: $(TOOLS)  ## Run the tests (no network beyond set-up; no GPU)
 	$(call step,Running the tests,$(BIN)/python -m pytest -q -n $(WORKERS))
 	@echo "Next: \`make test-all\` adds the tests that start servers and kill processes; \`make demo\` shows the main job."
 
-test-all: $(READY)  ## Run every test, the slow ones and those with real servers too
+test-all: $(TOOLS)  ## Run every test, the slow ones and those with real servers too
 	$(call step,Running every test,$(BIN)/python -m pytest -q -n $(WORKERS) -m 'not gpu')
 
-lint: $(READY)  ## Check style and types
+lint: $(TOOLS)  ## Check style and types
 	$(call step,Checking style,$(BIN)/ruff check . && $(BIN)/ruff format --check .)
 	$(call step,Checking types,$(BIN)/mypy)
 
-format: $(READY)  ## Put the code into the project's format
+format: $(TOOLS)  ## Put the code into the project's format
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
 ui: $(READY)  ## Open the MLflow UI on the demo's runs (Ctrl-C ends it)
