@@ -397,6 +397,7 @@ class TrainingConfig(Part):
     launcher: Literal["auto", "local", "hostfile", "slurm", "torchrun"] = runtime(
         "auto",
         "`local` starts processes on this machine, `hostfile` on those of `hostfile` by ssh, `slurm` one task a machine of the current allocation by srun, `torchrun` joins the processes that torchrun has started; `auto` tells from `hostfile` and the environment.",
+        title="Launcher",
     )
     hostfile: str | None = runtime(
         None, "File that lists machines, one a line (`name slots=N`); the store must be shared by all."

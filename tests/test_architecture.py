@@ -33,6 +33,7 @@ ROOMS = [
     "capture",
     "training",
     "distillation",
+    "adaptation",
     "scoring",
     "stages",
     "fidelity",
@@ -43,7 +44,13 @@ ROOMS = [
 ]
 """A room imports only rooms that stand before it."""
 
-OWNERS = {"mlflow": {"tracking"}, "deepspeed": {"training"}, "peft": {"training"}, "prefect": set(), "typer": {"cli"}}
+OWNERS = {
+    "mlflow": {"tracking"},
+    "deepspeed": {"training"},
+    "peft": {"training", "adaptation"},
+    "prefect": set(),
+    "typer": {"cli"},
+}
 
 
 def room_of(path: Path) -> str:

@@ -88,7 +88,8 @@ def test_verify_finds_a_flipped_byte(smoke_run: SmokeRun, tmp_path: Path) -> Non
     shard.write_bytes(data)
     failed = sra("verify", "smoke", store=tmp_path / "store")
     assert failed.returncode == 1
-    assert shard.name in failed.stderr.replace("\n", "")
+    assert shard.name in failed.stdout.replace("\n", "")
+    assert "run the stage again" in failed.stdout.replace("\n", " ")
 
 
 def test_doctor_names_what_is_bad() -> None:
