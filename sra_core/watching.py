@@ -131,7 +131,7 @@ class TerminalWatcher(Watcher):
         self._started = time.monotonic()
         self._stage = stage
         state = "already done" if reused else plan
-        self._console.print(f"[bold cyan]{stage}[/] [dim]{fingerprint}[/]  {state}")
+        self._say(f"[bold cyan]{stage}[/] [dim]{fingerprint}[/]  {state}")
 
     def progress(self, done: int, total: int, unit: str, note: str = "") -> None:
         if self._console.is_terminal:
@@ -143,7 +143,10 @@ class TerminalWatcher(Watcher):
             rate = done / max(now - self._started, 1e-9)
             left = f", {(total - done) / rate:.0f} s left" if total and rate else ""
             of = f"/{total}" if total else ""
-            self._console.print(f"  {done}{of} {unit}, {rate:.3g} a second{left}  {note}".rstrip())
+            self._say(f"  {done}{of} {unit}, {rate:.3g} a second{left}  {note}".rstrip())
+
+    def _say(self, text: str) -> None:
+        self._console.print(text, soft_wrap=True)
 
     def _bar(self, done: int, total: int, unit: str, note: str) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -163,14 +166,14 @@ class TerminalWatcher(Watcher):
             self._progress = None
 
     def message(self, text: str) -> None:
-        self._console.print(f"  {text}")
+        self._say(f"  {text}")
 
     def end(self, manifest: Manifest) -> None:
         self._stop_bar()
         counts = ", ".join(f"{count} {name}" for name, count in manifest.counts.items() if count)
         seconds = time.monotonic() - self._started
-        self._console.print(f"  [green]done[/] in {seconds:.1f} s: {counts}")
+        self._say(f"  [green]done[/] in {seconds:.1f} s: {counts}")
 
     def failed(self, error: BaseException) -> None:
         self._stop_bar()
-        self._console.print(f"  [red]{self._stage} stopped[/]: {type(error).__name__}")
+        self._say(f"  [red]{self._stage} stopped[/]: {type(error).__name__}")
