@@ -373,11 +373,12 @@ def test_tracking_can_be_off(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_system_metrics(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_system_metrics(config: RunConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from sra_core.tracking import ledger
 
     real = ledger.start_sampler
-    monkeypatch.setattr(ledger, "start_sampler", lambda outbox, key: real(outbox, key, interval=0.05))
+    monkeypatch.setattr(ledger, "start_sampler", lambda outbox, key, uri: real(outbox, key, uri, interval=0.05))
+    monkeypatch.chdir(tmp_path)
     config.tracking.system_metrics = True
     with pipeline_run(config) as parent:
         watch = MlflowWatcher(config, parent)
@@ -387,6 +388,7 @@ def test_system_metrics(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> N
     (child,) = _children(config)
     assert 0 <= child.data.metrics["system/cpu_utilization_percentage"] <= 100
     assert "system/system_memory_usage_megabytes" in child.data.metrics
+    assert not (tmp_path / "mlflow.db").exists(), "a database was opened where we stand"
 
 
 def test_where_runs_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

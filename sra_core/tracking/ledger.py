@@ -255,11 +255,11 @@ def _model_name(name: str) -> str:
     return "".join("-" if letter in "/:'\"`" else letter for letter in name)
 
 
-def start_sampler(outbox: Outbox, key: str, interval: float = 10.0) -> Callable[[], None]:
+def start_sampler(outbox: Outbox, key: str, uri: str, interval: float = 10.0) -> Callable[[], None]:
     """Report the machine's use every ``interval`` seconds; returns the function that stops it."""
     from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-    monitor = SystemMetricsMonitor(key)
+    monitor = SystemMetricsMonitor(key, tracking_uri=uri)  # else it opens a database where we stand
     stop = threading.Event()
 
     def sample() -> None:

@@ -161,7 +161,7 @@ class MlflowWatcher(Watcher):
         if config.tracking.system_metrics and not reused:
             from sra_core.tracking.ledger import start_sampler
 
-            self._sampler = start_sampler(self._outbox, self._key)
+            self._sampler = start_sampler(self._outbox, self._key, tracking_uri(self._config))
 
     def metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
         now = describe.now()
