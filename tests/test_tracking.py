@@ -378,7 +378,9 @@ def test_system_metrics(config: RunConfig, monkeypatch: pytest.MonkeyPatch, tmp_
 
     real = ledger.start_sampler
     monkeypatch.setattr(ledger, "start_sampler", lambda outbox, key, uri: real(outbox, key, uri, interval=0.05))
-    monkeypatch.chdir(tmp_path)
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
     config.tracking.system_metrics = True
     with pipeline_run(config) as parent:
         watch = MlflowWatcher(config, parent)
@@ -388,7 +390,7 @@ def test_system_metrics(config: RunConfig, monkeypatch: pytest.MonkeyPatch, tmp_
     (child,) = _children(config)
     assert 0 <= child.data.metrics["system/cpu_utilization_percentage"] <= 100
     assert "system/system_memory_usage_megabytes" in child.data.metrics
-    assert not (tmp_path / "mlflow.db").exists(), "a database was opened where we stand"
+    assert list(here.iterdir()) == [], "a database was opened where we stand"
 
 
 def test_where_runs_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
