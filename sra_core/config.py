@@ -370,6 +370,9 @@ class TrainingConfig(Part):
         None, ge=1, description="Stop after this many optimizer steps; unset runs all epochs."
     )
     batch_size: int = Field(16, ge=1, description="Examples a process takes at once.")
+    group_by_length: bool = Field(
+        True, description="Put examples of similar length into the same step, which saves most of the padding."
+    )
     accumulation: int = Field(1, ge=1, description="Batches in one optimizer step.")
     micro_batch: int | Literal["auto"] | None = Field(
         None,

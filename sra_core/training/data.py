@@ -20,8 +20,15 @@ __all__ = ["DistillData", "Order", "prefetch"]
 IGNORED = -100
 
 
+WINDOW = 50
+"""Steps whose examples are sorted by length together: enough to save padding, few enough to stay random."""
+
+
 class Order:
     """The order of examples as a pure function of seed and step: epochs are permutations laid end to end.
+
+    With ``lengths`` the examples of a step are of similar length, so little is spent on padding: within windows of
+    `WINDOW` steps examples are sorted, cut into steps, and the steps shuffled. Each example still comes once an epoch.
 
     Args:
         examples: Examples in the training set.
@@ -29,9 +36,19 @@ class Order:
         micro_batch: Examples a process in one forward.
         accumulation: Forwards in one step.
         world: Processes.
+        lengths: (examples,) tokens of each example; unset takes the permutation as it is.
     """
 
-    def __init__(self, examples: int, seed: int, micro_batch: int, accumulation: int, world: int) -> None:
+    def __init__(
+        self,
+        examples: int,
+        seed: int,
+        micro_batch: int,
+        accumulation: int,
+        world: int,
+        lengths: NDArray[np.int64] | None = None,
+    ) -> None:
+        self._lengths = lengths
         self.examples = examples
         self.seed = seed
         self.micro_batch = micro_batch
@@ -51,7 +68,22 @@ class Order:
         return self.step(step).reshape(self.accumulation, self.world, self.micro_batch)[:, rank]
 
     def _permutation(self, epoch: int) -> NDArray[np.int64]:
-        return np.random.default_rng([self.seed, epoch]).permutation(self.examples)
+        random = np.random.default_rng([self.seed, epoch])
+        order = random.permutation(self.examples)
+        return order if self._lengths is None else self._grouped(order, epoch, random, self._lengths)
+
+    def _grouped(
+        self, order: NDArray[np.int64], epoch: int, random: np.random.Generator, lengths: NDArray[np.int64]
+    ) -> NDArray[np.int64]:
+        """The epoch's order with steps of similar lengths; a step shared with a neighbouring epoch stays as it is."""
+        begin = min(-epoch * self.examples % self.step_size, self.examples)
+        end = begin + (self.examples - begin) // self.step_size * self.step_size
+        parts = [order[:begin]]
+        for start in range(begin, end, WINDOW * self.step_size):
+            window = order[start : min(start + WINDOW * self.step_size, end)]
+            steps = window[np.argsort(lengths[window], kind="stable")].reshape(-1, self.step_size)
+            parts.append(random.permutation(steps).ravel())
+        return np.concatenate([*parts, order[end:]])
 
 
 class DistillData:
@@ -92,6 +124,10 @@ class DistillData:
 
     def _spans(self, row: PreparedRow) -> NDArray[np.int32]:
         return row.teacher_spans if self.side == "teacher" else row.student_spans
+
+    def lengths(self) -> NDArray[np.int64]:
+        """(examples,) tokens of each example."""
+        return self.prepared.tokens(self.side)
 
     def supervised(self, indices: NDArray[np.int64]) -> int:
         """Tokens of these examples that cross-entropy counts."""

@@ -57,7 +57,8 @@ class Trainer:
         self.validation = validation
         self.device = device
         self.rank = rank
-        self.order = Order(len(data.prepared), job.config.seed, job.micro, job.forwards, world)
+        lengths = data.lengths() if config.group_by_length else None
+        self.order = Order(len(data.prepared), job.config.seed, job.micro, job.forwards, world, lengths)
         self.total = total_steps(config, len(data.prepared), self.order.step_size)
         self.events = Events(job.events, silent=rank != 0)
         self.history = History(job.history, silent=rank != 0)

@@ -22,20 +22,42 @@ sizes = st.tuples(
 )  # examples, seed, micro-batch, accumulation, world
 
 
-@given(sizes, st.lists(st.integers(0, 30), min_size=1, max_size=6))
-def test_a_step_does_not_depend_on_what_was_asked_before(sizes: tuple[int, ...], steps: list[int]) -> None:
-    fresh = [Order(*sizes).step(step).tolist() for step in steps]
-    used = Order(*sizes)
+def make_order(sizes: tuple[int, ...], grouped: bool) -> Order:
+    lengths = np.random.default_rng(sizes[0]).integers(1, 100, sizes[0]) if grouped else None
+    return Order(*sizes, lengths=lengths)
+
+
+@given(sizes, st.booleans(), st.lists(st.integers(0, 30), min_size=1, max_size=6))
+def test_a_step_does_not_depend_on_what_was_asked_before(
+    sizes: tuple[int, ...], grouped: bool, steps: list[int]
+) -> None:
+    fresh = [make_order(sizes, grouped).step(step).tolist() for step in steps]
+    used = make_order(sizes, grouped)
     assert [used.step(step).tolist() for step in steps] == fresh
 
 
-@given(sizes)
-def test_every_epoch_sees_every_example_once(sizes: tuple[int, ...]) -> None:
+@given(sizes, st.booleans())
+def test_every_epoch_sees_every_example_once(sizes: tuple[int, ...], grouped: bool) -> None:
     examples = sizes[0]
-    order = Order(*sizes)
+    order = make_order(sizes, grouped)
     steps = math.ceil(3 * examples / order.step_size)
     seen = np.concatenate([order.step(step) for step in range(steps)])[: 3 * examples].reshape(3, examples)
     assert all(sorted(epoch) == list(range(examples)) for epoch in seen.tolist())
+
+
+def test_grouped_steps_waste_little_on_padding_and_stay_shuffled() -> None:
+    lengths = np.random.default_rng(0).integers(10, 300, 1003)
+    plain, grouped = Order(1003, 0, 8, 1, 1), Order(1003, 0, 8, 1, 1, lengths)
+
+    def padded(order: Order) -> int:
+        return sum(8 * int(lengths[order.step(step)].max()) for step in range(375))
+
+    real = sum(int(lengths[grouped.step(step)].sum()) for step in range(375))
+    assert padded(grouped) < 1.05 * real
+    assert padded(plain) > 1.5 * real
+    longest = [int(lengths[grouped.step(step)].max()) for step in range(50)]
+    assert longest != sorted(longest)
+    assert abs(np.corrcoef(np.arange(50), longest)[0, 1]) < 0.5
 
 
 def test_epochs_and_seeds_differ() -> None:
@@ -44,19 +66,19 @@ def test_epochs_and_seeds_differ() -> None:
     assert first.step(0).tolist() != Order(50, 1, 50, 1, 1).step(0).tolist()
 
 
-@given(sizes, st.integers(0, 20))
-def test_processes_share_a_step_without_overlap(sizes: tuple[int, ...], step: int) -> None:
-    order = Order(*sizes)
+@given(sizes, st.booleans(), st.integers(0, 20))
+def test_processes_share_a_step_without_overlap(sizes: tuple[int, ...], grouped: bool, step: int) -> None:
+    order = make_order(sizes, grouped)
     parts = [order.forwards(step, rank) for rank in range(order.world)]
     assert all(part.shape == (order.accumulation, order.micro_batch) for part in parts)
     assert sorted(np.concatenate(parts).ravel()) == sorted(order.step(step))
 
 
-@given(st.integers(1, 30), st.integers(0, 10), st.integers(1, 3))
-def test_a_step_is_the_same_however_it_is_cut(examples: int, step: int, factor: int) -> None:
-    whole = Order(examples, 5, 6 * factor, 2, 1).step(step)
-    assert whole.tolist() == Order(examples, 5, 3 * factor, 2, 2).step(step).tolist()
-    assert whole.tolist() == Order(examples, 5, 2 * factor, 6, 1).step(step).tolist()
+@given(st.integers(1, 30), st.booleans(), st.integers(0, 10), st.integers(1, 3))
+def test_a_step_is_the_same_however_it_is_cut(examples: int, grouped: bool, step: int, factor: int) -> None:
+    whole = make_order((examples, 5, 6 * factor, 2, 1), grouped).step(step)
+    assert whole.tolist() == make_order((examples, 5, 3 * factor, 2, 2), grouped).step(step).tolist()
+    assert whole.tolist() == make_order((examples, 5, 2 * factor, 6, 1), grouped).step(step).tolist()
 
 
 def test_steps_of_a_run() -> None:
