@@ -13,6 +13,7 @@ import zipfile
 from pathlib import Path
 
 from sra_core.errors import ModelError
+from sra_core.models.bars import no_progress_bars
 from sra_core.models.cache import made_once, slug
 
 __all__ = ["file_sha256", "gguf_folder", "package_folder"]
@@ -109,7 +110,8 @@ def _convert(path: Path, sha256: str, folder: Path) -> None:
 
     logger.info("converting %s to safetensors (once; later runs find it in the cache)", path.name)
     try:
-        loaded = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+        with no_progress_bars():
+            loaded = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     except Exception as error:  # transformers raises many kinds here: what matters to the user is that it can't read it
         raise ModelError(
@@ -124,6 +126,7 @@ def _convert(path: Path, sha256: str, folder: Path) -> None:
     plain.load_state_dict(loaded.state_dict(), assign=True)
     plain.tie_weights()
     plain.generation_config = loaded.generation_config
-    plain.save_pretrained(folder)
+    with no_progress_bars():
+        plain.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     (folder / _RECORD).write_text(json.dumps({"file": path.name, "sha256": sha256}))

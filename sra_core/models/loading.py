@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sra_core.config import ModelRef
 from sra_core.errors import ConfigError, ModelError, TokenizerError
+from sra_core.models.bars import no_progress_bars
 from sra_core.models.references import resolve
 from sra_core.models.structure import check_decoder
 
@@ -70,7 +69,7 @@ def load_model(ref: ModelRef, dtype: str = "float32", device: str = "cpu") -> Pr
     folder = Path(resolve(ref))
     weight_files(folder)
     try:
-        with _no_progress_bars():
+        with no_progress_bars():
             model = AutoModelForCausalLM.from_pretrained(
                 folder, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=ref.trust_remote_code
             )
@@ -82,20 +81,6 @@ def load_model(ref: ModelRef, dtype: str = "float32", device: str = "cpu") -> Pr
     model = model.eval().to(pick_device(device))
     check_decoder(model, ref.source)
     return model
-
-
-@contextmanager
-def _no_progress_bars() -> Iterator[None]:
-    """Reading weights from a folder needs no bar of its own; the bars of downloads come back afterwards."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 def weight_files(folder: Path) -> list[Path]:

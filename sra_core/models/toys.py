@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl
 
 from sra_core.errors import ModelError
+from sra_core.models.bars import no_progress_bars
 from sra_core.models.cache import made_once, slug
 from sra_core.models.tokenizers import train_tokenizer
 
@@ -74,7 +75,8 @@ def _make(source: str, architecture: str, options: dict[str, int], folder: Path)
                 f"{source} makes no model: {error}", "choose other sizes or another architecture"
             ) from error
     model.generation_config = GenerationConfig(**ids)
-    model.save_pretrained(folder)
+    with no_progress_bars():
+        model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     (folder / "source.json").write_text(json.dumps({"source": source}))
 
