@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import shlex
 import signal
 import sys
@@ -13,7 +14,8 @@ from rich.console import Console
 from rich.markdown import Markdown
 from rich.table import Table
 
-from sra_core.errors import ManifestMismatch, ShardError, SraError
+from sra_core import __version__
+from sra_core.errors import ConfigError, EvaluationError, ManifestMismatch, ShardError, SraError
 from sra_core.telemetry import quiet_telemetry
 
 if TYPE_CHECKING:
@@ -25,8 +27,6 @@ if TYPE_CHECKING:
 __all__ = ["app", "main"]
 
 app = typer.Typer(
-    help="Distil a student from a teacher with another tokenizer, by aligning spans of text (SRA).",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
@@ -40,6 +40,18 @@ Settings = Annotated[
 ]
 
 
+@app.callback(invoke_without_command=True)
+def root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and end.")] = False,
+) -> None:
+    """Distil a student from a teacher with another tokenizer, by aligning spans of text (SRA)."""
+    if version:
+        console.print(__version__)
+    elif context.invoked_subcommand is None:
+        console.print(context.get_help())
+
+
 @app.command()
 def run(recipe: Recipe, settings: Settings = None) -> None:
     """Run the whole pipeline: prepare, cache, distill, evaluate."""
@@ -50,11 +62,14 @@ def run(recipe: Recipe, settings: Settings = None) -> None:
     with pipeline_run(config) as parent:
         results = stages.run(config, _watcher(config, parent))
     _summary(results["evaluate"].folder)
+    sra = sys.argv[0] if sys.argv[0].endswith("sra") else "sra"
     chosen = "".join(f" --set {shlex.quote(each)}" for each in settings or [])
     say = [f"The student:    {results['distill'].folder}/student"]
     if config.tracking.enabled:
-        say.append(f"Runs in MLflow: {tracking_uri(config)}, opened by: sra ui {recipe}{chosen}")
-    say.append(f"Another try:    sra run {recipe}{chosen} --set distill.learning_rate=1e-3  (finished stages are kept)")
+        say.append(f"Runs in MLflow: {tracking_uri(config)}, opened by: {sra} ui {recipe}{chosen}")
+    say.append(f"To compare it:  {sra} compare {results['evaluate'].folder} OTHER ...")
+    say.append(f"Another try:    {sra} run {recipe}{chosen} --set distill.learning_rate=1e-3")
+    say.append("                (finished stages are kept)")
     console.print("\n".join(["", *say]), soft_wrap=True)
 
 
@@ -146,10 +161,12 @@ def recipes() -> None:
     """List the recipes that come with the package."""
     from sra_core.recipes import recipe_names, recipe_path
 
+    table = Table(box=None, show_header=False, pad_edge=False)
     for name in recipe_names():
         lines = recipe_path(name).read_text().splitlines()
         comment = [line[2:] for line in lines[: next(i for i, line in enumerate(lines) if not line.startswith("#"))]]
-        console.print(f"[bold]{name}[/]  {' '.join(comment)}")
+        table.add_row(f"[bold]{name}", " ".join(comment))
+    console.print(table)
 
 
 @app.command()
@@ -157,10 +174,14 @@ def fields(section: Annotated[str, typer.Argument(help="Only fields below this o
     """List every field of the config with its default and meaning."""
     from sra_core.config import RunConfig, describe
 
+    shown = [row for row in describe(RunConfig) if not section or f"{row[0]}.".startswith(f"{section}.")]
+    if not shown:
+        near = difflib.get_close_matches(section, RunConfig.model_fields, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"sections are {', '.join(RunConfig.model_fields)}"
+        raise ConfigError(f"the config has no field {section!r}", hint)
     table = Table("field", "default", "meaning", box=None, pad_edge=False)
-    for name, default, meaning in describe(RunConfig):
-        if name.startswith(section):
-            table.add_row(name, default, meaning)
+    for row in shown:
+        table.add_row(*row)
     console.print(table)
 
 
@@ -178,7 +199,7 @@ def verify(recipe: Recipe, settings: Settings = None) -> None:
     from sra_core import stages
 
     config, damaged = _config(recipe, settings), False
-    for name in stages.STAGES:
+    for name in stages.needed(config):
         try:
             manifest = stages.verified(name, config)
         except ManifestMismatch as error:
@@ -241,6 +262,8 @@ def _finished(config: RunConfig, run: str) -> tuple[str, Path]:
     from sra_core.tracking import evaluation_of_run
 
     name, named, place = run.rpartition("=")
+    if place.endswith(".lock"):
+        raise EvaluationError(f"{place} is the lock beside a result", "name the folder itself, as in evaluations/*/")
     own, folder = (Path(place).name, Path(place)) if Path(place).is_dir() else evaluation_of_run(config, place)
     return (name if named else own), folder
 

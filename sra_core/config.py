@@ -367,7 +367,7 @@ class TrainingConfig(Part):
 
     epochs: float = Field(10.0, gt=0, description="Passes over the training examples.")
     max_steps: int | None = Field(
-        None, ge=1, description="Stop after this many optimizer steps; unset runs all epochs."
+        None, ge=1, description="At most this many optimizer steps; the epochs may end earlier. Unset runs all epochs."
     )
     batch_size: int = Field(16, ge=1, description="Examples a process takes at once.")
     group_by_length: bool = Field(

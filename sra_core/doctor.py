@@ -35,7 +35,7 @@ class Finding:
 
 def examine(config: RunConfig) -> list[Finding]:
     """Look at the interpreter, packages, devices, memory, store, models and tracking of a config."""
-    checks = (_python, _packages, _device, _memory, _store, _teacher, _tracking)
+    checks = (_python, _packages, _device, _memory, _store, _teacher, _layers, _tracking)
     return [finding for check in checks for finding in check(config)]
 
 
@@ -110,6 +110,15 @@ def _teacher(config: RunConfig) -> Iterator[Finding]:
             yield Finding("bad", f"{part} {ref.source}: {error.problem} -> {error.remedy}")
         else:
             yield Finding("good", f"{part} {ref.source} is at hand, with a fast tokenizer")
+
+
+def _layers(config: RunConfig) -> Iterator[Finding]:
+    from sra_core.stages import check_layers
+
+    try:
+        check_layers(config)
+    except SraError as error:
+        yield Finding("bad", f"objective.layers: {error.problem} -> {error.remedy}")
 
 
 def _tracking(config: RunConfig) -> Iterator[Finding]:

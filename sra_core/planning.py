@@ -40,6 +40,7 @@ from sra_core.shards import (
     teacher_batches,
     teacher_schema,
 )
+from sra_core.training import quiet_libraries
 from sra_core.training.context import distill_data, objective_context
 from sra_core.training.module import DistillModule
 from sra_core.training.schedule import total_steps
@@ -118,6 +119,7 @@ def plan_run(config: RunConfig, samples: int = SAMPLE) -> Plan:
     Raises:
         DataError: The corpus has no example that can be used.
     """
+    quiet_libraries()
     plan = Plan()
     with tempfile.TemporaryDirectory(prefix="sra-plan-") as scratch:
         folder = Path(scratch)

@@ -273,10 +273,12 @@ def _tasks(config: RunConfig, corpus: Corpus, result: Prepared, log: HashingWrit
     for split, item in corpus:
         result.counts["in"] += 1
         if isinstance(item, Rejected):
+            if item.reason == OVER_LIMIT:  # asked for: neither listed nor held against the data
+                result.counts["left_out_by_corpus_max"] += 1
+                continue
             result.counts[f"dropped_{item.reason}"] += 1
-            if item.reason != OVER_LIMIT:  # asked for: neither listed nor held against the data
-                result.audit.add(item)
-                _log(log, item)
+            result.audit.add(item)
+            _log(log, item)
             continue
         waiting[split].append(item)
         if len(waiting[split]) == size:

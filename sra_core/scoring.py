@@ -310,6 +310,8 @@ def _summary(config: RunConfig, trained: Manifest, intervals: dict[str, Interval
         "better. ROUGE-L and agreement (spans whose likeliest token is the teacher's) are percentages.",
         "",
     ]
+    if config.teacher.source.startswith("random:"):
+        lines += ["The models of this recipe are untrained: these figures only show that everything runs.", ""]
     return "\n".join([*lines, *_samples(config, answers)])
 
 

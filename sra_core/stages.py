@@ -21,6 +21,7 @@ __all__ = [
     "adapt",
     "adapted",
     "cache",
+    "check_layers",
     "distill",
     "evaluate",
     "folder_of",
@@ -142,8 +143,34 @@ def evaluate(config: RunConfig, watch: Watcher | None = None) -> Manifest:
 
 
 def run(config: RunConfig, watch: Watcher | None = None) -> dict[str, Manifest]:
-    """All stages that the config needs, in order; returns their manifests by stage."""
+    """All stages that the config needs, in order; returns their manifests by stage.
+
+    Raises:
+        ConfigError: A layer that teacher or student do not have: found before anything runs.
+    """
+    check_layers(config)
     return {name: STAGES[name](config, watch) for name in needed(config)}
+
+
+def check_layers(config: RunConfig) -> None:
+    """Refuse layer pairs that the two models do not have, from their configs alone.
+
+    Raises:
+        ConfigError: Names the layer and how many there are.
+        ModelError: A model cannot be found.
+    """
+    from transformers import AutoConfig
+
+    from sra_core.models import layer_count, resolve, resolve_layer
+
+    student = config.teacher if config.student.source == "teacher" else config.student
+    counts = [
+        layer_count(AutoConfig.from_pretrained(resolve(ref, weights=False), trust_remote_code=ref.trust_remote_code))
+        for ref in (config.teacher, student)
+    ]
+    for pair in config.objective.layers:
+        resolve_layer(counts[0], pair[0])
+        resolve_layer(config.student.keep_layers or counts[1], pair[1])
 
 
 STAGES: dict[str, Callable[..., Manifest]] = {

@@ -114,6 +114,13 @@ def watched(
         raise
 
 
+def _duration(seconds: float) -> str:
+    """Seconds as a person says them."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
 class TerminalWatcher(Watcher):
     """Prints each stage's plan, a progress line with rate and time left, and how long it took."""
 
@@ -124,6 +131,9 @@ class TerminalWatcher(Watcher):
         self._progress: Any = None
         self._task: Any = None
         self._printed = 0.0
+        self._phase: tuple[int, str] = (0, "")
+        self._base = (0, 0.0)
+        self._last = 0
         self._started = time.monotonic()
         self._stage = ""
 
@@ -138,12 +148,17 @@ class TerminalWatcher(Watcher):
             self._bar(done, total, unit, note)
             return
         now = time.monotonic()
+        if (total, unit) != self._phase or done < self._last:
+            self._phase, self._base = (total, unit), (done, now)  # rates count from a phase's first report
+        self._last = done
         if done == total or now - self._printed >= 15:
             self._printed = now
-            rate = done / max(now - self._started, 1e-9)
-            left = f", {(total - done) / rate:.0f} s left" if total and rate else ""
-            of = f"/{total}" if total else ""
-            self._say(f"  {done}{of} {unit}, {rate:.3g} a second{left}  {note}".rstrip())
+            first, since = self._base
+            rate = (done - first) / (now - since) if done > first and now > since else 0.0
+            parts = [f"{done}/{total} {unit}" if total else f"{done} {unit}"]
+            parts += [f"{rate:.3g} a second"] if rate else []
+            parts += [f"{_duration((total - done) / rate)} left"] if rate and total > done else []
+            self._say(f"  {', '.join(parts)}  {note}".rstrip())
 
     def _say(self, text: str) -> None:
         self._console.print(text, soft_wrap=True)
@@ -170,10 +185,11 @@ class TerminalWatcher(Watcher):
 
     def end(self, manifest: Manifest) -> None:
         self._stop_bar()
-        counts = ", ".join(f"{count} {name}" for name, count in manifest.counts.items() if count)
+        counts = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in manifest.counts.items() if count)
         seconds = time.monotonic() - self._started
         self._say(f"  [green]done[/] in {seconds:.1f} s: {counts}")
 
     def failed(self, error: BaseException) -> None:
         self._stop_bar()
-        self._say(f"  [red]{self._stage} stopped[/]: {type(error).__name__}")
+        how = "stopped" if isinstance(error, Exception) else "interrupted"
+        self._say(f"  [red]{self._stage} {how}[/]")

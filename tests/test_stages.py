@@ -62,7 +62,7 @@ def test_every_example_is_kept_or_counted_with_a_reason(smoke_run: SmokeRun) -> 
     counts = smoke_run.results["prepare"].counts
     kept = sum(count for name, count in counts.items() if name.startswith("kept_"))
     dropped = sum(count for name, count in counts.items() if name.startswith("dropped_"))
-    assert counts["in"] == kept + dropped
+    assert counts["in"] == kept + dropped + counts["left_out_by_corpus_max"]
     assert counts["kept_train"] == smoke_run.results["prepare"].rows("train") == 24
 
 
