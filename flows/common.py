@@ -18,7 +18,7 @@ from prefect.tasks import exponential_backoff
 from pydantic import BaseModel, Field
 
 from flows.watching import PrefectWatcher
-from sra_core.config import RunConfig
+from sra_core.config import RunConfig, merged
 from sra_core.errors import ShardError, SraError, StorageError, TrainingError
 from sra_core.recipes import load_config, parse_overrides, recipe_names
 from sra_core.tracking import MlflowWatcher, PipelineRun, pipeline_run
@@ -73,16 +73,8 @@ def settle(recipe: str, config: RunConfig, overrides: Mapping[str, Any]) -> RunC
     for name, value in overrides.items():
         for key in reversed(name.split(".")):
             value = {key: value}
-        nested = _merged(nested, value)
+        nested = merged(nested, value)
     return load_config(None if recipe == NO_RECIPE else recipe, nested)
-
-
-def _merged(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in top.items():
-        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
-        merged[key] = _merged(merged[key], value) if both else value
-    return merged
 
 
 def _touched(config: BaseModel, default: BaseModel) -> dict[str, Any]:
