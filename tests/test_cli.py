@@ -96,3 +96,12 @@ def test_doctor_names_what_is_bad() -> None:
     failed = sra("doctor", "smoke", "--set", "teacher.source=./nowhere")
     assert failed.returncode == 1
     assert "nowhere" in failed.stdout
+
+
+def test_fields_of_one_section_and_of_none_such() -> None:
+    shown = sra("fields", "distill").stdout
+    assert "distill.max_steps" in shown
+    assert "objective." not in shown.partition("distill.max_steps")[0]
+    failed = sra("fields", "distil")
+    assert failed.returncode == 1
+    assert "did you mean 'distill'" in failed.stderr

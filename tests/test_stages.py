@@ -6,13 +6,15 @@ import json
 import shutil
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sra_core import stages
 from sra_core.config import RunConfig
-from sra_core.errors import ManifestMismatch
+from sra_core.errors import ConfigError, ManifestMismatch
 from sra_core.shards import Manifest, PreparedSet, TeacherSet
 from sra_core.watching import Watcher
 from tests.conftest import SmokeRun
@@ -171,3 +173,24 @@ def test_sft_needs_no_cache(smoke_run: SmokeRun) -> None:
     config = smoke_run.config.model_copy(deep=True)
     config.objective.name = "sft"
     assert "cache" not in stages._distill_reads(config)
+
+
+@pytest.mark.parametrize("layers", [[(28, 1)], [(3, 9)]])
+def test_layers_that_a_model_lacks_are_refused_before_anything_runs(
+    smoke_run: SmokeRun, tmp_path: Path, layers: list[tuple[int, int]]
+) -> None:
+    config = smoke_run.config.model_copy(deep=True, update={"store": str(tmp_path / "store")})
+    config.objective.layers = layers
+    with pytest.raises(ConfigError, match=f"layer {max(layers[0])}"):
+        stages.run(config)
+    assert not (tmp_path / "store").exists()
+
+
+def test_scores_of_another_model_are_not_reused(own_store: RunConfig) -> None:
+    before = stages.result_of("evaluate", own_store)
+    folder = Path(before.folder)
+    (folder / "manifest.json").unlink()
+    table = pq.read_table(folder / "likelihood-student.parquet")
+    wrong = table.set_column(table.schema.get_field_index("nats"), "nats", pa.array([1.0] * len(table)))
+    pq.write_table(wrong.replace_schema_metadata({b"sra": b"another model"}), folder / "likelihood-student.parquet")
+    assert stages.evaluate(own_store).metrics == before.metrics

@@ -11,9 +11,9 @@ from sra_core.capture import cache_identity
 from sra_core.config import RunConfig
 from sra_core.corpus import Example
 from sra_core.models import load_tokenizer, model_identity
-from sra_core.preparation import STUDENT_TOKENIZER, TEACHER_TOKENIZER
+from sra_core.preparation import STUDENT_TOKENIZER, TEACHER_TOKENIZER, prepared_row
 from sra_core.recipes import load_config
-from sra_core.shards import PREPARED_SCHEMA, Manifest, PreparedRow, StageFolder, prepared_batch
+from sra_core.shards import PREPARED_SCHEMA, Manifest, StageFolder, prepared_batch
 
 TEXTS = (
     ("Name a colour.", "Blue, like the sea."),
@@ -56,21 +56,6 @@ def make_prepared(config: RunConfig, texts: Sequence[tuple[str, str]] = TEXTS, p
     ]
     files = [*folder.entries(TEACHER_TOKENIZER), *folder.entries(STUDENT_TOKENIZER)]
     return folder.commit(shards=shards, files=files)
-
-
-def prepared_row(item: AlignedExample) -> PreparedRow:
-    return PreparedRow(
-        id=item.id,
-        teacher_ids=item.teacher_ids,
-        student_ids=item.student_ids,
-        teacher_spans=item.spans.teacher,
-        student_spans=item.spans.student,
-        teacher_response=item.teacher_response,
-        student_response=item.student_response,
-        prompt=item.prompt,
-        response=item.response,
-        source=item.source,
-    )
 
 
 def cache_folder(config: RunConfig, prepared: Manifest) -> StageFolder:
