@@ -17,7 +17,7 @@ define step
 	@started=$$(date +%s); echo "==> $(1)"; $(2) && echo "    ($$(( $$(date +%s) - started )) s)"
 endef
 
-.PHONY: help setup demo test test-all lint format ui up down clean
+.PHONY: help setup demo test test-all lint format docs ui up down clean
 
 help:  ## List the commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -50,6 +50,9 @@ lint: $(TOOLS)  ## Check style and types
 
 format: $(TOOLS)  ## Put the code into the project's format
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+
+docs: $(READY)  ## Make the page that lists every field of the config
+	$(BIN)/sra fields --markdown > docs/reference.md
 
 ui: $(READY)  ## Open the MLflow UI on the demo's runs (Ctrl-C ends it)
 	@$(BIN)/sra ui $(RECIPE)

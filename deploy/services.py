@@ -250,7 +250,16 @@ def apply(settings: Settings) -> None:
         else:
             _request(settings, "POST", f"work_pools/{POOL}/queues", {"name": name, **change})
     _prefect(settings, "deploy", "--all", "--prefect-file", str(ROOT / "deploy" / "prefect.yaml"))
+    _refuse_unknown_parameters(settings)
     _apply_automations(settings)
+
+
+def _refuse_unknown_parameters(settings: Settings) -> None:
+    """Close the schemas that Prefect leaves open: an unknown parameter would crash the run before its flow starts."""
+    for item in _post(settings, "deployments/filter"):
+        if "sra" in item["tags"]:
+            closed = {**item["parameter_openapi_schema"], "additionalProperties": False}
+            _request(settings, "PATCH", f"deployments/{item['id']}", {"parameter_openapi_schema": closed})
 
 
 def _apply_automations(settings: Settings) -> None:

@@ -170,18 +170,25 @@ def recipes() -> None:
 
 
 @app.command()
-def fields(section: Annotated[str, typer.Argument(help="Only fields below this one.")] = "") -> None:
+def fields(
+    section: Annotated[str, typer.Argument(help="Only fields below this one.")] = "",
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print docs/reference.md.")] = False,
+) -> None:
     """List every field of the config with its default and meaning."""
-    from sra_core.config import RunConfig, describe
+    from sra_core import reference
+    from sra_core.config import RunConfig
 
-    shown = [row for row in describe(RunConfig) if not section or f"{row[0]}.".startswith(f"{section}.")]
+    if markdown:
+        sys.stdout.write(reference.reference_page())
+        return
+    shown = [row for row in reference.fields() if not section or f"{row.name}.".startswith(f"{section}.")]
     if not shown:
         near = difflib.get_close_matches(section, RunConfig.model_fields, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"sections are {', '.join(RunConfig.model_fields)}"
         raise ConfigError(f"the config has no field {section!r}", hint)
     table = Table("field", "default", "meaning", box=None, pad_edge=False)
     for row in shown:
-        table.add_row(*row)
+        table.add_row(row.name, row.default, row.meaning)
     console.print(table)
 
 

@@ -28,7 +28,6 @@ __all__ = [
     "StudentConfig",
     "TrackingConfig",
     "TrainingConfig",
-    "describe",
     "identity",
     "merged",
 ]
@@ -582,16 +581,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
     return value
-
-
-def describe(part: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str, str]]:
-    """Every field below a config part as (dotted name, default, meaning), in the order of the config."""
-    for name, field in part.model_fields.items():
-        default = field.get_default(call_default_factory=True)
-        if isinstance(default, BaseModel):
-            yield from describe(type(default), f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", "required" if field.is_required() else repr(default), field.description or ""
 
 
 def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ ROOT = Path(sra_core.__file__).parent
 ROOMS = [
     "errors",
     "config",
+    "reference",
     "telemetry",
     "redaction",
     "outbox",

@@ -9,7 +9,8 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 import sra_core
-from sra_core.config import AlignmentConfig, CorpusConfig, DistillConfig, ObjectiveConfig, RunConfig, describe, identity
+from sra_core.config import AlignmentConfig, CorpusConfig, DistillConfig, ObjectiveConfig, RunConfig, identity
+from sra_core.reference import fields
 
 SOURCE = Path(sra_core.__file__).parent
 
@@ -27,7 +28,7 @@ def test_unknown_keys_are_refused_in_every_part() -> None:
 
 
 def test_every_field_is_described() -> None:
-    bare = [name for name, _, meaning in describe(RunConfig) if len(meaning) < 10]
+    bare = [row.name for row in fields() if len(row.meaning) < 10]
     assert bare == []
 
 
@@ -57,7 +58,7 @@ def test_every_field_is_read_somewhere() -> None:
             elif isinstance(node, ast.Call) and getattr(node.func, "id", "") == "getattr":
                 starts = [arg.values[0] for arg in node.args if isinstance(arg, ast.JoinedStr)]
                 by_prefix |= {start.value for start in starts if isinstance(start, ast.Constant)}
-    leaves = [(name, name.rpartition(".")[2]) for name, _, _ in describe(RunConfig)]
+    leaves = [(row.name, row.name.rpartition(".")[2]) for row in fields()]
     unread = [name for name, leaf in leaves if leaf not in read and not leaf.startswith(tuple(by_prefix))]
     assert unread == []
 

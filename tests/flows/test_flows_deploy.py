@@ -18,6 +18,7 @@ import pytest
 import yaml
 from prefect.flows import load_flow_from_entrypoint
 
+from flows.common import MOST_STARTS
 from sra_core.telemetry import QUIET
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -186,3 +187,8 @@ def test_units_run_what_services_run_on_loopback(unit: Path) -> None:
         assert "--host 127.0.0.1" in start
     assert "User=sra" in text
     assert "NoNewPrivileges=true" in text
+
+
+def test_a_run_that_never_started_or_started_too_often_is_not_scheduled_again() -> None:
+    (again,) = [item for item in AUTOMATIONS if item["name"] == "reschedule-crashed-runs"]
+    assert again["trigger"]["match"]["prefect.run-count"] == [str(count) for count in range(1, MOST_STARTS + 1)]

@@ -12,7 +12,7 @@ from .servers import Stack, new_settings, running_stack, services
 
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    if "SRA_TEST_STACK" in os.environ:  # services that run already, found by the variables of deploy/services.py
+    if "TEST_STACK" in os.environ:  # services that run already, found by the variables of deploy/services.py
         yield Stack(services.Settings.from_environment(os.environ))
         return
     patch = pytest.MonkeyPatch()
