@@ -322,8 +322,8 @@ def test_nothing_is_lost_while_the_server_is_away(
 ) -> None:
     from sra_core.tracking.ledger import Ledger
 
+    real, patience = Ledger.__call__, runs.PATIENCE
     monkeypatch.setattr(runs, "PATIENCE", 0.2)
-    real = Ledger.__call__
 
     def away(ledger: Ledger, report: dict[str, Any]) -> None:
         if report["do"] != "open" and not allowed:
@@ -337,6 +337,7 @@ def test_nothing_is_lost_while_the_server_is_away(
     assert "kept in" in caplog.text
     assert all("loss" not in child.data.metrics for child in _children(config))  # slow disks may not have opened it yet
     allowed.append(True)
+    monkeypatch.setattr(runs, "PATIENCE", patience)
     other = config.model_copy(update={"name": "another"})
     with pipeline_run(other):
         pass
