@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import httpx
@@ -74,7 +76,7 @@ def settle(recipe: str, config: RunConfig, overrides: Mapping[str, Any]) -> RunC
         for key in reversed(name.split(".")):
             value = {key: value}
         nested = merged(nested, value)
-    return load_config(None if recipe == NO_RECIPE else recipe, nested)
+    return load_config(None if recipe == NO_RECIPE else recipe, nested, "form or overrides")
 
 
 def _touched(config: BaseModel, default: BaseModel) -> dict[str, Any]:
@@ -191,7 +193,18 @@ def run_as_script(flow: Callable[..., Any], arguments: list[str] | None = None) 
     parser.add_argument("--set", dest="assignments", action="append", default=[], metavar="FIELD=VALUE")
     options = parser.parse_args(arguments)
     try:
-        flow(recipe=options.recipe, overrides=parse_overrides(options.assignments))
+        overrides = parse_overrides(options.assignments)
+        load_config(options.recipe, overrides)  # before anything is started
+        sys.stdout.write(_outcome(flow(recipe=options.recipe, overrides=overrides)))
     except SraError as error:
         parser.exit(1, f"{error}\n")
     return 0
+
+
+def _outcome(result: Any) -> str:
+    """What a person wants to know at the end: scores and where the results are."""
+    manifests = list(result.values()) if isinstance(result, Mapping) else [result]
+    summaries = [Path(manifest.folder) / "summary.md" for manifest in manifests if manifest.stage == "evaluate"]
+    places = [f"{manifest.stage:<9} {manifest.folder}" for manifest in manifests]
+    students = [f"student   {manifest.folder}/student" for manifest in manifests if manifest.stage == "distill"]
+    return "\n".join(["", *(path.read_text() for path in summaries), *places, *students, ""])

@@ -14,7 +14,7 @@ from pydantic_core import to_jsonable_python
 
 from sra_core.config import RunConfig
 
-__all__ = ["FieldRow", "fields", "reference_page"]
+__all__ = ["FieldRow", "fields", "part_of", "reference_page"]
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def fields(part: type[BaseModel] = RunConfig, prefix: str = "", fingerprint: boo
     An optional part (``distill.lora``) and a list of parts are rows of their own, followed by the fields of that part.
     """
     for name, field in part.model_fields.items():
-        inner = _part(field.annotation)
+        inner = part_of(field.annotation)
         counts = fingerprint and not _is_marked(field)
         if inner is None or inner is not field.annotation:
             yield FieldRow(f"{prefix}{name}", _accepts(field), _default(field), field.description or "", counts)
@@ -94,8 +94,8 @@ def _default(field: FieldInfo) -> str:
     return "required" if field.is_required() else json.dumps(to_jsonable_python(default))
 
 
-def _part(annotation: Any) -> type[BaseModel] | None:
-    """The config part that an annotation is, may be, or is a list of."""
+def part_of(annotation: Any) -> type[BaseModel] | None:
+    """The config part that an annotation is, may be, or is a list of; None where it is none."""
     listed = get_args(annotation) if get_origin(annotation) is list else ()
     for choice in (annotation, *_choices(annotation), *listed):
         if isinstance(choice, type) and issubclass(choice, BaseModel):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import sra_core
 from sra_core.config import RunConfig
 from sra_core.errors import ConfigError
-from sra_core.recipes import load_config, parse_overrides, recipe_names, recipe_path
+from sra_core.recipes import OTHER_VARIABLES, load_config, parse_overrides, recipe_names, recipe_path
 
 
 @pytest.fixture
@@ -47,7 +50,7 @@ def test_lists_come_from_the_environment_as_json(recipe: str, monkeypatch: pytes
 
 def test_a_list_that_is_not_json_names_the_environment(recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SRA_OBJECTIVE__LAYERS", "3-2")
-    with pytest.raises(ConfigError, match="environment"):
+    with pytest.raises(ConfigError, match="environment variable SRA_OBJECTIVE__LAYERS: '3-2' cannot be read"):
         load_config(recipe)
 
 
@@ -57,14 +60,80 @@ def test_an_unknown_section_in_the_environment_is_refused(recipe: str, monkeypat
         load_config(recipe)
 
 
+@pytest.mark.parametrize(
+    ("variable", "hint"), [("SRA_STOER", "did you mean 'store'"), ("SRA_FOO", "known are name, store")]
+)
+def test_an_unknown_variable_is_refused(recipe: str, monkeypatch: pytest.MonkeyPatch, variable: str, hint: str) -> None:
+    monkeypatch.setenv(variable, "1")
+    with pytest.raises(ConfigError, match=f"environment variable {variable}: no field .*{hint}"):
+        load_config(recipe)
+
+
+def test_variables_that_stand_for_no_field_are_let_through(recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in OTHER_VARIABLES:
+        monkeypatch.setenv(name, "x")
+    assert load_config(recipe).name == "mine"
+
+
+def test_every_variable_that_the_project_reads_is_a_field_or_let_through() -> None:
+    root = Path(sra_core.__file__).parent.parent
+    files = [path for folder in ("sra_core", "flows", "deploy", "docker") for path in (root / folder).rglob("*.*")]
+    texts = [path.read_text() for path in files if path.suffix in (".py", ".yaml", ".json", ".env", ".Dockerfile")]
+    named = {name for text in texts for name in re.findall(r"\bSRA_[A-Z]+(?:_[A-Z]+)*\b(?!_)", text)}
+    sections = {f"SRA_{name.upper()}" for name in RunConfig.model_fields}
+    assert {"SRA_STORE", "SRA_CACHE_HOME"} <= named
+    assert named - sections <= OTHER_VARIABLES
+
+
 def test_an_unknown_key_names_the_nearest_field(recipe: str) -> None:
     with pytest.raises(ConfigError, match=r"distill\.epoch: unknown field; did you mean 'epochs'"):
         load_config(recipe, {"distill": {"epoch": 1}})
 
 
 def test_a_bad_value_names_its_field(recipe: str) -> None:
-    with pytest.raises(ConfigError, match=r"distill\.epochs: Input should be a valid number"):
-        load_config(recipe, {"distill": {"epochs": "many"}})
+    problem = _text(recipe, {"distill": {"epochs": "many"}})
+    assert problem == "distill.epochs: must be a number, not 'many' (from --set)"
+
+
+def _text(recipe: str, overrides: dict[str, Any] | None = None, source: str = "--set") -> str:
+    with pytest.raises(ConfigError) as caught:
+        load_config(recipe, overrides, source)
+    return caught.value.problem
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("seed", "x", "seed: must be an integer, not 'x'"),
+        ("seed", -1, "seed: must be greater than or equal to 0, not -1"),
+        ("objective.cosine", "w", "objective.cosine: must be a number or a list, not 'w'"),
+        ("objective.layers", [[1]], "objective.layers.0.1: is missing"),
+        ("objective.layers", [[0, 1]], "objective.layers: [0, 1] is not a pair of layers; count from 1, or -1 for"),
+        ("distill.micro_batch", "x", "distill.micro_batch: must be an integer or 'auto', not 'x'"),
+        ("distill.lora", 3, "distill.lora: must be a mapping of fields, not 3"),
+        ("distill.keep_best", "x", "distill.keep_best: must be true or false, not 'x'"),
+        ("cache.dtype", "int9", "cache.dtype: must be one of 'bfloat16', 'float32' or 'int8', not 'int9'"),
+        ("name", 1, "name: must be text, not 1"),
+    ],
+)
+def test_problems_are_said_in_plain_words(recipe: str, field: str, value: Any, said: str) -> None:
+    nested: Any = value
+    for key in reversed(field.split(".")):
+        nested = {key: nested}
+    assert _text(recipe, nested).startswith(said)
+
+
+def test_the_source_of_a_bad_value_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text("distill:\n  epochs: many\n  offload: true\n")
+    assert f"epochs: must be a number, not 'many' (from recipe '{path}')" in _text(str(path))
+    monkeypatch.setenv("SRA_DISTILL__EPOCHS", "more")
+    assert "not 'more' (from environment variable SRA_DISTILL__EPOCHS)" in _text(str(path))
+    assert "not 'most' (from form)" in _text(str(path), {"distill": {"epochs": "most"}}, "form")
+    monkeypatch.setenv("SRA_DISTILL__EPOCHS", "3")
+    contradiction = _text(str(path), {"distill": {"zero_stage": 0}})
+    assert contradiction.startswith("distill.offload: there is nothing")
+    assert contradiction.endswith(f"(from recipe '{path}')")
 
 
 def test_an_unknown_recipe_names_the_nearest() -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from pydantic_settings import (
     BaseSettings,
     InitSettingsSource,
@@ -20,11 +21,16 @@ from pydantic_settings import (
 
 from sra_core.config import RunConfig, merged
 from sra_core.errors import ConfigError
+from sra_core.recipes.problems import config_error, leaves, nearest
+from sra_core.reference import part_of
 
-__all__ = ["ENV_PREFIX", "load_config", "parse_overrides", "recipe_names", "recipe_path"]
+__all__ = ["ENV_PREFIX", "OTHER_VARIABLES", "load_config", "parse_overrides", "recipe_names", "recipe_path"]
 
 ENV_PREFIX = "SRA_"
 """Environment variables set fields: ``SRA_DISTILL__EPOCHS=2`` is ``distill.epochs``; lists are JSON."""
+
+OTHER_VARIABLES = frozenset({"SRA_CACHE_HOME", "SRA_ROOT", "SRA_STARTED_BY", "SRA_VERSION"})
+"""Variables with that prefix that stand for no field: model cache, what deploy/prefect.yaml reads, the launcher's."""
 
 _FOLDER = Path(__file__).parent
 
@@ -51,18 +57,22 @@ def recipe_path(recipe: str) -> Path:
     )
 
 
-def load_config(recipe: str | None = None, overrides: Mapping[str, Any] | None = None) -> RunConfig:
+def load_config(
+    recipe: str | None = None, overrides: Mapping[str, Any] | None = None, overrides_from: str = "--set"
+) -> RunConfig:
     """Build a run config from a recipe, the environment and overrides, later ones winning field by field.
 
     Args:
         recipe: A shipped recipe's name or a YAML file; None starts from the defaults.
         overrides: Nested values as in the config, such as ``{"distill": {"epochs": 2}}``.
+        overrides_from: What messages call the source of the overrides.
 
     Raises:
-        ConfigError: Names each field that is unknown or has a bad value, and where to look.
+        ConfigError: Names each field that is unknown or has a bad value, and where the value came from.
     """
     values = _recipe_values(recipe_path(recipe)) if recipe else {}
-    _refuse_unknown_sections()
+    overrides = dict(overrides or {})
+    variables = _variables()
 
     class Settings(RunConfig, BaseSettings):
         model_config = SettingsConfigDict(
@@ -80,14 +90,18 @@ def load_config(recipe: str | None = None, overrides: Mapping[str, Any] | None =
         ) -> tuple[PydanticBaseSettingsSource, ...]:
             return init_settings, env_settings, InitSettingsSource(settings_cls, init_kwargs=values)
 
-    where = f"recipe {recipe!r}, environment or flags" if recipe else "environment or flags"
+    given = [
+        *((overrides_from, keys) for keys in leaves(overrides)),
+        *((f"environment variable {name}", keys) for name, keys in variables.items()),
+        *((f"recipe {recipe!r}", keys) for keys in leaves(values)),
+    ]
     try:
-        return RunConfig.model_validate(Settings(**dict(overrides or {})).model_dump())
+        return RunConfig.model_validate(Settings(**overrides).model_dump())
     except ValidationError as error:
-        raise config_error(error, where) from error
+        raise config_error(error, given) from error
     except SettingsError as error:
         raise ConfigError(
-            f"environment: {error}", "lists and objects in the environment are written as JSON"
+            f"{_not_json(variables)} cannot be read", "lists and objects in the environment are written as JSON"
         ) from error
 
 
@@ -107,13 +121,46 @@ def _recipe_values(path: Path, children: tuple[Path, ...] = ()) -> dict[str, Any
     return merged(_recipe_values(recipe_path(base), (*children, path)), values)
 
 
-def _refuse_unknown_sections() -> None:
+def _variables() -> dict[str, tuple[str, ...]]:
+    """Environment variables that set fields, with the keys of their field.
+
+    Raises:
+        ConfigError: A variable names no section or field; names the nearest one.
+    """
+    found = {}
     for name in os.environ:
-        section, separator, _ = name.removeprefix(ENV_PREFIX).lower().partition("__")
-        if name.startswith(ENV_PREFIX) and separator and section not in RunConfig.model_fields:
+        if not name.upper().startswith(ENV_PREFIX) or name.upper() in OTHER_VARIABLES:
+            continue
+        keys = tuple(name[len(ENV_PREFIX) :].lower().split("__"))
+        if keys[0] not in RunConfig.model_fields:
             raise ConfigError(
-                f"environment variable {name}: no section {section!r}{_near([section])}", "unset or rename it"
+                f"environment variable {name}: no field {keys[0]!r}{nearest(keys[:1])}", "unset or rename it"
             )
+        found[name] = keys
+    return found
+
+
+def _not_json(variables: Mapping[str, tuple[str, ...]]) -> str:
+    """The variables that pydantic tried to read as JSON and could not."""
+
+    def readable(name: str) -> bool:
+        try:
+            return isinstance(json.loads(os.environ[name]), (list, dict))
+        except json.JSONDecodeError:
+            return False
+
+    wrong = [name for name, keys in variables.items() if _holds_several(keys) and not readable(name)]
+    return " and ".join(f"environment variable {name}: {os.environ[name]!r}" for name in wrong) or "the environment"
+
+
+def _holds_several(keys: tuple[str, ...]) -> bool:
+    """Whether a field holds a list, a mapping or a section."""
+    part: Any = RunConfig
+    for key in keys[:-1]:
+        field = part.model_fields.get(key) if part else None
+        part = part_of(field.annotation) if field else None
+    field = part.model_fields.get(keys[-1]) if part else None
+    return field is not None and (part_of(field.annotation) is not None or "[" in str(field.annotation))
 
 
 def parse_overrides(assignments: Iterable[str]) -> dict[str, Any]:
@@ -142,29 +189,3 @@ def _yaml_value(assignment: str, text: str) -> Any:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"--set {assignment!r}: {error}", "quote the value as YAML") from error
-
-
-def config_error(error: ValidationError, where: str) -> ConfigError:
-    """A pydantic error as one message that names every field, its problem and the nearest known name."""
-    lines = []
-    for item in error.errors():
-        names = [part for part in item["loc"] if isinstance(part, str)]
-        field = ".".join(str(part) for part in item["loc"])
-        problem = item["msg"].removeprefix("Value error, ")
-        if item["type"] == "extra_forbidden":
-            problem = "unknown field" + _near(names)
-        lines.append(f"{field or 'config'}: {problem}")
-    return ConfigError(
-        f"{where}: " + "; ".join(dict.fromkeys(lines)), "`sra fields` lists every field with its meaning"
-    )
-
-
-def _near(names: list[str]) -> str:
-    known: Any = RunConfig
-    for name in names[:-1]:
-        field = getattr(known, "model_fields", {}).get(name)
-        known = field.annotation if field else None
-    if not (isinstance(known, type) and issubclass(known, BaseModel)):
-        return ""
-    near = difflib.get_close_matches(names[-1], known.model_fields, n=1)
-    return f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(known.model_fields)}"

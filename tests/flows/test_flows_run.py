@@ -155,8 +155,25 @@ def test_a_second_run_records_reused_stages(stub_stages: Any, settings: dict[str
 
 def test_as_a_script(stub_stages: Any, settings: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     assignments = [f"--set={name}={json.dumps(value)}" for name, value in settings.items()]
+    summary = Path(settings["store"]) / "evaluate" / "summary.md"
+    summary.parent.mkdir(parents=True)
+    summary.write_text("scores: 1.5")
     assert common.run_as_script(pipeline, ["smoke", *assignments, "--set=seed=9"]) == 0
     assert {config.seed for config in stub_stages.configs} == {9}
+    shown = capsys.readouterr().out
+    assert "scores: 1.5" in shown
+    assert f"{settings['store']}/distill/student" in shown
+
+
+def test_a_script_refuses_a_wrong_recipe_before_it_starts_anything(capsys: pytest.CaptureFixture[str]) -> None:
+    def never(**parameters: Any) -> None:
+        raise AssertionError("started")
+
+    for arguments, named in ((["smok"], "did you mean 'smoke'"), (["smoke", "--set=seed=x"], "from --set")):
+        with pytest.raises(SystemExit) as exit_info:
+            common.run_as_script(never, arguments)
+        assert exit_info.value.code == 1
+        assert named in capsys.readouterr().err
 
 
 def test_a_script_explains_a_wrong_config(capsys: pytest.CaptureFixture[str], stub_stages: Any) -> None:
