@@ -20,7 +20,7 @@ from prefect.tasks import exponential_backoff
 from pydantic import BaseModel, Field
 
 from flows.watching import PrefectWatcher
-from sra_core.config import RunConfig, merged
+from sra_core.config import RunConfig, merged, nested
 from sra_core.errors import ShardError, SraError, StorageError, TrainingError
 from sra_core.recipes import load_config, parse_overrides, recipe_names
 from sra_core.tracking import MlflowWatcher, PipelineRun, pipeline_run
@@ -71,12 +71,8 @@ def settle(recipe: str, config: RunConfig, overrides: Mapping[str, Any]) -> RunC
     Raises:
         ConfigError: Names the unknown recipe, or the field that is unknown or has a bad value.
     """
-    nested = _touched(config, RunConfig())
-    for name, value in overrides.items():
-        for key in reversed(name.split(".")):
-            value = {key: value}
-        nested = merged(nested, value)
-    return load_config(None if recipe == NO_RECIPE else recipe, nested, "form or overrides")
+    wanted = merged(_touched(config, RunConfig()), nested(overrides))
+    return load_config(None if recipe == NO_RECIPE else recipe, wanted, "form or overrides")
 
 
 def _touched(config: BaseModel, default: BaseModel) -> dict[str, Any]:
@@ -85,8 +81,8 @@ def _touched(config: BaseModel, default: BaseModel) -> dict[str, Any]:
         value, usual = getattr(config, name), getattr(default, name)
         if value == usual:
             continue
-        nested = isinstance(value, BaseModel) and isinstance(usual, BaseModel)
-        touched[name] = _touched(value, usual) if nested else config.model_dump(include={name})[name]
+        both = isinstance(value, BaseModel) and isinstance(usual, BaseModel)
+        touched[name] = _touched(value, usual) if both else config.model_dump(include={name})[name]
     return touched
 
 

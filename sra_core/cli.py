@@ -30,6 +30,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+bench = typer.Typer(help="Compare variants of a run, over seeds.", no_args_is_help=True)
+app.add_typer(bench, name="bench")
 console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)
 
@@ -154,6 +156,41 @@ def compare(
         console.print(part)
     write_report(comparison, page)
     console.print(f"\nThe whole report, for a browser: {page.absolute()}", soft_wrap=True)
+
+
+@bench.command("quality")
+def bench_quality(
+    recipe: Recipe,
+    settings: Settings = None,
+    cells: Annotated[str, typer.Option(help="Only these variants: names, separated by commas.")] = "",
+    seeds: Annotated[str, typer.Option(help="Only these seeds, separated by commas.")] = "",
+    show: Annotated[bool, typer.Option("--list", help="Show the cells and their state; run nothing.")] = False,
+    report: Annotated[Path | None, typer.Option(help="Write the report to this Markdown file too.")] = None,
+) -> None:
+    """Train and score every variant with every seed; run it again, or beside itself, to go on with what is missing."""
+    from sra_core import benchmarking, stages
+    from sra_core.tracking import benchmark_run
+
+    config = _config(recipe, settings)
+    grid = benchmarking.Bench(config, _names(cells, config), _numbers(seeds))
+    if show:
+        console.print(benchmarking.listing(grid))
+        return
+    with benchmark_run(config) as parent:
+        benchmarking.run_cells(
+            grid,
+            lambda stage, own, run, name: stages.STAGES[stage](own, _watcher(own, run)),
+            parent,
+            benchmarking.BenchLines(),
+        )
+        found = benchmarking.bench_report(grid, _watcher(config, parent), parent)
+    for part in benchmarking.terminal(found):
+        console.print(part)
+    if report:
+        report.write_text(benchmarking.markdown(found))
+    console.print(f"\nTables, figure and report: {found.folder}", soft_wrap=True)
+    if grid.failed:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -295,6 +332,24 @@ def _watcher(config: RunConfig, parent: Any) -> Watcher:
     from sra_core.watching import TerminalWatcher, Watchers
 
     return Watchers(TerminalWatcher(), MlflowWatcher(config, parent))
+
+
+def _names(text: str, config: RunConfig) -> list[str]:
+    """Names of variants, separated by commas; a name may hold commas itself."""
+    found, rest = [], text.strip()
+    known = sorted((variant.name for variant in config.bench.variants), key=len, reverse=True)
+    while rest:
+        name = next((name for name in known if rest == name or rest.startswith(f"{name},")), rest.partition(",")[0])
+        found.append(name)
+        rest = rest[len(name) :].lstrip(", ")
+    return found
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",") if part.strip()]
+    except ValueError as error:
+        raise ConfigError(f"--seeds {text!r} is not a list of numbers", "write it like `--seeds 1,2`") from error
 
 
 def _summary(folder: str) -> None:

@@ -17,6 +17,7 @@ __all__ = [
     "AdaptConfig",
     "AlignmentConfig",
     "AuditGate",
+    "BenchConfig",
     "CacheConfig",
     "CorpusConfig",
     "DistillConfig",
@@ -28,8 +29,10 @@ __all__ = [
     "StudentConfig",
     "TrackingConfig",
     "TrainingConfig",
+    "Variant",
     "identity",
     "merged",
+    "nested",
 ]
 
 DType = Literal["float32", "bfloat16", "float16"]
@@ -538,6 +541,43 @@ class TrackingConfig(Part):
     system_metrics: bool = Field(False, description="Log CPU, memory and GPU use while a stage runs.")
 
 
+class Variant(Part):
+    """One contender of a benchmark."""
+
+    name: str = Field(min_length=1, description="What tables and figures call it.")
+    overrides: dict[str, Any] = Field(
+        {}, description='Dotted fields in which it differs from the run, such as {"objective.name": "sft"}.'
+    )
+
+
+class BenchConfig(Part):
+    """The grid of `sra bench`: every variant with every seed, on one corpus with one budget."""
+
+    variants: list[Variant] = Field(
+        [
+            Variant(name=name, overrides={"objective.name": name})
+            for name in ("sra", "sft", "uld", "mined", "dskd", "multilevel_ot", "alm")
+        ],
+        min_length=1,
+        description="What is compared: a name each, and the fields in which it differs from the run.",
+    )
+    seeds: list[int] = Field(
+        [1, 2, 3], min_length=1, description="Seeds that every variant is trained with; each takes the place of `seed`."
+    )
+    reference: str = Field("sft", description="Variant that every other one is paired with, example by example.")
+
+    @model_validator(mode="after")
+    def _names_and_seeds_are_distinct(self) -> BenchConfig:
+        names = [variant.name for variant in self.variants]
+        kinds: tuple[tuple[str, list[Any]], ...] = (("variants", names), ("seeds", self.seeds))
+        for what, values in kinds:
+            if twice := [value for value in values if values.count(value) > 1]:
+                raise ValueError(f"{what}: {twice[0]!r} occurs twice; its results would count twice")
+        if self.reference not in names:
+            raise ValueError(f"reference: {self.reference!r} is none of the variants {', '.join(names)}")
+        return self
+
+
 class RunConfig(Part):
     """All that determines a run: data, models, alignment, cache, objective, training, evaluation."""
 
@@ -558,6 +598,11 @@ class RunConfig(Part):
     distill: DistillConfig = Field(DistillConfig(), description="Training of the student.")
     evaluate: EvaluateConfig = Field(EvaluateConfig(), description="Scores on held-out examples.")
     tracking: TrackingConfig = Field(TrackingConfig(), description="MLflow.", json_schema_extra={"fingerprint": False})
+    bench: BenchConfig = Field(
+        BenchConfig(),
+        description="What `sra bench` compares around this run; other commands have no use for it.",
+        json_schema_extra={"fingerprint": False},
+    )
 
 
 def identity(part: BaseModel) -> dict[str, Any]:
@@ -589,4 +634,14 @@ def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in over.items():
         both = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
         result[key] = merged(result[key], value) if both else value
+    return result
+
+
+def nested(dotted: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted fields, such as ``{"distill.epochs": 2}``, as nested mappings."""
+    result: dict[str, Any] = {}
+    for name, value in dotted.items():
+        for key in reversed(name.split(".")):
+            value = {key: value}
+        result = merged(result, value)
     return result

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from sra_core.config import ModelRef, RunConfig, TeacherConfig, TrainingConfig, identity
@@ -95,16 +96,27 @@ def distill_student(
     result = launch(job, watch)
     written = _export(job, upstream, result, folder.path)
     shutil.copyfile(job.history, folder.path / HISTORY)
-    curves = learning_curves(_read_history(job.history), _CURVES, f"{config.name}: {config.objective.name}")
-    watch.figure("loss_terms", curves)
+    history = _read_history(job.history)
+    watch.figure("loss_terms", learning_curves(history, _CURVES, f"{config.name}: {config.objective.name}"))
     manifest = folder.commit(
         upstream=upstream,
         files=[entry for name in written for entry in folder.entries(name)] + [folder.entry(HISTORY)],
         counts={name: int(result[name]) for name in ("steps", "tokens", "skipped")},
-        metrics={f"distill/{name}": float(value) for name, value in result.items() if value is not None},
+        metrics={
+            f"distill/{name}": float(value)
+            for name, value in {**result, **_costs(history)}.items()
+            if value is not None
+        },
     )
     folder.remove(_WORK)
     return manifest
+
+
+def _costs(history: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Usual time of a step and most memory of a process, over every session that training took."""
+    seconds = [row["train/seconds_per_step"] for row in history if "train/seconds_per_step" in row]
+    memory = [row["train/peak_memory_bytes"] for row in history if "train/peak_memory_bytes" in row]
+    return {"seconds_per_step": median(seconds), "peak_memory_bytes": max(memory)} if seconds and memory else {}
 
 
 def _read_history(path: Path) -> list[dict[str, float]]:

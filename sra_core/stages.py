@@ -6,8 +6,9 @@ the results that it builds on by their fingerprints and says what to run if one 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ __all__ = [
     "distill",
     "evaluate",
     "folder_of",
+    "inputs_read_once",
     "needed",
     "prepare",
     "result_of",
@@ -258,10 +260,36 @@ def _once(
     return manifest
 
 
-def _prepare_folder(config: RunConfig) -> StageFolder:
+_read: ContextVar[dict[str, dict[str, Any]] | None] = ContextVar("_read", default=None)
+
+
+@contextmanager
+def inputs_read_once() -> Iterator[None]:
+    """In the body, what identifies corpus and tokenizers is read once, however many configs share them.
+
+    For grids of configs: that reading is most of what finding a result costs. Inputs must not change meanwhile.
+    """
+    token = _read.set({})
+    try:
+        yield
+    finally:
+        _read.reset(token)
+
+
+def _prepare_identity(config: RunConfig) -> dict[str, Any]:
     from sra_core import preparation
 
-    return StageFolder(config.store, "prepare", preparation.prepare_identity(config))
+    known = _read.get()
+    if known is None:
+        return preparation.prepare_identity(config)
+    key = config.model_dump_json(include={"teacher", "student", "corpus", "alignment"})
+    if key not in known:
+        known[key] = preparation.prepare_identity(config)
+    return known[key]
+
+
+def _prepare_folder(config: RunConfig) -> StageFolder:
+    return StageFolder(config.store, "prepare", _prepare_identity(config))
 
 
 def _adapt_folder(config: RunConfig) -> StageFolder:

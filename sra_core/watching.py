@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from sra_core.config import RunConfig
     from sra_core.shards import Manifest
 
-__all__ = ["TerminalWatcher", "Watcher", "Watchers", "watched"]
+__all__ = ["TerminalWatcher", "Watcher", "Watchers", "duration", "watched"]
 
 
 class Watcher:
@@ -114,7 +114,7 @@ def watched(
         raise
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """Seconds as a person says them."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
@@ -157,7 +157,7 @@ class TerminalWatcher(Watcher):
             rate = (done - first) / (now - since) if done > first and now > since else 0.0
             parts = [f"{done}/{total} {unit}" if total else f"{done} {unit}"]
             parts += [f"{rate:.3g} a second"] if rate else []
-            parts += [f"{_duration((total - done) / rate)} left"] if rate and total > done else []
+            parts += [f"{duration((total - done) / rate)} left"] if rate and total > done else []
             self._say(f"  {', '.join(parts)}  {note}".rstrip())
 
     def _say(self, text: str) -> None:

@@ -40,6 +40,7 @@ ROOMS = [
     "fidelity",
     "planning",
     "tracking",
+    "benchmarking",
     "doctor",
     "cli",
 ]

@@ -36,7 +36,7 @@ class StageFolder:
 
     Args:
         store: Root of the store: a folder or an fsspec URL.
-        stage: Stage name: prepare, cache, distill or evaluate.
+        stage: Stage name: prepare, adapt, cache, distill, evaluate or benchmark.
         identity: All that determines the bytes of the result.
     """
 
@@ -46,6 +46,7 @@ class StageFolder:
         "cache": "teacher",
         "distill": "students",
         "evaluate": "evaluations",
+        "benchmark": "benchmarks",
     }
 
     def __init__(self, store: str | Path, stage: str, identity: Mapping[str, Any]) -> None:

@@ -52,8 +52,16 @@ def is_dead(process: str) -> bool:
         return True
 
 
-def config_digest(config: RunConfig) -> str:
-    text = json.dumps({"name": config.name, **redact(identity(config))}, sort_keys=True, default=str)
+def parameters(config: RunConfig, *, grid: bool = False) -> dict[str, str]:
+    """The config as parameters of a run; what `sra bench` would compare is told only of a ``grid``."""
+    return flatten(config.model_dump(mode="json", exclude=None if grid else {"bench"}))
+
+
+def config_digest(config: RunConfig, *, grid: bool = False) -> str:
+    named = {"name": config.name, **redact(identity(config))}
+    if grid:
+        named["bench"] = redact(config.bench.model_dump(mode="json"))
+    text = json.dumps(named, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -5,6 +5,7 @@ Which run continues which:
 - A parent run is found by the config (every field that determines results, and the name). A parent that failed, was
   killed, or belongs to the same Prefect flow run is continued; a finished one is left as it is and named by the tag
   ``previous_run`` of the new one.
+- A benchmark and its cells are always the same runs, whichever processes work on them and however often.
 - A child run is found by stage, fingerprint and parent. An unfinished one is continued and gets the steps that it
   lacks; a finished one stays. A stage that was found done is recorded with the tag ``reused`` and, where another
   pipeline made it, ``original_run``.
@@ -239,7 +240,12 @@ def _continues(run: Any, report: Report) -> bool:
     """Whether an earlier run is the one that ``report`` opens again."""
     tags, status = run.data.tags, run.info.status
     flow_run = report["tags"].get("prefect.flow_run_id")
-    if report["reused"] or tags.get("session") == report["run"] or status in ("FAILED", "KILLED"):
+    if (
+        report["reused"]
+        or report.get("joined")
+        or tags.get("session") == report["run"]
+        or status in ("FAILED", "KILLED")
+    ):
         return True
     if flow_run and tags.get("prefect.flow_run_id") == flow_run:
         return True

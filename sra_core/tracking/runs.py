@@ -16,7 +16,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from sra_core.config import RunConfig
 from sra_core.outbox import Outbox, Report
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from sra_core.shards import Manifest
     from sra_core.tracking.ledger import Ledger
 
-__all__ = ["MlflowWatcher", "PipelineRun", "pipeline_run"]
+__all__ = ["MlflowWatcher", "PipelineRun", "benchmark_run", "cell_run", "pipeline_run"]
 
 _log = logging.getLogger(__name__)
 PATIENCE = 30.0
@@ -48,22 +48,45 @@ _CLIENT_DEFAULTS = {
 
 
 class PipelineRun:
-    """The parent run of a pipeline: gathers the child runs of its stages. Made by `pipeline_run`."""
+    """A parent run: of the stages of a pipeline, or of the cells of a benchmark.
 
-    def __init__(self, config: RunConfig, tags: Mapping[str, str] | None = None) -> None:
+    Made by `pipeline_run`, `benchmark_run` and `cell_run`.
+
+    Args:
+        config: What runs.
+        tags: More tags for the run; secrets in them are masked.
+        kind: What it gathers.
+        name: Name of the run; unset takes the config's.
+        parent: The run that it belongs to itself.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        tags: Mapping[str, str] | None = None,
+        *,
+        kind: Literal["pipeline", "benchmark", "cell"] = "pipeline",
+        name: str | None = None,
+        parent: PipelineRun | None = None,
+    ) -> None:
         self.tags = dict(tags or {})
-        self._ledger, self._outbox = _open_outbox(config)
+        self._parent = parent
+        self._ledger: Ledger
+        self._outbox: Outbox
+        self._ledger, self._outbox = (parent._ledger, parent._outbox) if parent else _open_outbox(config)
         self.key = uuid.uuid4().hex
+        grid = kind == "benchmark"
         self._outbox.put(
             {
                 "do": "open",
                 "run": self.key,
-                "parent": None,
-                "name": config.name,
-                "match": {"kind": "pipeline", "config": describe.config_digest(config)},
+                "parent": parent.key if parent else None,
+                "name": name or config.name,
+                "match": {"kind": kind, "config": describe.config_digest(config, grid=grid)},
                 "tags": {**describe.process_tags(), **redact(self.tags)},
-                "params": describe.flatten(config.model_dump(mode="json")),
+                "params": describe.parameters(config, grid=grid),
                 "reused": False,
+                "joined": kind != "pipeline",
                 "start": describe.now(),
             }
         )
@@ -85,7 +108,13 @@ class PipelineRun:
     def close(self, status: str, patience: float) -> Path | None:
         """End the run and deliver what is left; returns the file that keeps what could not be delivered."""
         self.put({"do": "close", "run": self.key, "status": status, "end": describe.now()})
-        return _close_outbox(self._outbox, patience)
+        return None if self._parent else _close_outbox(self._outbox, patience)
+
+    def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
+        """Log numbers to this very run."""
+        now = describe.now()
+        rows = [[name, float(value), now, step] for name, value in values.items()]
+        self.put({"do": "metrics", "run": self.key, "metrics": rows})
 
 
 @contextmanager
@@ -93,12 +122,45 @@ def pipeline_run(config: RunConfig, tags: Mapping[str, str] | None = None) -> It
     """The parent run of the stages that run in the body; None when tracking is off.
 
     Args:
+        config: What runs.
         tags: More tags for the run, for example the id of the Prefect flow run; secrets in them are masked.
     """
-    if not config.tracking.enabled:
+    with _opened(PipelineRun(config, tags) if config.tracking.enabled else None) as run:
+        yield run
+
+
+@contextmanager
+def benchmark_run(config: RunConfig, tags: Mapping[str, str] | None = None) -> Iterator[PipelineRun | None]:
+    """The one run that gathers the cells of a benchmark, whichever processes and sessions make them.
+
+    Args:
+        config: The benchmark.
+        tags: As for `pipeline_run`.
+    """
+    with _opened(PipelineRun(config, tags, kind="benchmark") if config.tracking.enabled else None) as run:
+        yield run
+
+
+@contextmanager
+def cell_run(parent: PipelineRun | None, config: RunConfig, name: str) -> Iterator[PipelineRun | None]:
+    """The run of one cell: parent of the stages that run in the body, child of the benchmark's run.
+
+    Args:
+        parent: From `benchmark_run`; None when tracking is off.
+        config: What the cell runs.
+        name: Name of the run.
+    """
+    cell = PipelineRun(config, parent.tags, kind="cell", name=name, parent=parent) if parent else None
+    with _opened(cell) as run:
+        yield run
+
+
+@contextmanager
+def _opened(run: PipelineRun | None) -> Iterator[PipelineRun | None]:
+    """Close a run as the body ends."""
+    if run is None:
         yield None
         return
-    run = PipelineRun(config, tags)
     try:
         yield run
     except BaseException as error:
@@ -154,7 +216,7 @@ class MlflowWatcher(Watcher):
             name=stage if self._parent else f"{config.name} {stage}",
             match={"stage": stage, "fingerprint": fingerprint},
             tags={**describe.process_tags(), **redact(self._tags), "plan": redact_text(plan)[: describe.LONGEST_VALUE]},
-            params=describe.flatten(config.model_dump(mode="json")),
+            params=describe.parameters(config),
             reused=reused,
             start=describe.now(),
         )
@@ -165,10 +227,9 @@ class MlflowWatcher(Watcher):
 
     def metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
         now = describe.now()
-        rows = [[name, float(value), now, step or 0] for name, value in values.items()]
-        self._put("metrics", metrics=rows)
+        self._put("metrics", metrics=[[name, float(value), now, step or 0] for name, value in values.items()])
         if step is None and self._parent is not None and self._key:
-            self._parent.put({"do": "metrics", "run": self._parent.key, "metrics": rows})
+            self._parent.metrics(values)
 
     def figure(self, name: str, figure: Figure) -> None:
         self._stage_file(f"{name}.png", "figures", lambda path: figure.savefig(path, dpi=120, bbox_inches="tight"))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import resource
+import sys
 import time
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-__all__ = ["Meter", "average"]
+__all__ = ["Meter", "average", "peak_memory"]
 
 
 class Meter:
@@ -68,3 +70,11 @@ def average(values: Mapping[str, float], device: torch.device) -> dict[str, floa
     if "tokens_per_second" in means:
         means["tokens_per_second"] *= world
     return means
+
+
+def peak_memory(device: torch.device) -> int:
+    """Most bytes that this process has held so far: the GPU's where it computes there, else the machine's."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return held if sys.platform == "darwin" else held * 1024

@@ -18,7 +18,7 @@ from sra_core.training.checkpoints import Checkpoints, Progress, gather
 from sra_core.training.data import DistillData, Order, prefetch
 from sra_core.training.guards import SpikeWatch, non_finite_error
 from sra_core.training.job import Events, History, Job
-from sra_core.training.meter import Meter, average
+from sra_core.training.meter import Meter, average, peak_memory
 from sra_core.training.module import DistillModule
 from sra_core.training.schedule import learning_rate, total_steps
 from sra_core.training.weights import KeptWeights, readable
@@ -207,8 +207,7 @@ class Trainer:
         if self.progress.world > 1:
             values = average(values, self.device)
         values |= {"skipped_steps": self.progress.skipped, "loss_spikes": self.progress.spiked}
-        if self.device.type == "cuda":
-            values["peak_memory_bytes"] = torch.cuda.max_memory_allocated(self.device)
+        values["peak_memory_bytes"] = peak_memory(self.device)
         self._publish({f"train/{name}": value for name, value in values.items()})
         note = f"loss {values['loss']:.4g}"
         if math.isfinite(self.progress.best):

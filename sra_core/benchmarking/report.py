@@ -1,0 +1,180 @@
+"""The report of a grid: for the terminal, as Markdown and as a figure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from rich.console import RenderableType
+
+__all__ = ["Report", "figure", "markdown", "terminal"]
+
+_TITLES = {"bits_per_byte": "bits per byte", "rougeL": "ROUGE-L"}
+_DIGITS = {"bits_per_byte": 3, "rougeL": 1}
+"""One digit more for differences."""
+_SCORE_HEAD = ("variant", "bits/byte ↓", "ROUGE-L ↑", "best step", "s/step", "GiB", "seeds")
+_GAP_HEAD = ("first - second", "difference", "p (Holm)", "b/t/w", "detectable", "seeds")
+
+
+@dataclass(slots=True)
+class Report:
+    """What a grid has shown so far.
+
+    Attributes:
+        title: Name of the benchmark.
+        reference: The variant that the others are paired with.
+        variants: All variants, in the order of the grid.
+        done: Names of the cells that are done.
+        missing: Name and state of the others.
+        cells: A row for each finished cell.
+        scores: A row for each variant and metric.
+        differences: A row for each pair and metric; differences are first minus second.
+        curves: (step, held-out bits per byte) by variant and seed.
+        notes: What a reader must know to read the tables right.
+        folder: Where it was written.
+    """
+
+    title: str
+    reference: str
+    variants: list[str]
+    done: list[str]
+    missing: list[tuple[str, str]]
+    cells: list[dict[str, Any]] = field(default_factory=list)
+    scores: list[dict[str, Any]] = field(default_factory=list)
+    differences: list[dict[str, Any]] = field(default_factory=list)
+    curves: dict[tuple[str, int], list[tuple[int, float]]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    folder: str = ""
+
+    def metrics(self) -> dict[str, float]:
+        """Scores and differences by names that a tracking server takes."""
+        found = {f"benchmark/{_slug(row['variant'])}/{row['metric']}": row["score"] for row in self.scores}
+        for row in self.differences:
+            pair = f"{_slug(row['first'])}_minus_{_slug(row['second'])}"
+            found |= {
+                f"benchmark/{pair}/{row['metric']}{suffix}": row[name]
+                for suffix, name in (("", "difference"), ("_low", "low"), ("_high", "high"))
+            }
+        return found
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_.-]+", "_", name).strip("_")
+
+
+def terminal(report: Report) -> list[RenderableType]:
+    """Rich renderables: scores with intervals, paired differences, notes."""
+    from rich.table import Table
+    from rich.text import Text
+
+    def table(title: str, head: Sequence[str], rows: Iterator[list[str]]) -> Table:
+        made = Table(title=f"\n{title}", title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+        for place, name in enumerate(head):
+            made.add_column(Text(name), justify="right" if place else "left", no_wrap=place > 0)
+        for row in rows:
+            made.add_row(*(Text(cell) for cell in row))
+        return made
+
+    shown: list[RenderableType] = [table(f"{report.title}, 95 % intervals", _SCORE_HEAD, _score_rows(report))]
+    shown += [table(_gap_title(metric), _GAP_HEAD, _gap_rows(report, metric)) for metric in _compared(report)]
+    return [*shown, Text(""), *(Text(note) for note in report.notes)]
+
+
+def markdown(report: Report) -> str:
+    """The report as Markdown, ready to be pasted."""
+    lines = [f"# {report.title}", "", *_table(_SCORE_HEAD, _score_rows(report)), ""]
+    lines += [
+        "Mean and 95 % bootstrap interval over test examples and seeds. Time is the median step's, memory the",
+        "highest of a training process, the best step the mean over seeds.",
+        "",
+    ]
+    for metric in _compared(report):
+        lines += [f"{_gap_title(metric)}:", "", *_table(_GAP_HEAD, _gap_rows(report, metric)), ""]
+    if report.differences:
+        lines += [
+            "Paired example by example and seed by seed. b/t/w counts the examples that the first does better, alike",
+            "and worse; `detectable` is the smallest true difference that so many examples show in four of five",
+            "tests; * marks the best rival.",
+            "",
+        ]
+    return "\n".join([*lines, *(f"{note}\n" for note in report.notes)])
+
+
+def _compared(report: Report) -> list[str]:
+    return list(dict.fromkeys(row["metric"] for row in report.differences))
+
+
+def _gap_title(metric: str) -> str:
+    return f"{_TITLES[metric]}, on the same examples"
+
+
+def _table(head: Sequence[str], rows: Iterator[list[str]]) -> Iterator[str]:
+    yield f"| {' | '.join(head)} |"
+    yield f"|{'---|' * len(head)}"
+    for row in rows:
+        yield f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |"
+
+
+def _score_rows(report: Report) -> Iterator[list[str]]:
+    for variant in dict.fromkeys([*report.variants, *(row["variant"] for row in report.scores)]):
+        rows = {row["metric"]: row for row in report.scores if row["variant"] == variant}
+        first = next(iter(rows.values()), None)
+        if first is None:
+            yield [variant, "missing", *[""] * (len(_SCORE_HEAD) - 3), "0"]
+            continue
+        yield [
+            variant,
+            *(_interval(metric, rows[metric], "score") if metric in rows else "" for metric in _TITLES),
+            _number(first["best_step"], ".0f"),
+            _number(first["seconds_per_step"], ".3g"),
+            _number(first["peak_memory_bytes"], ".2f", 2**30),
+            str(first["seeds"]),
+        ]
+
+
+def _gap_rows(report: Report, metric: str) -> Iterator[list[str]]:
+    for row in (row for row in report.differences if row["metric"] == metric):
+        yield [
+            f"{row['first']} - {row['second']}{'*' if row['best_rival'] else ''}",
+            _interval(metric, row, "difference", "+", 1),
+            f"{row['p']:.4f}",
+            f"{row['better']}/{row['ties']}/{row['worse']}",
+            f"{row['detectable']:.{_DIGITS[metric] + 1}f}",
+            str(row["seeds"]),
+        ]
+
+
+def _interval(metric: str, row: dict[str, Any], name: str, sign: str = "", more: int = 0) -> str:
+    shown = [f"{row[key]:{sign}.{_DIGITS[metric] + more}f}" for key in (name, "low", "high")]
+    return f"{shown[0]} [{shown[1]}, {shown[2]}]"
+
+
+def _number(value: float | None, shape: str, unit: float = 1) -> str:
+    return "" if value is None else f"{value / unit:{shape}}"
+
+
+def figure(report: Report) -> Figure:
+    """Held-out bits per byte over steps: a line for each variant's mean, a band from the lowest to the highest seed."""
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+
+    made = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = made.add_subplot()
+    for place, variant in enumerate(report.variants):
+        curves = [dict(curve) for (name, _), curve in report.curves.items() if name == variant and curve]
+        steps = sorted(set.intersection(*(set(curve) for curve in curves))) if curves else []
+        if steps:
+            values = np.array([[curve[step] for step in steps] for curve in curves])
+            colour, style = colormaps["tab10"](place % 10), "-" if place < 10 else "--"
+            axes.plot(steps, values.mean(0), style, color=colour, label=variant)
+            axes.fill_between(steps, values.min(0), values.max(0), color=colour, alpha=0.15, linewidth=0)
+    axes.set(xlabel="step", ylabel="held-out bits per byte", title=report.title)
+    if axes.lines:
+        axes.legend(fontsize=8)
+    return made
