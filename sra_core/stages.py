@@ -7,6 +7,7 @@ the results that it builds on by their fingerprints and says what to run if one 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from pathlib import Path
@@ -35,8 +36,16 @@ __all__ = [
 ]
 
 
-def prepare(config: RunConfig, watch: Watcher | None = None) -> Manifest:
+def prepare(config: RunConfig, watch: Watcher | None = None, *, executor: Executor | None = None) -> Manifest:
     """Tokenize the corpus with both tokenizers, map spans, write shards and the alignment audit.
+
+    Args:
+        config: The run config.
+        watch: Told of progress.
+        executor: Where shards are made: a ``ProcessPoolExecutor``, Dask's ``client.get_executor()``, or any other that
+            runs functions in processes which reach the store and have this package. It stays open, and is handed one
+            task a shard, each of which writes its shard itself; this process reads the corpus, gathers the audit and
+            commits. Unset makes them here, in ``alignment.workers`` processes. The bytes are the same.
 
     Raises:
         AlignmentError: The audit misses a bound of ``alignment.gate``; nothing downstream is run.
@@ -48,7 +57,7 @@ def prepare(config: RunConfig, watch: Watcher | None = None) -> Manifest:
     watch = watch or Watcher()
 
     def work() -> Manifest:
-        return preparation.prepare_corpus(config, folder, watch)
+        return preparation.prepare_corpus(config, folder, watch, executor)
 
     def check(manifest: Manifest) -> None:
         preparation.audit_of(manifest).require(config.alignment.gate)
@@ -80,8 +89,16 @@ def adapt(config: RunConfig, watch: Watcher | None = None) -> Manifest:
     return _once(folder, config, watch, (prepared,), "fine-tune the teacher on the corpus", work)
 
 
-def cache(config: RunConfig, watch: Watcher | None = None) -> Manifest:
+def cache(config: RunConfig, watch: Watcher | None = None, *, executor: Executor | None = None) -> Manifest:
     """Run the teacher once over the training examples and keep its span centres, masses and shared LM head rows.
+
+    Args:
+        config: The run config.
+        watch: Told of progress.
+        executor: Where shards are captured, as in `prepare`. Each of its processes loads the teacher for its first task
+            and lets it go when no task came for a minute; ``cache.device`` holds there. This process loads the teacher
+            as well, for its head and for the check of what was stored. Unset captures here, in ``cache.workers``
+            processes. What other processes or machines are at work on is waited for either way.
 
     Raises:
         ManifestMismatch: The prepared examples of this config are missing.
@@ -96,7 +113,7 @@ def cache(config: RunConfig, watch: Watcher | None = None) -> Manifest:
     watch = watch or Watcher()
 
     def work() -> Manifest:
-        return capture.capture_teacher(adapted(config), prepared, folder, watch)
+        return capture.capture_teacher(adapted(config), prepared, folder, watch, executor)
 
     plan = f"capture layers {folder.identity['holds']['layers']} of {prepared.rows('train')} examples"
     return _once(folder, config, watch, (prepared,), plan, work, shared=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import numpy as np
 import pytest
 
 from sra_core import stages
-from sra_core.alignment import align
+from sra_core.alignment import PairEncoder, align
 from sra_core.config import RunConfig
 from sra_core.errors import AlignmentError, DataError
 from sra_core.preparation import audit_of, load_tokenizers
@@ -69,6 +71,41 @@ def test_workers_change_nothing(tmp_path: Path) -> None:
     assert audit_of(alone) == audit_of(together)
 
 
+def test_a_worker_process_starts_light() -> None:
+    heavy = ("torch", "transformers", "datasets", "pandas", "matplotlib")
+    code = f"import sys, sra_core.preparation.tasks; print([m for m in {heavy} if m in sys.modules])"
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert answer.stdout.strip() == "[]"
+
+
+def test_the_order_of_what_was_turned_away_does_not_depend_on_the_workers(tmp_path: Path) -> None:
+    rows = [row for k, row in enumerate(many(40)) for row in ([row, many(40)[k // 2]] if k % 5 == 0 else [row])]
+    lists = []
+    for workers in (1, 2):
+        manifest = stages.prepare(config_for(tmp_path / str(workers), rows, workers))
+        lists.append((Path(manifest.folder) / "rejected.jsonl").read_text())
+    assert lists[0] == lists[1]
+    assert lists[0].count("duplicate") == 8
+
+
+def test_what_a_finished_shard_said_is_not_computed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = config_for(tmp_path / "a", [*many(40), {"instruction": "Say nothing.", "response": "\u200b"}])
+    first = stages.prepare(config)
+    report, folder = audit_of(first), Path(first.folder)
+    (folder / "manifest.json").unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(PairEncoder, "__call__", None)
+        again = stages.prepare(config)
+    assert again.content == first.content
+    assert audit_of(again) == report
+    (folder / "manifest.json").unlink()
+    for note in folder.glob("*.arrow.audit.json"):  # as after a kill between a shard and its note
+        note.write_text("{")
+    kept = {path.name: path.stat().st_mtime_ns for path in folder.glob("*.arrow")}
+    assert stages.prepare(config).content == first.content
+    assert {path.name: path.stat().st_mtime_ns for path in folder.glob("*.arrow")} == kept
+
+
 def test_finished_shards_are_kept_when_the_stage_is_interrupted(tmp_path: Path) -> None:
     class Interrupt(Watcher):
         def progress(self, done: int, total: int, unit: str, note: str = "") -> None:
@@ -81,7 +118,7 @@ def test_finished_shards_are_kept_when_the_stage_is_interrupted(tmp_path: Path) 
     folder = next(_folders(tmp_path / "a"))
     assert not (folder / "manifest.json").exists()
     kept = {path.name: path.stat().st_mtime_ns for path in folder.glob("*.arrow")}
-    assert len(kept) == 2
+    assert 2 <= len(kept) < 5  # those under way were finished too
     resumed = stages.prepare(config)
     assert {name: (folder / name).stat().st_mtime_ns for name in kept} == kept
     assert digests(resumed) == digests(stages.prepare(config_for(tmp_path / "b", many(40))))

@@ -6,13 +6,14 @@ from sra_core.alignment.encode import AlignedExample, PairEncoder
 from sra_core.alignment.offsets import check_offsets, mend_offsets
 from sra_core.alignment.render import render_figures, render_html, render_markdown, render_terminal
 from sra_core.alignment.report import AlignmentReport, GroupFigures, LongestSpan, SideFigures, SpanView, WorstExample
-from sra_core.alignment.tokens import token_bytes
+from sra_core.alignment.tokens import BareTokenizer, token_bytes
 from sra_core.alignment.vocabulary import SharedVocabulary, shared_vocabulary
 
 __all__ = [
     "AlignedExample",
     "AlignmentAudit",
     "AlignmentReport",
+    "BareTokenizer",
     "GroupFigures",
     "IntArray",
     "LongestSpan",

@@ -6,9 +6,9 @@ Every figure is a sum or a count, so audits of parts merge into the audit of the
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -37,8 +37,7 @@ BoolVector = npt.NDArray[np.bool_]
 class AlignmentAudit:
     """Gathers figures about aligned and rejected examples.
 
-    It can be pickled, and ``merge`` adds what another process gathered. Two orders of the same examples give the same
-    report.
+    What another process gathered is added in its plain form. Two orders of the same examples give the same report.
 
     Args:
         shared: The shared vocabulary of the two tokenizers.
@@ -67,18 +66,31 @@ class AlignmentAudit:
         if len(self._waiting) >= _BUFFER:
             self._flush()
 
-    def merge(self, other: AlignmentAudit) -> None:
-        """Add what another audit with the same shared vocabulary has gathered."""
+    def plain(self) -> dict[str, Any]:
+        """What was gathered, ready for JSON; small, whatever the number of examples."""
         self._flush()
-        other._flush()
-        self._spans.update(other._spans)
-        self._dropped.update(other._dropped)
-        self._counts.update(other._counts)
-        for group, sums in other._sums.items():
-            self._add_sums(group, sums)
-        for side, longest in other._longest.items():
-            self._keep_longest(side, longest)
-        self._worst = sorted([*self._worst, *other._worst], key=_badness)[:_WORST]
+        return {
+            "spans": [[*group, *lengths, count] for (group, *lengths), count in self._spans.items()],
+            "sums": [[*group, sums.tolist()] for group, sums in self._sums.items()],
+            "dropped": self._dropped,
+            "counts": self._counts,
+            "longest": {side: asdict(found) for side, found in self._longest.items()},
+            "worst": [[score, example.plain()] for score, _, example in self._worst],
+        }
+
+    def add_plain(self, values: Mapping[str, Any]) -> None:
+        """Add what another audit with the same shared vocabulary has gathered, in its `plain` form."""
+        self._flush()
+        for kind, name, teacher, student, count in values["spans"]:
+            self._spans[(kind, name), teacher, student] += count
+        for kind, name, sums in values["sums"]:
+            self._add_sums((kind, name), np.array(sums, np.int64))
+        self._dropped.update(values["dropped"])
+        self._counts.update(values["counts"])
+        for side, found in values["longest"].items():
+            self._keep_longest(side, LongestSpan(**found))
+        examples = [(score, AlignedExample.parse(example)) for score, example in values["worst"]]
+        self._keep_worst([(score, example.id, example) for score, example in examples])
 
     def report(
         self, teacher_tokenizer: PreTrainedTokenizerFast, student_tokenizer: PreTrainedTokenizerFast
@@ -130,7 +142,7 @@ class AlignmentAudit:
         for side, lengths in (("teacher", table.teacher), ("student", table.student)):
             self._keep_longest(side, table.longest(batch, lengths))
         candidates = [(score, example.id, example) for score, example in zip(table.scores(batch), batch, strict=True)]
-        self._worst = sorted([*self._worst, *candidates], key=_badness)[:_WORST]
+        self._keep_worst(candidates)
 
     def _count(
         self, kind: str, names: Sequence[str], char_group: IntVector, span_group: IntVector, table: _SpanTable
@@ -154,6 +166,9 @@ class AlignmentAudit:
     def _add_sums(self, group: Group, sums: npt.NDArray[np.int64]) -> None:
         """Sums of a group: examples, response bytes, covered bytes, teacher and student tokens that are shared."""
         self._sums[group] = self._sums[group] + sums if group in self._sums else sums
+
+    def _keep_worst(self, found: Sequence[tuple[float, str, AlignedExample]]) -> None:
+        self._worst = sorted([*self._worst, *found], key=_badness)[:_WORST]
 
     def _keep_longest(self, side: str, found: LongestSpan) -> None:
         known = self._longest.get(side)
@@ -209,10 +224,11 @@ class _SpanTable:
         )
 
     def longest(self, batch: Sequence[AlignedExample], lengths: IntVector) -> LongestSpan:
-        rows = np.flatnonzero(lengths == lengths.max()).tolist()
-        row = min(rows, key=lambda k: (batch[int(self.span_example[k])].id, k))
-        example = batch[int(self.span_example[row])]
-        first = int(np.searchsorted(self.span_example, self.span_example[row]))
+        rows = np.flatnonzero(lengths == lengths.max())
+        owners = self.span_example[rows]
+        owner = min(np.unique(owners).tolist(), key=lambda k: batch[k].id)
+        row, example = int(rows[owners.searchsorted(owner)]), batch[owner]
+        first = int(np.searchsorted(self.span_example, owner))
         begin, end = example.spans.chars[row - first].tolist()
         return LongestSpan(tokens=int(lengths[row]), text=example.response[begin:end][:_SHOWN], id=example.id)
 

@@ -6,21 +6,20 @@ prompts of the two sides may differ: only the response is aligned.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from sra_core.alignment.cuts import SpanMap, align, clean_cuts
 from sra_core.alignment.offsets import check_offsets, mend_offsets, offsets_of, reorders_marks, require_inside
-from sra_core.alignment.tokens import backend_of, end_of_text
+from sra_core.alignment.tokens import FastTokenizer, backend_of, end_of_text
 from sra_core.corpus import Example, Rejected, Rendered, RenderError, render
 
 if TYPE_CHECKING:
     from tokenizers import Encoding
-    from transformers import PreTrainedTokenizerFast
 
 __all__ = ["AlignedExample", "PairEncoder"]
 
@@ -51,6 +50,20 @@ class AlignedExample:
     prompt_cut: int
     """Tokens that the prompt lost on the left, on the side that lost more."""
 
+    def plain(self) -> dict[str, Any]:
+        """Ready for JSON."""
+        values = {name: getattr(self, name) for name in self.__slots__}
+        arrays = {name: values[name].tolist() for name in ("teacher_ids", "student_ids")}
+        spans = {name: getattr(self.spans, name).tolist() for name in ("teacher", "student", "chars")}
+        return {**values, **arrays, "spans": spans}
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any]) -> AlignedExample:
+        """The inverse of `plain`."""
+        arrays = {name: np.array(values[name], np.int32) for name in ("teacher_ids", "student_ids")}
+        spans = {name: np.array(pairs, np.int32).reshape(-1, 2) for name, pairs in values["spans"].items()}
+        return cls(**{**values, **arrays, "spans": SpanMap(**spans)})
+
 
 class _Side(NamedTuple):
     """One side of an example while it is being cut."""
@@ -74,7 +87,7 @@ class PairEncoder:
     """Tokenizes examples with both tokenizers, aligns them and keeps both sides within their limits.
 
     Args:
-        teacher_tokenizer: A fast tokenizer.
+        teacher_tokenizer: A fast tokenizer; a bare one will do for a plain template.
         student_tokenizer: Likewise.
         teacher_template: ``plain`` fills ``prompt``, ``chat`` uses the tokenizer's own chat template.
         student_template: Likewise.
@@ -88,8 +101,8 @@ class PairEncoder:
 
     def __init__(
         self,
-        teacher_tokenizer: PreTrainedTokenizerFast,
-        student_tokenizer: PreTrainedTokenizerFast,
+        teacher_tokenizer: FastTokenizer,
+        student_tokenizer: FastTokenizer,
         *,
         teacher_template: Template,
         student_template: Template,
@@ -201,7 +214,7 @@ def _own_cut(side: _Side, limit: int) -> tuple[int, int]:
 class _Encoder:
     """Renders and tokenizes examples for one side."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, template: Template, prompt: str) -> None:
+    def __init__(self, tokenizer: FastTokenizer, template: Template, prompt: str) -> None:
         check_offsets(tokenizer)
         self._end = end_of_text(tokenizer)
         self._tokenizer = tokenizer

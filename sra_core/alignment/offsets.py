@@ -16,12 +16,11 @@ import numpy as np
 import numpy.typing as npt
 
 from sra_core.alignment.cuts import IntArray, clean_cuts
-from sra_core.alignment.tokens import USE_ANOTHER, backend_of, piece_reader, tokenizer_name
+from sra_core.alignment.tokens import USE_ANOTHER, FastTokenizer, backend_of, piece_reader, tokenizer_name
 from sra_core.errors import TokenizerError
 
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
-    from transformers import PreTrainedTokenizerFast
 
 __all__ = ["check_offsets", "mend_offsets", "offsets_of", "reorders_marks", "require_inside"]
 
@@ -37,7 +36,7 @@ def offsets_of(encoding: Encoding) -> npt.NDArray[np.int32]:
     return np.fromiter(chain.from_iterable(encoding.offsets), np.int32, 2 * len(encoding)).reshape(-1, 2)
 
 
-def check_offsets(tokenizer: PreTrainedTokenizerFast) -> None:
+def check_offsets(tokenizer: FastTokenizer) -> None:
     """Probe a tokenizer: do its offsets point at the characters that its tokens stand for?
 
     The letters and digits of the basic Latin alphabet, which every normalizer keeps up to case, must be the same in the
@@ -72,7 +71,7 @@ def _latin(text: str) -> str:
     return "".join(c for c in unicodedata.normalize("NFKD", text).lower() if c.isascii() and c.isalnum())
 
 
-def require_inside(offsets: IntArray, length: int, tokenizer: PreTrainedTokenizerFast) -> None:
+def require_inside(offsets: IntArray, length: int, tokenizer: FastTokenizer) -> None:
     """Refuse offsets that reach beyond a text of ``length`` characters.
 
     Raises:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from sra_core.errors import TokenizerError
 
@@ -18,19 +19,71 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
-__all__ = ["BYTE_PIECE", "USE_ANOTHER", "backend_of", "end_of_text", "piece_reader", "token_bytes", "tokenizer_name"]
+__all__ = [
+    "BYTE_PIECE",
+    "USE_ANOTHER",
+    "BareTokenizer",
+    "FastTokenizer",
+    "backend_of",
+    "end_of_text",
+    "piece_reader",
+    "token_bytes",
+    "tokenizer_name",
+]
 
 USE_ANOTHER = "Use a fast tokenizer (one with a tokenizer.json), or another model."
 BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _SPACE = "\u2581"
 
 
-def tokenizer_name(tokenizer: PreTrainedTokenizerFast) -> str:
+@dataclass(frozen=True, slots=True)
+class BareTokenizer:
+    """What encoding reads of a fast tokenizer, without its library: half a second to load where that takes several.
+
+    It stands in for the tokenizer wherever no chat template is asked for.
+    """
+
+    backend_tokenizer: Tokenizer
+    name_or_path: str
+    eos_token_id: int | None
+    sep_token_id: int | None
+    bos_token_id: int | None
+    unk_token_id: int | None
+    all_special_ids: Sequence[int]
+    is_fast: bool = True
+
+    @classmethod
+    def of(cls, tokenizer: PreTrainedTokenizerFast) -> BareTokenizer:
+        """The bare form of a fast tokenizer; the two share one backend."""
+        eos, sep, bos, unk = (getattr(tokenizer, f"{role}_token_id", None) for role in ("eos", "sep", "bos", "unk"))
+        return cls(backend_of(tokenizer), tokenizer_name(tokenizer), eos, sep, bos, unk, tokenizer.all_special_ids)
+
+    def plain(self) -> dict[str, Any]:
+        """Ready for JSON."""
+        values = {name: getattr(self, name) for name in self.__slots__}
+        return {**values, "backend_tokenizer": self.backend_tokenizer.to_str()}
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any]) -> BareTokenizer:
+        """The inverse of `plain`."""
+        from tokenizers import Tokenizer
+
+        return cls(**{**values, "backend_tokenizer": Tokenizer.from_str(values["backend_tokenizer"])})
+
+    def convert_ids_to_tokens(self, ids: Sequence[int]) -> list[str | None]:
+        """How entries of the vocabulary are written."""
+        return [self.backend_tokenizer.id_to_token(token) for token in ids]
+
+
+FastTokenizer: TypeAlias = "PreTrainedTokenizerFast | BareTokenizer"
+
+
+def tokenizer_name(tokenizer: FastTokenizer) -> str:
     """How messages call a tokenizer: where it was loaded from, or else its class."""
     return str(getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__)
 
 
-def backend_of(tokenizer: PreTrainedTokenizerFast) -> Tokenizer:
+def backend_of(tokenizer: FastTokenizer) -> Tokenizer:
     """The Rust tokenizer behind a fast tokenizer, with truncation and padding off.
 
     Raises:
@@ -44,7 +97,7 @@ def backend_of(tokenizer: PreTrainedTokenizerFast) -> Tokenizer:
     return backend
 
 
-def end_of_text(tokenizer: PreTrainedTokenizerFast) -> int:
+def end_of_text(tokenizer: FastTokenizer) -> int:
     """The id that ends a text: the eos token, or the separator of a tokenizer that has none.
 
     Raises:

@@ -31,6 +31,8 @@ def check_stored(
     """
     if not config.cache.check:
         return {}
+    if not any((folder.path / shard.name).exists() for shard in shards):
+        folder.fetch(shards[:1])  # all of them were made on other machines
     rows, stored = sample_rows(prepared, folder.path, shards, config.cache.check, int(folder.fingerprint, 16))
     errors = state_errors([capture([row])[0] for row in rows], stored)
     within_bounds(config.cache, errors)

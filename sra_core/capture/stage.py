@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from concurrent.futures import Executor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from sra_core.capture.fidelity import check_stored
 from sra_core.capture.heads import save_head
 from sra_core.capture.holdings import Holdings
+from sra_core.capture.tasks import elsewhere
 from sra_core.capture.teacher import TeacherCapture
 from sra_core.capture.workers import helpers
 from sra_core.capture.writer import capture_shards
@@ -25,7 +27,9 @@ from sra_core.watching import Watcher
 __all__ = ["capture_teacher", "load_teacher", "make_capture"]
 
 
-def capture_teacher(config: RunConfig, prepared: Manifest, folder: StageFolder, watch: Watcher) -> Manifest:
+def capture_teacher(
+    config: RunConfig, prepared: Manifest, folder: StageFolder, watch: Watcher, executor: Executor | None = None
+) -> Manifest:
     """Capture what ``folder`` lacks and write its manifest.
 
     Other processes may do the same for the same folder at the same time: they share the shards, and the first one to
@@ -36,6 +40,7 @@ def capture_teacher(config: RunConfig, prepared: Manifest, folder: StageFolder, 
         prepared: Result of the prepare stage.
         folder: Where the cache goes.
         watch: Told of progress.
+        executor: Where shards are captured; unset uses this machine, as ``cache.workers`` says.
 
     Raises:
         ConfigError: The objective does not fit the tokenizers.
@@ -51,7 +56,11 @@ def capture_teacher(config: RunConfig, prepared: Manifest, folder: StageFolder, 
         folder.reset()
     started = time.monotonic()
     with ExitStack() as stack:
-        stack.enter_context(helpers(config, prepared, folder, watch))
+        stack.enter_context(
+            elsewhere(executor, config, prepared, folder, watch)
+            if executor
+            else helpers(config, prepared, folder, watch)
+        )
         model = load_teacher(config)
         shared = shared_tokens(config, Path(prepared.folder))
         head, tokens = lm_head(model), Holdings.parse(folder.identity["holds"]).tokens
@@ -59,6 +68,8 @@ def capture_teacher(config: RunConfig, prepared: Manifest, folder: StageFolder, 
             embedding = unwrap(model).get_input_embeddings().weight if tokens else None
             files = save_head(folder.path, head, shared, layer_count(model), embedding)
         capture = make_capture(config, folder, model)
+        if executor:
+            stack.close()  # the tasks are through; what they left to others is waited for below
         shards = capture_shards(capture, prepared, folder, int(head.weight.shape[1]), watch)
     metrics = check_stored(config, capture, prepared, folder, shards)
     metrics |= {**_sizes(shards), "cache/seconds": time.monotonic() - started}

@@ -26,7 +26,7 @@ from sra_core.shards import (
 )
 from sra_core.watching import Watcher
 
-__all__ = ["capture_shards"]
+__all__ = ["capture_shard", "capture_shards"]
 
 _POLL_SECONDS = 0.3
 
@@ -61,6 +61,22 @@ def capture_shards(
                 waiting = True
                 time.sleep(_POLL_SECONDS)
     return [finished[shard.name] for shard in sources]
+
+
+def capture_shard(
+    capture: TeacherCapture, prepared: Manifest, folder: StageFolder, width: int, source: ShardEntry
+) -> ShardEntry | None:
+    """The teacher shard of one prepared shard, made here unless it is finished; None if another process is at it.
+
+    Raises:
+        StorageError: The shard cannot be written.
+    """
+    finished: dict[str, ShardEntry] = {}
+    work = _Work(capture, prepared, folder, width, Watcher(), finished)
+    with work.writing():
+        work.make(source)
+        work.settle()
+    return finished.get(source.name)
 
 
 class _Work:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -55,12 +54,14 @@ class StageFolder:
         self.fingerprint = fingerprint(identity)
         url = str(store) if is_url(str(store)) else None
         root = local_copy(url) if url else Path(store).expanduser().absolute()
+        self._store = url or str(root)
         self.path = root / self.ROOMS[stage] / self.fingerprint
         self.remote = Remote(url) / self.ROOMS[stage] / self.fingerprint if url else None
         self._claims: dict[str, Claim] = {}
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_claims": {}}
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Elsewhere it is the same result of the same store, claims nothing and has its own local copy."""
+        return StageFolder, (self._store, self.stage, self.identity)
 
     @property
     def manifest_path(self) -> Path:
@@ -95,6 +96,32 @@ class StageFolder:
         if self.remote:
             with ThreadPoolExecutor(8) as pool:
                 list(pool.map(lambda entry: self.remote.pull(entry, self.path / entry.name), entries))  # type: ignore[union-attr]
+
+    def send(self, entries: Iterable[FileEntry]) -> None:
+        """Copy files of this machine to a remote store; nothing to do where the store is a local folder."""
+        if self.remote:
+            for entry in entries:
+                self.remote.push(self.path / entry.name, entry.name)
+
+    def write_note(self, name: str, text: str) -> None:
+        """Keep a small text beside the shards, for whoever goes on with the stage; it is no part of the result."""
+        with atomic_write(self.path / name) as file:
+            file.write(text.encode())
+        if self.remote:
+            self.remote.push(self.path / name, name)
+
+    def read_note(self, name: str) -> str | None:
+        """A text that `write_note` kept, else None."""
+        path = self.path / name
+        if self.remote:
+            self.remote.mirror(name, path)
+        return path.read_text() if path.is_file() else None
+
+    def remove_note(self, name: str) -> None:
+        """Remove a text that `write_note` kept, if it is there."""
+        self.remove(name)
+        if self.remote:
+            self.remote.remove(name)
 
     def missing(self, command: str) -> tuple[str, str]:
         """Problem and remedy for a result that is not there, naming where the nearest other result differs.
@@ -134,12 +161,7 @@ class StageFolder:
 
     def sibling(self, manifest: Manifest) -> StageFolder:
         """The folder of another result of this stage in the same store."""
-        other = copy.copy(self)
-        other._claims = {}
-        other.identity, other.fingerprint = manifest.identity, manifest.fingerprint
-        other.path = self.path.with_name(manifest.fingerprint)
-        other.remote = Remote(self.remote.url.rpartition("/")[0]) / manifest.fingerprint if self.remote else None
-        return other
+        return StageFolder(self._store, self.stage, manifest.identity)
 
     @contextmanager
     def lock(self, waiting: Callable[[], None] = lambda: None, timeout: float = -1) -> Iterator[None]:
@@ -290,9 +312,7 @@ class StageFolder:
     ) -> Manifest:
         """Write the manifest, last and by rename: from now on the stage is done."""
         files = list(files)
-        if self.remote:
-            for entry in files:
-                self.remote.push(self.path / entry.name, entry.name)
+        self.send(files)
         manifest = Manifest(
             stage=self.stage,
             fingerprint=self.fingerprint,

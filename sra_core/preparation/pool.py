@@ -1,0 +1,88 @@
+"""Where tasks run: threads here, worker processes, or an executor of the caller's; outcomes come in order."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from multiprocessing import get_context, parent_process
+from threading import Thread
+from typing import Generic, TypeVar
+
+__all__ = ["Pool"]
+
+Given = TypeVar("Given")
+Made = TypeVar("Made")
+
+_AHEAD = 64
+"""Tasks under way on a given executor, whose size nobody tells."""
+
+
+class Pool(Generic[Given, Made]):
+    """Runs one function over tasks, a bounded number ahead.
+
+    One worker is two threads: while one tokenizes, in Rust and without Python's lock, the other aligns and writes.
+
+    Args:
+        work: A function that can be pickled, as its tasks and results can.
+        workers: Processes, unless an executor is given.
+        executor: Where the tasks run; it stays open.
+    """
+
+    def __init__(self, work: Callable[[Given], Made], workers: int, executor: Executor | None = None) -> None:
+        self._work = work
+        self._own = None if executor else _executor(workers)
+        self._executor = executor or self._own
+        self._ahead = _AHEAD if executor else 2 * workers + 1
+        self._pending: deque[Future[Made]] = deque()
+
+    def __enter__(self) -> Pool[Given, Made]:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        for future in self._pending:
+            future.cancel()
+        if self._own:
+            self._own.shutdown(cancel_futures=True)
+
+    def submit(self, task: Given) -> Iterator[Made]:
+        """Start a task; yields outcomes that had to be waited for, so that memory stays bounded."""
+        assert self._executor is not None
+        return self._add(self._executor.submit(self._work, task))
+
+    def add(self, outcome: Made) -> Iterator[Made]:
+        """Put an outcome that is known already in its place."""
+        future: Future[Made] = Future()
+        future.set_result(outcome)
+        return self._add(future)
+
+    def drain(self) -> Iterator[Made]:
+        """Outcomes of all tasks still running."""
+        while self._pending:
+            yield self._pending.popleft().result()
+
+    def _add(self, future: Future[Made]) -> Iterator[Made]:
+        self._pending.append(future)
+        while len(self._pending) > self._ahead:
+            yield self._pending.popleft().result()
+
+
+def _executor(workers: int) -> Executor:
+    if workers == 1:
+        return ThreadPoolExecutor(2)
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    return ProcessPoolExecutor(workers, get_context("spawn"), _start_process, (threads,))
+
+
+def _start_process(threads: int) -> None:
+    """A worker process tokenizes on its share of the cores and must not outlive the stage, however that ends."""
+    os.environ.setdefault("RAYON_NUM_THREADS", str(threads))
+    Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
