@@ -8,7 +8,7 @@ import os
 
 from sra_core.telemetry import quiet_telemetry
 
-__all__ = ["adapt", "cache", "common", "distill", "evaluate", "pipeline", "prepare", "watching"]
+__all__ = ["adapt", "benchmark", "cache", "common", "distill", "evaluate", "pipeline", "prepare", "watching"]
 
 quiet_telemetry()
 os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "sra_core")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -23,8 +23,8 @@ from flows.watching import PrefectWatcher
 from sra_core.config import RunConfig, merged, nested
 from sra_core.errors import ShardError, SraError, StorageError, TrainingError
 from sra_core.recipes import load_config, parse_overrides, recipe_names
-from sra_core.tracking import MlflowWatcher, PipelineRun, pipeline_run
-from sra_core.watching import Watchers
+from sra_core.tracking import MlflowWatcher, PipelineRun, benchmark_run, pipeline_run
+from sra_core.watching import Watcher, Watchers
 
 if TYPE_CHECKING:
     from sra_core.shards import Manifest
@@ -36,6 +36,7 @@ __all__ = [
     "is_passing",
     "needed",
     "run_as_script",
+    "run_grid",
     "run_stages",
     "settle",
     "stage_task",
@@ -112,24 +113,44 @@ def _worth_retrying(task: Any, task_run: Any, state: State) -> bool:
 
 
 def _run_stage(stage: str, config: RunConfig, parent: PipelineRun | None) -> Manifest:
+    function = getattr(importlib.import_module("sra_core.stages"), stage)
+    with _watching(config, parent) as watch:
+        manifest: Manifest = function(config, watch)
+        return manifest
+
+
+def _report_grid(bench: Any, parent: PipelineRun | None) -> Any:
+    from sra_core.benchmarking import bench_report
+
+    with _watching(bench.config, parent) as watch:
+        return bench_report(bench, watch, parent)
+
+
+@contextmanager
+def _watching(config: RunConfig, parent: PipelineRun | None) -> Iterator[Watcher]:
+    """MLflow and Prefect watch what the body does; what is left to tell Prefect is told at its end."""
     mlflow = MlflowWatcher(config, parent, _run_tags())
     prefect = PrefectWatcher(mlflow)
-    function = getattr(importlib.import_module("sra_core.stages"), stage)
     try:
-        manifest: Manifest = function(config, Watchers(mlflow, prefect))
+        yield Watchers(mlflow, prefect)
     except BaseException as error:
         prefect.close(patience=20.0 if isinstance(error, Exception) else 2.0)
         raise
     prefect.close()
-    return manifest
 
 
-def stage_task(stage: str) -> Any:
-    """The task that runs a stage. No result is kept by Prefect: a stage that is done returns at once by fingerprint."""
+def stage_task(stage: str, name: str | None = None, work: Callable[..., Any] = _run_stage) -> Any:
+    """The task that runs a stage. No result is kept by Prefect: a stage that is done returns at once by fingerprint.
+
+    Args:
+        stage: Name of the stage.
+        name: What to call its run; unset takes the stage's name.
+        work: What the task calls.
+    """
     return task(
-        _run_stage,
+        work,
         name=stage,
-        task_run_name=stage,
+        task_run_name=name or stage,
         retries=RETRIES,
         retry_delay_seconds=exponential_backoff(5),
         retry_jitter_factor=0.3,
@@ -151,13 +172,50 @@ def run_stages(names: Iterable[str], config: RunConfig, parent: PipelineRun | No
     Raises:
         TrainingError: The flow run was started too often: it crashes again and again.
     """
+    _refuse_endless_starts()
+    return {name: stage_task(name)(name, config, parent) for name in names}
+
+
+def run_grid(config: RunConfig, variants: Sequence[str] = (), seeds: Sequence[int] = ()) -> Manifest:
+    """Run a benchmark, each stage of each cell as a task of the current flow run, and report what is done.
+
+    Args:
+        config: The benchmark.
+        variants: Only these variants; empty takes all.
+        seeds: Only these seeds; empty takes all.
+
+    Returns:
+        The report's manifest.
+
+    Raises:
+        TrainingError: A cell failed (the others were run and reported), or the flow run was started too often.
+    """
+    from sra_core import benchmarking
+
+    _refuse_endless_starts()
+    bench, watch = benchmarking.Bench(config, variants, seeds), PrefectWatcher()
+    watch.begin("benchmark", config.name, config, f"{len(bench.selected)} cells", reused=False)
+
+    def run_stage(stage: str, own: RunConfig, parent: PipelineRun | None, name: str) -> Manifest:
+        manifest: Manifest = stage_task(stage, name)(stage, own, parent)
+        return manifest
+
+    with benchmark_run(config, _run_tags()) as parent:
+        benchmarking.run_cells(bench, run_stage, parent, watch)
+        report = stage_task("report", work=_report_grid)(bench, parent)
+        watch.close()
+        bench.require_all_ran()
+    manifest: Manifest = report.manifest
+    return manifest
+
+
+def _refuse_endless_starts() -> None:
     if (flow_run.run_count or 0) > MOST_STARTS:
         raise TrainingError(
             f"this flow run was started {flow_run.run_count} times and never came to its end",
             "look for its crash in the worker's log (out of memory is the usual cause), mend it and trigger a new run; "
             "finished stages are not repeated",
         )
-    return {name: stage_task(name)(name, config, parent) for name in names}
 
 
 def _run_tags() -> dict[str, str]:
@@ -200,7 +258,9 @@ def run_as_script(flow: Callable[..., Any], arguments: list[str] | None = None) 
 def _outcome(result: Any) -> str:
     """What a person wants to know at the end: scores and where the results are."""
     manifests = list(result.values()) if isinstance(result, Mapping) else [result]
-    summaries = [Path(manifest.folder) / "summary.md" for manifest in manifests if manifest.stage == "evaluate"]
+    summaries = [
+        Path(manifest.folder) / "summary.md" for manifest in manifests if manifest.stage in ("evaluate", "benchmark")
+    ]
     places = [f"{manifest.stage:<9} {manifest.folder}" for manifest in manifests]
     students = [f"student   {manifest.folder}/student" for manifest in manifests if manifest.stage == "distill"]
     return "\n".join(["", *(path.read_text() for path in summaries), *places, *students, ""])

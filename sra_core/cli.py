@@ -184,13 +184,13 @@ def bench_quality(
             benchmarking.BenchLines(),
         )
         found = benchmarking.bench_report(grid, _watcher(config, parent), parent)
-    for part in benchmarking.terminal(found):
-        console.print(part)
-    if report:
-        report.write_text(benchmarking.markdown(found))
-    console.print(f"\nTables, figure and report: {found.folder}", soft_wrap=True)
-    if grid.failed:
-        raise typer.Exit(1)
+        for part in benchmarking.terminal(found):
+            console.print(part)
+        if report:
+            report.write_text(benchmarking.markdown(found))
+        if found.manifest:
+            console.print(f"\nTables, figure and report: {found.manifest.folder}", soft_wrap=True)
+        grid.require_all_ran()
 
 
 @app.command()

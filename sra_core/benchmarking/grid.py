@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from sra_core import stages
 from sra_core.config import RunConfig, Variant, merged, nested
-from sra_core.errors import ConfigError, ManifestMismatch
+from sra_core.errors import ConfigError, ManifestMismatch, SraError, TrainingError
 from sra_core.objective import teacher_needs
 from sra_core.recipes.problems import config_error, leaves
 from sra_core.shards import SCHEMA_VERSION, Manifest, StageFolder
@@ -119,6 +119,21 @@ class Bench:
                     return
                 last = True
                 time.sleep(_PAUSE)  # a look at the list holds a claim for a moment
+
+    def require_all_ran(self) -> None:
+        """Raise if a cell failed.
+
+        Raises:
+            TrainingError: Names the cells, and how the first of them failed.
+        """
+        if self.failed:
+            names = "; ".join(cell.name for cell in self.failed)
+            first = next(iter(self.failed.values()))
+            problem = first.problem if isinstance(first, SraError) else f"{type(first).__name__}: {first}"
+            remedy = first.remedy if isinstance(first, SraError) else "run the benchmark again: it goes on from there"
+            raise TrainingError(
+                f"{len(self.failed)} cells failed ({names}), the first with: {problem}", remedy
+            ) from first
 
     def scores(self, cell: Cell) -> Manifest | None:
         """The evaluation of a cell; None until it is done."""

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from rich.console import RenderableType
 
+    from sra_core.shards import Manifest
+
 __all__ = ["Report", "figure", "markdown", "terminal"]
 
 _TITLES = {"bits_per_byte": "bits per byte", "rougeL": "ROUGE-L"}
@@ -37,7 +39,7 @@ class Report:
         differences: A row for each pair and metric; differences are first minus second.
         curves: (step, held-out bits per byte) by variant and seed.
         notes: What a reader must know to read the tables right.
-        folder: Where it was written.
+        manifest: Of the folder that it was written to.
     """
 
     title: str
@@ -50,7 +52,7 @@ class Report:
     differences: list[dict[str, Any]] = field(default_factory=list)
     curves: dict[tuple[str, int], list[tuple[int, float]]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-    folder: str = ""
+    manifest: Manifest | None = None
 
     def metrics(self) -> dict[str, float]:
         """Scores and differences by names that a tracking server takes."""

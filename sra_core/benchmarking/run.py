@@ -97,12 +97,11 @@ def bench_report(bench: Bench, watch: Watcher, parent: PipelineRun | None = None
     plan = f"compare {len(report.done)} of {len(bench.cells)} cells"
     with folder.guard(), watched(watch, "benchmark", folder.fingerprint, bench.config, plan):
         folder.reset()
-        manifest = _write(report, folder)
+        report.manifest = manifest = _write(report, folder)
         _show(report, manifest, watch)
         if parent is not None:
             parent.metrics(manifest.metrics, len(report.done))
         watch.end(manifest)
-    report.folder = str(folder.path)
     return report
 
 

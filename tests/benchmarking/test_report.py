@@ -85,8 +85,9 @@ def test_every_variant_is_paired_with_the_reference_and_sra_with_the_best_rival(
 
 def test_results_lie_in_the_store_whole(done: Bench) -> None:
     report = bench_report(done, Watcher())
-    manifest = read_manifest(Path(report.folder))
-    assert Path(report.folder).parent.name == "benchmarks"
+    folder = Path(report.manifest.folder)
+    manifest = read_manifest(folder)
+    assert folder.parent.name == "benchmarks"
     assert manifest.counts == {"cells": 6, "done": 6, "missing": 0}
     assert manifest.metrics["benchmark/sra_minus_sft/bits_per_byte"] == pytest.approx(-4.0 * 12 / sizes().sum())
     assert {entry.name for entry in manifest.files} == {
@@ -97,9 +98,9 @@ def test_results_lie_in_the_store_whole(done: Bench) -> None:
         "summary.md",
         "learning_curves.png",
     }
-    assert pq.read_table(Path(report.folder) / "scores.parquet").to_pylist() == report.scores
-    assert json.loads((Path(report.folder) / "results.json").read_text())["cells"] == report.cells
-    assert (Path(report.folder) / "learning_curves.png").read_bytes()[:4] == b"\x89PNG"
+    assert pq.read_table(folder / "scores.parquet").to_pylist() == report.scores
+    assert json.loads((folder / "results.json").read_text())["cells"] == report.cells
+    assert (folder / "learning_curves.png").read_bytes()[:4] == b"\x89PNG"
 
 
 def test_what_is_missing_is_said_and_pairs_take_the_seeds_that_both_have(tmp_path: Path) -> None:
@@ -199,6 +200,9 @@ def test_a_cell_that_fails_is_told_and_the_others_go_on(tmp_path: Path) -> None:
     assert [cell.name for cell in bench.failed] == ["sft, seed 1"]
     assert any(note.startswith("sft, seed 1 failed: the loss is not a number") for _, _, note in told.lines)
     assert [cell.name for cell in bench.cells if bench.scores(cell) is None] == ["sft, seed 1"]
+    with pytest.raises(TrainingError, match=r"1 cells failed \(sft, seed 1\), the first with: the loss") as raised:
+        bench.require_all_ran()
+    assert raised.value.remedy == "lower the rate"
 
 
 def test_a_shared_stage_that_fails_stops_everything(tmp_path: Path) -> None:
