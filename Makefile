@@ -17,7 +17,7 @@ define step
 	@started=$$(date +%s); echo "==> $(1)"; $(2) && echo "    ($$(( $$(date +%s) - started )) s)"
 endef
 
-.PHONY: help setup demo test test-all lint format docs ui up down clean
+.PHONY: help setup demo test test-all lint audit format docs ui up down clean
 
 help:  ## List the commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -47,6 +47,9 @@ test-all: $(TOOLS)  ## Run every test, the slow ones and those with real servers
 lint: $(TOOLS)  ## Check style and types
 	$(call step,Checking style,$(BIN)/ruff check . && $(BIN)/ruff format --check .)
 	$(call step,Checking types,$(BIN)/mypy)
+
+audit: $(TOOLS)  ## Look up the dependencies among known vulnerabilities
+	$(call step,Auditing the dependencies,$(BIN)/python .ci/audit.py)
 
 format: $(TOOLS)  ## Put the code into the project's format
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .

@@ -14,6 +14,7 @@ Settings are environment variables; each has a default that suits one machine:
     SERVICES_HOME             <store>/services process ids, logs, Prefect's database
     SERVICES_PREFECT_DATABASE                  e.g. postgresql+asyncpg://user:password@host/prefect
     SERVICES_MLFLOW_DATABASE                   e.g. postgresql+psycopg2://user:password@host/mlflow
+    SERVICES_MLFLOW_AUTH_STRING                user:password (12 letters or more) that MLflow asks for; extra ``auth``
     SERVICES_GPU_JOBS         1                jobs at a time in queue ``train``
     SERVICES_CPU_JOBS         2                jobs at a time in queue ``cpu``
 """
@@ -21,6 +22,7 @@ Settings are environment variables; each has a default that suits one machine:
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import signal
@@ -41,6 +43,11 @@ from sra_core.telemetry import QUIET
 
 ROOT = Path(__file__).resolve().parent.parent
 POOL = "gpu"
+MLFLOW_AUTH = """[mlflow]
+default_permission = READ
+database_uri = sqlite:///{database}
+authorization_function = mlflow.server.auth:authenticate_request_basic_auth
+"""
 
 
 class ServiceError(Exception):
@@ -58,6 +65,7 @@ class Settings:
     home: Path = field(default_factory=lambda: Path("sra-store/services").absolute())
     prefect_database: str | None = None
     mlflow_database: str | None = None
+    mlflow_auth: str | None = field(default=None, repr=False)
     gpu_jobs: int = 1
     cpu_jobs: int = 2
 
@@ -72,6 +80,7 @@ class Settings:
             home=Path(environment.get("SERVICES_HOME", str(store / "services"))).expanduser().absolute(),
             prefect_database=environment.get("SERVICES_PREFECT_DATABASE"),
             mlflow_database=environment.get("SERVICES_MLFLOW_DATABASE"),
+            mlflow_auth=environment.get("SERVICES_MLFLOW_AUTH_STRING"),
             gpu_jobs=int(environment.get("SERVICES_GPU_JOBS", "1")),
             cpu_jobs=int(environment.get("SERVICES_CPU_JOBS", "2")),
         )
@@ -105,6 +114,21 @@ class Settings:
             "SRA_STORE": str(self.store),
             "SRA_ROOT": str(ROOT),
             "SRA_VERSION": __version__,
+            **self._mlflow_password(),
+        }
+
+    def _mlflow_password(self) -> dict[str, str]:
+        """What MLflow's server and its clients read where it asks for a password."""
+        if not self.mlflow_auth:
+            return {}
+        user, _, password = self.mlflow_auth.partition(":")
+        return {
+            "MLFLOW_AUTH_CONFIG_PATH": str(self.home / "mlflow-auth.ini"),
+            "MLFLOW_AUTH_ADMIN_USERNAME": user,
+            "MLFLOW_AUTH_ADMIN_PASSWORD": password,
+            "MLFLOW_FLASK_SERVER_SECRET_KEY": hashlib.sha256(f"forms {self.mlflow_auth}".encode()).hexdigest(),
+            "MLFLOW_TRACKING_USERNAME": user,
+            "MLFLOW_TRACKING_PASSWORD": password,
         }
 
 
@@ -138,6 +162,7 @@ def services(settings: Settings) -> list[Service]:
             [
                 *(*mlflow, "--port", str(settings.mlflow_port), "--workers", "1"),
                 *("--artifacts-destination", str(settings.store / "mlflow-artifacts")),
+                *(("--app-name", "basic-auth") if settings.mlflow_auth else ()),
             ],
             lambda: _answers(f"{settings.mlflow_url}/health"),
             settings.mlflow_url,
@@ -158,6 +183,9 @@ def up(settings: Settings) -> None:
         ServiceError: A service ends or does not answer in time.
     """
     settings.home.mkdir(parents=True, exist_ok=True)
+    if settings.mlflow_auth:
+        text = MLFLOW_AUTH.format(database=settings.home / "mlflow-users.db")
+        (settings.home / "mlflow-auth.ini").write_text(text)
     prefect, mlflow, worker = services(settings)
     for service in (prefect, mlflow):
         start(service, settings)

@@ -36,6 +36,8 @@ _EVERY = 2.0
 _ROWS = 40
 PATIENCE = 20.0
 """Seconds that the end of a stage waits for a Prefect server that does not answer."""
+_MLFLOW_PATIENCE = 5.0
+"""Seconds that the end of a stage waits for MLflow to name its run, so that a short stage is linked too."""
 
 
 def artifact_key(*parts: str) -> str:
@@ -149,7 +151,11 @@ class PrefectWatcher(Watcher):
         self._log.info("%s", redact_text(text))
 
     def end(self, manifest: Manifest) -> None:
+        limit = time.monotonic() + _MLFLOW_PATIENCE
         self._link()
+        while not self._linked and self._is_tracked() and time.monotonic() < limit:
+            time.sleep(0.1)
+            self._link()
         for name in self._figures:
             address = self._figure_address(name)
             if address:
@@ -167,14 +173,17 @@ class PrefectWatcher(Watcher):
 
     def _link(self) -> None:
         """Link to the MLflow run as soon as it has an address."""
-        if self._linked or self._mlflow is None or self._config is None or not self._config.tracking.enabled:
+        if self._linked or self._mlflow is None or self._config is None or not self._is_tracked():
             return
         address = self._mlflow.url
-        if address is None and self._config and tracking_uri(self._config).startswith("http"):
+        if address is None and tracking_uri(self._config).startswith("http"):
             return
         text = f"[{address}]({address})" if address else f"`{redact_text(' '.join(ui_command(self._config)))}`"
         self._artifacts.write("markdown", artifact_key(self._stage, "mlflow"), f"MLflow run: {text}", "MLflow run")
         self._linked = True
+
+    def _is_tracked(self) -> bool:
+        return self._mlflow is not None and self._config is not None and self._config.tracking.enabled
 
     def _figure_address(self, name: str) -> str | None:
         uri = tracking_uri(self._config) if self._config else ""

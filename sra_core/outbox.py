@@ -35,7 +35,7 @@ class Outbox:
         passing: Says of an exception whether a later try may succeed. Other reports are dropped with a warning.
         merge: Returns two consecutive reports as one, or None when they must stay apart.
         spool: Folder that keeps unsent reports; None keeps them in memory alone.
-        pause: Seconds between two deliveries, so that reports gather into few calls.
+        pause: Seconds after a delivery, so that reports gather into few calls; none while several wait.
     """
 
     def __init__(
@@ -130,7 +130,7 @@ class Outbox:
                     _log.warning("dropped a report that was refused (%s): %s", report.get("do"), error)
                 self._done()
                 delay = _FIRST_DELAY
-                if not self._hurry and self._pause:
+                if not self._hurry and self._pause and len(self._pending) < 2:  # else they did not merge
                     self._changed.wait_for(lambda: self._hurry or self._closing, self._pause)
                 self._changed.notify_all()
 

@@ -173,3 +173,16 @@ def _until(true: Callable[[], bool], seconds: float = 10) -> None:
     while not true():
         assert time.monotonic() < limit
         time.sleep(0.02)
+
+
+def test_reports_that_cannot_be_merged_do_not_wait_for_the_pause() -> None:
+    server = Server()
+    outbox = Outbox(server, passing=_passing, pause=30.0)
+    for number in range(3):
+        outbox.put({"n": number})
+    limit = time.monotonic() + 20
+    while len(server.got) < 2 and time.monotonic() < limit:
+        time.sleep(0.01)
+    assert server.numbers()[:2] == [0, 1], "only the last one, or what comes after a while, is worth waiting for"
+    outbox.close(5.0)
+    assert server.numbers() == [0, 1, 2]

@@ -101,6 +101,18 @@ def _stage(
     return watch
 
 
+def test_what_a_killed_attempt_did_not_deliver_is_filled_in_once(config: RunConfig) -> None:
+    with pytest.raises(OSError, match="gone"):
+        _stage(config, None, steps=range(1, 4), fail=OSError("gone"))
+    watch = MlflowWatcher(config)
+    watch.begin("distill", "distill-fp", config, "go on", reused=False)
+    for step in (*range(1, 7), *range(5, 9)):  # all that is on disk, then the steps after the last checkpoint
+        watch.metrics({"loss": 1 / step}, step)
+    watch.end(_manifest(config, "distill"))
+    (run,) = _runs(config)
+    assert sorted(_steps(config, run)) == list(range(1, 9))
+
+
 def test_one_parent_a_pipeline_and_one_child_a_stage(config: RunConfig) -> None:
     with pipeline_run(config, {"prefect.flow_run_id": "flow-1"}) as parent:
         for stage in ("prepare", "distill"):

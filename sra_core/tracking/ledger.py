@@ -70,7 +70,7 @@ class Ledger:
         self._uri, self._experiment, self._artifacts = uri, experiment, artifacts
         self._experiment_id: str | None = None
         self._strikes = 0
-        self._known: dict[str, dict[str, int]] = {}  # run id -> metric -> last step that was there when it was opened
+        self._known: dict[str, dict[str, int]] = {}  # run id -> metric -> last step that is there
         self.ids: dict[str, str] = {}
 
     def __call__(self, report: Report) -> None:
@@ -129,10 +129,13 @@ class Ledger:
 
     def _do_metrics(self, report: Report) -> None:
         run_id = self._id(report["run"])
-        known = self._known.get(run_id, {})
+        known = self._known.setdefault(run_id, {})
         metrics = [Metric(*row) for row in report["metrics"] if row[3] > known.get(row[0], -1)]
         for first in range(0, len(metrics), BATCH):
             self._client.log_batch(run_id, metrics=metrics[first : first + BATCH])
+        for metric in metrics:
+            if metric.step:  # what has no steps may be said again
+                known[metric.key] = metric.step
 
     def _do_tags(self, report: Report) -> None:
         self._log(self._id(report["run"]), tags=report["tags"])

@@ -157,13 +157,14 @@ class History:
             with self._path.open("a") as file:
                 file.write(json.dumps({"step": step, **values}) + "\n")
 
-    def rewind(self, step: int) -> None:
-        """Forget what came after a step: training goes on from there."""
+    def rewind(self, step: int) -> list[Mapping[str, Any]]:
+        """Forget what came after a step, from which training goes on; returns what is kept."""
         if self._silent or not self._path.exists():
-            return
+            return []
         kept = [line for line in read_events(self._path, 0)[0] if line["step"] <= step]
         with atomic_write(self._path) as file:
             file.write("".join(json.dumps(line) + "\n" for line in kept).encode())
+        return kept
 
 
 def read_events(path: Path, position: int) -> tuple[list[Mapping[str, Any]], int]:

@@ -110,7 +110,9 @@ class Trainer:
             self.progress = progress
             self.spikes = SpikeWatch(self.config.spike, *progress.spikes)
             self.events.send("message", text=f"resumed at step {progress.step} of {self.total}")
-        self.history.rewind(progress.step if progress else -1)
+        for told in self.history.rewind(progress.step if progress else -1):  # a killed stage may not have told all
+            values = {name: value for name, value in told.items() if name != "step"}
+            self.events.send("metrics", step=told["step"], values=values)
         self.weights.drop(keep=[], after=progress.step if progress else -1)
 
     def _due(self, every: int) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -125,6 +126,25 @@ def test_a_password_guards_prefect(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert stack.prefect.post("/flows/filter", json={}).status_code == 401
         inside = stack.prefect.post("/flows/filter", json={}, auth=("ann", "opensesame"))
         assert {flow["name"] for flow in inside.json()} >= {"pipeline", "distill"}
+        log = "".join(path.read_text(errors="replace") for path in stack.settings.home.glob("*.log"))
+        assert "opensesame" not in log
+
+
+@pytest.mark.timeout(600)
+def test_a_password_guards_mlflow_and_runs_are_tracked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("flask_wtf", reason="extra `auth` is not installed")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    settings = new_settings(tmp_path, mlflow_auth="ann:opensesame-1234")
+    with running_stack(settings) as stack:
+        address = f"{settings.mlflow_url}/api/2.0/mlflow/experiments/search"
+        assert httpx.post(address, json={"max_results": 10}).status_code == 401
+        assert httpx.post(address, json={"max_results": 10}, auth=("ann", "wrong")).status_code == 401
+        stack.mlflow.auth = ("ann", "opensesame-1234")
+        flow_run = stack.trigger("prepare", recipe="smoke")
+        stack.wait(flow_run, "COMPLETED", seconds=300)
+        (run,) = stack.runs(flow_run)
+        assert run["status"] == "FINISHED"
+        assert "opensesame" not in json.dumps([run, stack.artifacts(flow_run), stack.log(flow_run)])
         log = "".join(path.read_text(errors="replace") for path in stack.settings.home.glob("*.log"))
         assert "opensesame" not in log
 

@@ -74,6 +74,11 @@ class Run:
         events, _ = read_events(self.job.events, 0)
         return [event["text"] for event in events if event["kind"] == "message"]
 
+    def steps(self, metric: str) -> list[int]:
+        """Steps for which a metric was told."""
+        events, _ = read_events(self.job.events, 0)
+        return [event["step"] for event in events if event["kind"] == "metrics" and metric in event["values"]]
+
     def kill_at(self, step: int, patience: float = 120.0) -> None:
         """kill -9 all processes once they report this step."""
         end = time.monotonic() + patience
