@@ -69,10 +69,10 @@ def _steps(config: RunConfig, run: Any, name: str = "loss") -> list[int]:
     return [metric.step for metric in _client(config).get_metric_history(run.info.run_id, name)]
 
 
-def _manifest(config: RunConfig, stage: str, **fields: Any) -> Manifest:
+def _manifest(config: RunConfig, stage: str, fingerprint: str | None = None, **fields: Any) -> Manifest:
     return Manifest(
         stage=stage,
-        fingerprint=f"{stage}-fp",
+        fingerprint=fingerprint or f"{stage}-fp",
         identity={"corpus": {"source": "x"}},
         created="2026-01-01T00:00:00+00:00",
         folder=str(Path(config.store) / stage),
@@ -320,6 +320,15 @@ def test_the_student_is_registered_once_with_its_lineage(config: RunConfig) -> N
     (version,) = _client(config).search_model_versions("name = 'demo-student'")
     assert version.tags == {"fingerprint": "distill-fp", "path": str(Path(config.store) / "distill")}
     assert version.run_id == _children(config)[0].info.run_id
+    assert _client(config).get_model_version_by_alias("demo-student", "newest").version == version.version
+
+
+def test_the_alias_moves_to_a_new_student(config: RunConfig) -> None:
+    for fingerprint in ("one", "two"):
+        with pipeline_run(config) as parent:
+            _stage(config, parent, fingerprint=fingerprint)
+    newest = _client(config).get_model_version_by_alias("demo-student", "newest")
+    assert newest.tags["fingerprint"] == "two"
 
 
 def test_more_metrics_than_one_call_takes(config: RunConfig) -> None:

@@ -33,10 +33,12 @@ from sra_core.outbox import Outbox, Report
 from sra_core.redaction import redact_text
 from sra_core.tracking.describe import is_dead, now
 
-__all__ = ["BATCH", "Ledger", "start_sampler"]
+__all__ = ["BATCH", "NEWEST", "Ledger", "start_sampler"]
 
 BATCH = 1000
 """Most metrics in one call."""
+NEWEST = "newest"
+"""Alias of the latest student of a registered model (MLflow keeps the name ``latest`` for itself)."""
 _MOST_STRIKES = 3
 _SCHEMES = {"databricks", "http", "https", "mssql", "mysql", "postgresql", "sqlite"}
 _REFUSALS = {
@@ -163,7 +165,10 @@ class Ledger:
             self._client.log_inputs(self._id(report["run"]), inputs)
 
     def _do_model(self, report: Report) -> None:
-        """An entry of the model registry that points at the student's folder; weights are not copied."""
+        """An entry of the model registry that points at the student's folder; weights are not copied.
+
+        Alias `NEWEST` of the registered model is moved to the entry.
+        """
         run_id, name = self._id(report["run"]), _model_name(report["name"])
         tags = {"fingerprint": report["fingerprint"], "path": report["path"]}
         same = self._client.search_model_versions(f"name = '{name}'")
@@ -178,7 +183,8 @@ class Ledger:
             self._id_of_experiment(), name, run_id, {**tags, "mlflow.model.isExternal": "true"}, model_type="student"
         )
         self._client.finalize_logged_model(model.model_id, "READY")
-        self._client.create_model_version(name, model.artifact_location, run_id, tags, model_id=model.model_id)
+        made = self._client.create_model_version(name, model.artifact_location, run_id, tags, model_id=model.model_id)
+        self._client.set_registered_model_alias(name, NEWEST, made.version)
 
     def _do_close(self, report: Report) -> None:
         self._client.set_terminated(self._id(report["run"]), report["status"], report["end"])
