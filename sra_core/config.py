@@ -585,6 +585,10 @@ class RunConfig(Part):
         "run", description="Name of the run in Prefect and MLflow.", json_schema_extra={"fingerprint": False}
     )
     store: str = runtime("sra-store", "Folder that keeps the results of every stage.")
+    dask: str | None = runtime(
+        None,
+        "Address of a Dask scheduler, such as tcp://node1:8786, whose workers make the shards of prepare and cache.",
+    )
     seed: int = Field(0, ge=0, description="Seed of initialisation, data order, dropout and sampling.")
     teacher: TeacherConfig = Field(TeacherConfig(), description="The model that is imitated.")
     student: StudentConfig = Field(StudentConfig(), description="The model that learns.")

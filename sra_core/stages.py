@@ -13,6 +13,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
+from sra_core.cluster import shard_executor
 from sra_core.config import RunConfig, identity
 from sra_core.errors import ConfigError, ManifestMismatch, ShardError
 from sra_core.shards import SCHEMA_VERSION, Manifest, StageFolder, verify
@@ -45,7 +46,8 @@ def prepare(config: RunConfig, watch: Watcher | None = None, *, executor: Execut
         executor: Where shards are made: a ``ProcessPoolExecutor``, Dask's ``client.get_executor()``, or any other that
             runs functions in processes which reach the store and have this package. It stays open, and is handed one
             task a shard, each of which writes its shard itself; this process reads the corpus, gathers the audit and
-            commits. Unset makes them here, in ``alignment.workers`` processes. The bytes are the same.
+            commits. Unset takes the cluster that ``dask`` names, else ``alignment.workers`` processes here. The bytes
+            are the same.
 
     Raises:
         AlignmentError: The audit misses a bound of ``alignment.gate``; nothing downstream is run.
@@ -57,7 +59,8 @@ def prepare(config: RunConfig, watch: Watcher | None = None, *, executor: Execut
     watch = watch or Watcher()
 
     def work() -> Manifest:
-        return preparation.prepare_corpus(config, folder, watch, executor)
+        with shard_executor(config, executor) as shards:
+            return preparation.prepare_corpus(config, folder, watch, shards)
 
     def check(manifest: Manifest) -> None:
         preparation.audit_of(manifest).require(config.alignment.gate)
@@ -97,8 +100,8 @@ def cache(config: RunConfig, watch: Watcher | None = None, *, executor: Executor
         watch: Told of progress.
         executor: Where shards are captured, as in `prepare`. Each of its processes loads the teacher for its first task
             and lets it go when no task came for a minute; ``cache.device`` holds there. This process loads the teacher
-            as well, for its head and for the check of what was stored. Unset captures here, in ``cache.workers``
-            processes. What other processes or machines are at work on is waited for either way.
+            as well, for its head and for the check of what was stored. Unset takes the cluster that ``dask`` names, or
+            ``cache.workers`` processes here. What other processes or machines are at work on is waited for either way.
 
     Raises:
         ManifestMismatch: The prepared examples of this config are missing.
@@ -113,7 +116,8 @@ def cache(config: RunConfig, watch: Watcher | None = None, *, executor: Executor
     watch = watch or Watcher()
 
     def work() -> Manifest:
-        return capture.capture_teacher(adapted(config), prepared, folder, watch, executor)
+        with shard_executor(config, executor) as shards:
+            return capture.capture_teacher(adapted(config), prepared, folder, watch, shards)
 
     plan = f"capture layers {folder.identity['holds']['layers']} of {prepared.rows('train')} examples"
     return _once(folder, config, watch, (prepared,), plan, work, shared=True)

@@ -30,6 +30,7 @@ ROOMS = [
     "objective",
     "models",
     "evaluation",
+    "cluster",
     "preparation",
     "capture",
     "training",

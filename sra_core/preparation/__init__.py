@@ -10,6 +10,7 @@ from sra_core.preparation.tokenizers import (
     TEACHER_TOKENIZER,
     load_tokenizers,
     make_encoder,
+    save_tokenizers,
     shared_tokens,
 )
 
@@ -23,5 +24,6 @@ __all__ = [
     "prepare_corpus",
     "prepare_identity",
     "prepared_row",
+    "save_tokenizers",
     "shared_tokens",
 ]
