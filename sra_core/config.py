@@ -429,6 +429,11 @@ class TrainingConfig(Part):
     checkpoint_every: int = Field(50, ge=1, description="Steps between checkpoints.")
     keep_checkpoints: int = runtime(2, "Checkpoints kept on disk.", ge=1)
     log_every: int = runtime(5, "Steps between logged metrics.", ge=1)
+    diagnose_every: int = runtime(
+        0,
+        "Steps between looks at why training goes as it does: gradient norm of each term, cosine of centres, share of spans and vocabulary in use. One costs a backward pass a term; 0 turns it off.",
+        ge=0,
+    )
     spike: float = runtime(6.0, "Report a loss this many deviations above the usual one.", gt=0)
     device: str = runtime("auto", "`auto`, `cpu` or `cuda`.")
 
@@ -437,6 +442,14 @@ class TrainingConfig(Part):
         micro = self.micro_batch
         if isinstance(micro, int) and (micro < 1 or self.batch_size % micro):
             raise ValueError(f"micro_batch: {micro} is no divisor of batch_size {self.batch_size}; choose one that is")
+        return self
+
+    @model_validator(mode="after")
+    def _diagnosis_needs_whole_parameters(self) -> TrainingConfig:
+        if self.diagnose_every and self.zero_stage == 3:
+            raise ValueError(
+                "diagnose_every: under ZeRO 3 no process has whole gradients; set it to 0, or zero_stage to 2"
+            )
         return self
 
     @model_validator(mode="after")

@@ -40,6 +40,7 @@ HISTORY = "history.jsonl"
 """Metrics by step."""
 _WORK = "work"
 _SAMPLE = 32
+_COSINE = "diagnose/center_cosine_"
 _TERMS = ("loss", "ce", "cosine", "geometry", "logit", "trajectory", "gradient_norm")
 _CURVES = ("validation/bits_per_byte", *(f"train/{name}" for name in _TERMS))
 
@@ -104,7 +105,7 @@ def distill_student(
         counts={name: int(result[name]) for name in ("steps", "tokens", "skipped")},
         metrics={
             f"distill/{name}": float(value)
-            for name, value in {**result, **_costs(history)}.items()
+            for name, value in {**result, **_costs(history), **_cosines(history)}.items()
             if value is not None
         },
     )
@@ -117,6 +118,21 @@ def _costs(history: Sequence[Mapping[str, float]]) -> dict[str, float]:
     seconds = [row["train/seconds_per_step"] for row in history if "train/seconds_per_step" in row]
     memory = [row["train/peak_memory_bytes"] for row in history if "train/peak_memory_bytes" in row]
     return {"seconds_per_step": median(seconds), "peak_memory_bytes": max(memory)} if seconds and memory else {}
+
+
+def _cosines(history: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Cosine of student's and teacher's centres before and after training, where it was looked at."""
+    looks = [row for row in history if any(name.startswith(_COSINE) for name in row)]
+    return (
+        {
+            f"{name.removeprefix('diagnose/')}_{when}": row[name]
+            for when, row in (("before", looks[0]), ("after", looks[-1]))
+            for name in row
+            if name.startswith(_COSINE)
+        }
+        if looks
+        else {}
+    )
 
 
 def _read_history(path: Path) -> list[dict[str, float]]:

@@ -2,7 +2,7 @@
 
 from sra_core.objective.batch import Batch, ObjectiveContext, StudentOutput, TeacherNeeds, TeacherSpans
 from sra_core.objective.build import build_objective, require, student_layers, teacher_needs
-from sra_core.objective.diagnostics import center_cosines, gradient_norms, span_statistics, weighted_terms
+from sra_core.objective.diagnostics import center_cosines, diagnose, gradient_norms, span_statistics, weighted_terms
 from sra_core.objective.head import Head
 from sra_core.objective.logit import next_token_loss, span_logit_kl
 from sra_core.objective.pooling import pool_batch, pool_spans
@@ -17,6 +17,7 @@ __all__ = [
     "TeacherSpans",
     "build_objective",
     "center_cosines",
+    "diagnose",
     "gradient_norms",
     "next_token_loss",
     "pool_batch",

@@ -3,21 +3,51 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
-from sra_core.objective.batch import Batch, ObjectiveContext, StudentOutput
+from sra_core.objective.batch import Batch, StudentOutput
 from sra_core.objective.chunks import supervised
 from sra_core.objective.pooling import pool_batch
 from sra_core.objective.sra import SraObjective
 from sra_core.objective.terms import span_weights
 
-__all__ = ["center_cosines", "gradient_norms", "span_statistics", "weighted_terms"]
+__all__ = ["center_cosines", "diagnose", "gradient_norms", "span_statistics", "weighted_terms"]
+
+Number = TypeVar("Number", Tensor, float)
 
 
-def weighted_terms(objective: nn.Module, terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def diagnose(
+    objective: nn.Module,
+    batch: Batch,
+    student: StudentOutput,
+    terms: Mapping[str, Tensor],
+    parameters: Iterable[Tensor],
+    shared: int,
+) -> dict[str, float]:
+    """All that this file measures, by stable names; draws no random number and leaves gradients and graph alone.
+
+    Args:
+        objective: What gave the terms.
+        batch: What it was called with.
+        student: Likewise.
+        terms: Its result, with the graph.
+        parameters: The student's parameters.
+        shared: Entries of the shared vocabulary; 0 for objectives without a teacher.
+
+    Returns:
+        ``gradient_norm/<term>``, ``center_cosine_<teacher layer>_<student layer>`` and what `span_statistics` gives.
+    """
+    norms = gradient_norms(objective, terms, parameters)
+    found = {f"gradient_norm/{name}": float(norm) for name, norm in norms.items()}
+    found |= {name: float(value) for name, value in center_cosines(objective, batch, student).items()}
+    return found | span_statistics(batch, shared, len(student.head.weight))
+
+
+def weighted_terms(objective: nn.Module, terms: Mapping[str, Number]) -> dict[str, Number]:
     """What each term adds to the loss; the values sum to ``terms["loss"]``.
 
     Args:
@@ -44,10 +74,9 @@ def gradient_norms(
     wanted = [parameter for parameter in parameters if parameter.requires_grad]
     norms = {}
     for name, value in weighted_terms(objective, terms).items():
-        if value.requires_grad:
-            grads = torch.autograd.grad(value, wanted, retain_graph=True, allow_unused=True)
-            squares = [grad.detach().float().square().sum() for grad in grads if grad is not None]
-            norms[name] = torch.stack(squares).sum().sqrt() if squares else value.new_zeros(())
+        grads = torch.autograd.grad(value, wanted, retain_graph=True, allow_unused=True) if value.requires_grad else ()
+        squares = [grad.detach().float().square().sum() for grad in grads if grad is not None]
+        norms[name] = torch.stack(squares).sum().sqrt() if squares else value.new_zeros(())
     return norms
 
 
@@ -74,8 +103,13 @@ def center_cosines(objective: nn.Module, batch: Batch, student: StudentOutput) -
 
 
 @torch.no_grad()
-def span_statistics(batch: Batch, context: ObjectiveContext, student_vocabulary: int) -> dict[str, float]:
+def span_statistics(batch: Batch, shared: int, vocabulary: int) -> dict[str, float]:
     """Shares of what a batch offers that the objective uses.
+
+    Args:
+        batch: The batch.
+        shared: Entries of the shared vocabulary.
+        vocabulary: Entries of the student's.
 
     Returns:
         ``spans_per_text``; ``covered_tokens``, the share of supervised tokens inside spans; ``effective_spans``, the
@@ -96,5 +130,5 @@ def span_statistics(batch: Batch, context: ObjectiveContext, student_vocabulary:
         "spans_per_text": len(batch.span_text) / max(1, batch.texts),
         "covered_tokens": float(inside) / max(1, len(target)),
         "effective_spans": effective,
-        "shared_vocabulary": len(context.shared_student_ids) / student_vocabulary,
+        "shared_vocabulary": shared / vocabulary,
     }

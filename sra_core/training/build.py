@@ -72,6 +72,6 @@ def build_module(job: Job) -> DistillModule:
         if training.gradient_checkpointing:
             model.enable_input_require_grads()
     layers = [resolve_layer(layer_count(model), layer) for layer in student_layers(job.objective)]
-    objective = build_objective(job.objective, objective_context(job.config, job.prepared, job.teacher, model))
+    context = objective_context(job.config, job.prepared, job.teacher, model)
     model.train()
-    return DistillModule(model, objective, layers)
+    return DistillModule(model, build_objective(job.objective, context), layers, len(context.shared_student_ids))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sra_core.models import lm_head, mapped_states
 from sra_core.models.structure import unwrap
-from sra_core.objective import Batch, StudentOutput
+from sra_core.objective import Batch, StudentOutput, diagnose
 
 __all__ = ["DistillModule"]
 
@@ -22,20 +22,32 @@ class DistillModule(nn.Module):
         student: A causal language model, possibly wrapped by adapters.
         objective: An objective built by `sra_core.objective.build_objective`.
         layers: Student layers whose states and attention the objective reads, counted from 1.
+        shared: Entries of the shared vocabulary; 0 for objectives without a teacher.
+
+    Attributes:
+        diagnosing: Whether a forward also fills ``findings``.
+        findings: What `sra_core.objective.diagnose` measured in the last forward that was asked to.
     """
 
-    def __init__(self, student: Any, objective: nn.Module, layers: list[int]) -> None:
+    def __init__(self, student: Any, objective: nn.Module, layers: list[int], shared: int = 0) -> None:
         super().__init__()
         self.student = student
         self.objective = objective
         self.layers = layers
+        self.shared = shared
+        self.diagnosing = False
+        self.findings: dict[str, float] = {}
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """The objective's terms; ``loss`` is the one to minimise."""
         states = mapped_states(self.student, batch.input_ids, batch.attention_mask, self.layers)
         embedding = unwrap(self.student).get_input_embeddings().weight
         output = StudentOutput(states.hidden, states.weights, states.final, lm_head(self.student), embedding)
-        return self.objective(batch, output)
+        terms: dict[str, Tensor] = self.objective(batch, output)
+        if self.diagnosing:
+            parameters = [parameter for _, parameter in self.trainable()]
+            self.findings = diagnose(self.objective, batch, output, terms, parameters, self.shared)
+        return terms
 
     def trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Names and parameters of the student that training changes."""

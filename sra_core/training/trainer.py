@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sra_core.evaluation import response_likelihood
-from sra_core.objective import Batch
+from sra_core.objective import Batch, weighted_terms
 from sra_core.shards import PreparedRow
 from sra_core.training.checkpoints import Checkpoints, Progress, gather
 from sra_core.training.data import DistillData, Order, prefetch
@@ -134,7 +134,9 @@ class Trainer:
             group["lr"] = learning_rate(self.config, group["peak"], self.progress.step, self.total)
         terms: list[dict[str, Tensor]] = []
         norm, applied = None, True
-        for batch in micro_batches:
+        diagnosing = self._diagnoses()
+        for place, batch in enumerate(micro_batches):
+            self.module.diagnosing = diagnosing and place == 0
             result = self.engine(batch.to(self.device))
             self.engine.backward(result["loss"])
             terms.append({name: value.detach().float() for name, value in result.items()})
@@ -149,6 +151,20 @@ class Trainer:
         losses = torch.stack([each["loss"] for each in terms]).tolist()
         self._guard(losses, applied, micro_batches)
         self._meter.add(mean, norm)
+        if diagnosing:
+            self._tell_findings()
+
+    def _diagnoses(self) -> bool:
+        """Whether the coming step is one to look into: the first, the last, and every so many."""
+        every, step = self.config.diagnose_every, self.progress.step + 1
+        return every > 0 and (step % every == 0 or step in (1, self.total))
+
+    def _tell_findings(self) -> None:
+        """What the step's first forward showed, before the weights moved; the mean over processes."""
+        findings = self.module.findings
+        if self.progress.world > 1:
+            findings = average(findings, self.device)
+        self._publish({f"diagnose/{name}": value for name, value in findings.items()})
 
     def _clip(self) -> tuple[float, bool]:
         """Clip the gradients of a plain optimizer; one that is not finite is dropped, so that no weight moves."""
@@ -205,6 +221,7 @@ class Trainer:
         if step % self.config.log_every and step != self.total:
             return
         values = self._meter.close(self.progress.tokens)
+        values |= {f"weighted/{name}": value for name, value in weighted_terms(self.module.objective, values).items()}
         values["learning_rate"] = float(self.engine.optimizer.param_groups[0]["lr"])
         if self.progress.world > 1:
             values = average(values, self.device)

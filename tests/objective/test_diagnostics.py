@@ -6,7 +6,14 @@ import pytest
 import torch
 
 from sra_core.config import ObjectiveConfig
-from sra_core.objective import build_objective, center_cosines, gradient_norms, span_statistics, weighted_terms
+from sra_core.objective import (
+    build_objective,
+    center_cosines,
+    diagnose,
+    gradient_norms,
+    span_statistics,
+    weighted_terms,
+)
 from tests.objective import plain
 from tests.objective.make import make
 
@@ -77,13 +84,42 @@ def test_span_statistics() -> None:
     world = make(most_spans=(3, 0, 1))
     batch = world.batch
     batch.teacher[7].mass = torch.ones(len(batch.span_text), dtype=torch.float64)
-    found = span_statistics(batch, world.context, 26)
+    found = span_statistics(batch, 13, 26)
     covered = sum(end - begin for begin, end in batch.span_range.tolist())
     assert found["spans_per_text"] == pytest.approx(len(batch.span_text) / 3)
     assert found["covered_tokens"] == pytest.approx(covered / int((batch.labels != -100).sum()))
     assert found["effective_spans"] == pytest.approx(1.0)
     assert found["shared_vocabulary"] == pytest.approx(0.5)
     batch.teacher[7].mass[0] = 1e6
-    assert span_statistics(batch, world.context, 26)["effective_spans"] < 1
+    assert span_statistics(batch, 13, 26)["effective_spans"] < 1
     empty = make(most_spans=(0,))
-    assert span_statistics(empty.batch, empty.context, 26)["effective_spans"] == 0
+    assert span_statistics(empty.batch, 13, 26)["effective_spans"] == 0
+
+
+@pytest.mark.parametrize("name", ["sra", "uld", "sft"])
+def test_a_diagnosis_has_the_same_names_whatever_the_batch_holds(name: str) -> None:
+    found = []
+    for spans in ((3, 0, 1), (0,)):
+        world = make(most_spans=spans)
+        objective = build_objective(ObjectiveConfig(name=name, layers=LAYERS), world.context).double()
+        terms = objective(world.batch, world.student)
+        leaves = list(world.leaves.values())
+        found.append(diagnose(objective, world.batch, world.student, terms, leaves, 13))
+    whole, empty = found
+    assert whole.keys() == empty.keys()
+    assert whole["gradient_norm/ce"] > 0
+    assert whole["shared_vocabulary"] == pytest.approx(13 / len(world.student.head.weight))
+    assert ("center_cosine_7_4" in whole) == (name == "sra")
+    if name == "sra":
+        assert (whole["gradient_norm/logit"] > 0, empty["gradient_norm/logit"]) == (True, 0)
+
+
+def test_a_diagnosis_draws_no_random_number_and_leaves_the_graph() -> None:
+    world = make()
+    objective = build_objective(ObjectiveConfig(layers=LAYERS), world.context).double()
+    terms, state = objective(world.batch, world.student), torch.get_rng_state()
+    diagnose(objective, world.batch, world.student, terms, world.leaves.values(), 13)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(leaf.grad is None for leaf in world.leaves.values())
+    assert all(parameter.grad is None for parameter in objective.parameters())
+    terms["loss"].backward()
