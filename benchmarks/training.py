@@ -1,6 +1,6 @@
 """The engine's tokens a second against a bare loop in plain torch: same student, objective, batches and device.
 
-Also the share of time that training waits for data, and how one and two processes compare. Runs alternate, so that
+Also the shares of time that training waits for data and tells its metrics at every step, and how one and two processes compare. Runs alternate, so that
 what else the machine does hits both sides; the ratio is the median over pairs. Prints a table, writes JSON.
 """
 
@@ -27,11 +27,12 @@ from sra_core.distillation import initial_student
 from sra_core.recipes import load_config
 from sra_core.shards import PreparedSet, TeacherSet
 from sra_core.shards.folder import read_manifest
+from sra_core.tracking import MlflowWatcher
 from sra_core.training import DistillData, Job, Order, launch, learning_rate, quiet_libraries
 from sra_core.training.build import build_module
+from sra_core.training.job import Events, History
 from sra_core.training.module import parameter_groups
 from sra_core.training.runtime import make_optimizer
-from sra_core.watching import Watcher
 
 
 def make_job(folder: Path, steps: int, shape: str, batch: int) -> Job:
@@ -88,16 +89,43 @@ def bare_loop(job: Job) -> float:
     return statistics.median(rates[2:])
 
 
+def telling(job: Job, repeats: int = 300) -> float:
+    """Seconds for which a training process stops to tell one step's metrics: all that MLflow costs it.
+
+    The lines that it appends are read, and sent to MLflow, by the process that started it.
+    """
+    values = json.loads(job.history.read_text().splitlines()[-1])
+    events, history = Events(job.folder / "again.jsonl"), History(job.folder / "again-history.jsonl")
+    seconds = []
+    for step in range(repeats):
+        started = time.perf_counter()
+        events.send("metrics", step=step, values=values)
+        history.append(step, values)
+        events.send("progress", done=step, total=repeats, note="loss 1.234, held out 1.234 bits a byte")
+        seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds)
+
+
 def engine(job: Job, folder: Path, processes: int) -> Mapping[str, float]:
-    """Median tokens a second, share of waiting and seconds a step of the engine, all processes together."""
+    """Median tokens a second, share of waiting and of logging, and seconds a step, all processes together.
+
+    ``relay_share`` is the CPU time of this process, which writes every step to MLflow (SQLite), over the time of the
+    training: it runs beside the training, not in it.
+    """
     config = job.config.model_copy(deep=True)
     config.distill.processes = processes
     folder.mkdir()
     job = replace(job, config=config, folder=folder)
-    launch(job, Watcher())
+    watch = MlflowWatcher(config)
+    watch.begin("distill", folder.name, config, "benchmark", reused=False)
+    busy, started = time.process_time(), time.monotonic()
+    launch(job, watch)
+    relay = (time.process_time() - busy) / (time.monotonic() - started)
+    watch.failed(InterruptedError("only measured"))
     lines = [json.loads(line) for line in job.history.read_text().splitlines()][2:]
     names = ("tokens_per_second", "data_wait_share", "seconds_per_step")
-    return {name: statistics.median(line[f"train/{name}"] for line in lines) for name in names}
+    figures = {name: statistics.median(line[f"train/{name}"] for line in lines) for name in names}
+    return {**figures, "logging_share": telling(job) / figures["seconds_per_step"], "relay_share": relay}
 
 
 def measure(repeats: int, steps: int, shape: str, batch: int) -> dict[str, Any]:
@@ -117,6 +145,8 @@ def measure(repeats: int, steps: int, shape: str, batch: int) -> dict[str, Any]:
         "engine_over_bare": median(one["tokens_per_second"] / bare for bare, one in pairs),
         "pairs": [round(one["tokens_per_second"] / bare, 3) for bare, one in pairs],
         "data_wait_share": median(one["data_wait_share"] for _, one in pairs),
+        "logging_share": median(one["logging_share"] for _, one in pairs),
+        "relay_share": median(one["relay_share"] for _, one in pairs),
         "two_processes_tokens_per_second": median(each["tokens_per_second"] for each in two),
     }
 
