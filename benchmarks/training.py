@@ -1,7 +1,8 @@
 """The engine's tokens a second against a bare loop in plain torch: same student, objective, batches and device.
 
-Also the shares of time that training waits for data and tells its metrics at every step, and how one and two processes compare. Runs alternate, so that
-what else the machine does hits both sides; the ratio is the median over pairs. Prints a table, writes JSON.
+Also the shares of time that training waits for data and tells its metrics at every step, and how one and two
+processes compare. Runs alternate, so that what else the machine does hits both sides; the ratio is the median over
+pairs. Prints a table, writes JSON.
 """
 
 from __future__ import annotations
