@@ -26,10 +26,12 @@ import hashlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -140,7 +142,7 @@ class Service:
     command: list[str]
     answers: Callable[[], bool]
     address: str
-    patience: float = 120.0
+    patience: float = 300.0
 
 
 def services(settings: Settings) -> list[Service]:
@@ -180,13 +182,16 @@ def up(settings: Settings) -> None:
     """Start what does not run, wait until each answers, apply the deployments.
 
     Raises:
-        ServiceError: A service ends or does not answer in time.
+        ServiceError: A port is taken, or a service ends or does not answer in time.
     """
     settings.home.mkdir(parents=True, exist_ok=True)
     if settings.mlflow_auth:
         text = MLFLOW_AUTH.format(database=settings.home / "mlflow-users.db")
         (settings.home / "mlflow-auth.ini").write_text(text)
     prefect, mlflow, worker = services(settings)
+    for service, variable in ((prefect, "SERVICES_PREFECT_PORT"), (mlflow, "SERVICES_MLFLOW_PORT")):
+        if running(service, settings) is None and _is_taken(service.address):
+            raise ServiceError(f"{service.name}: {service.address}: address already in use; set {variable} to another")
     for service in (prefect, mlflow):
         start(service, settings)
     for service in (prefect, mlflow):
@@ -348,6 +353,13 @@ def _answers(address: str) -> bool:
         return error.code == 401  # it runs, behind a password
     except OSError:
         return False
+
+
+def _is_taken(address: str) -> bool:
+    """Whether something listens there already."""
+    place = urllib.parse.urlsplit(address)
+    with socket.socket() as probe:
+        return probe.connect_ex((place.hostname or "", place.port or 0)) == 0
 
 
 def _worker_online(settings: Settings) -> bool:
