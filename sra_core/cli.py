@@ -141,21 +141,36 @@ def plan(recipe: Recipe, settings: Settings = None) -> None:
 @app.command()
 def compare(
     runs: Annotated[
-        list[str], typer.Argument(help="Evaluation folders or MLflow run ids; NAME=RUN names one in the report.")
+        list[str],
+        typer.Argument(
+            help="Evaluation folders, their fingerprints or MLflow run ids; NAME=RUN names one in the report."
+        ),
     ],
-    page: Annotated[Path, typer.Option(help="Where the HTML report goes.")] = Path("comparison.html"),
+    page: Annotated[
+        Path | None, typer.Option("--page", "--output", "-o", help="Where the HTML report goes; unset names it here.")
+    ] = None,
+    track: Annotated[bool, typer.Option("--track", help="Log tables, figures and page to an MLflow run.")] = False,
     recipe: Annotated[str, typer.Option(help="Recipe that tells store and tracking server.")] = "quickstart",
     settings: Settings = None,
 ) -> None:
-    """Compare finished runs on the same examples: a table here, and one HTML page."""
-    from sra_core.evaluation import compare_runs, read_run, terminal_report, write_report
+    """Compare finished runs on the same examples: tables here, and one HTML page.
+
+    Runs other than folders are looked for in the store (`--set store=FOLDER` or SRA_STORE) and its MLflow.
+    """
+    from sra_core.evaluation import compare_runs, page_name, read_runs, terminal_report, write_report
 
     config = _config(recipe, settings)
-    comparison = compare_runs([read_run(folder, name) for name, folder in (_finished(config, run) for run in runs)])
+    comparison = compare_runs(read_runs([_finished(config, run) for run in runs]))
     for part in terminal_report(comparison):
         console.print(part)
+    page = page or Path(page_name(comparison))
+    replaced = " (in place of the one that was there)" if page.exists() else ""
     write_report(comparison, page)
-    console.print(f"\nThe whole report, for a browser: {page.absolute()}", soft_wrap=True)
+    console.print(f"\nThe whole report, for a browser: {page.absolute()}{replaced}", soft_wrap=True)
+    if track:
+        from sra_core.tracking import track_comparison
+
+        console.print(f"In MLflow: run {track_comparison(config, comparison, page)}", soft_wrap=True)
 
 
 @bench.command("quality")
@@ -301,15 +316,15 @@ def _interrupted(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def _finished(config: RunConfig, run: str) -> tuple[str, Path]:
-    """Name and evaluation folder of what a person named: a folder or an MLflow run, possibly as NAME=RUN."""
-    from sra_core.tracking import evaluation_of_run
+def _finished(config: RunConfig, run: str) -> tuple[str | None, Path]:
+    """Name, if it has one, and evaluation folder of what a person named, possibly as NAME=RUN."""
+    from sra_core.tracking import find_evaluation
 
-    name, named, place = run.rpartition("=")
+    name, _, place = run.rpartition("=")
     if place.endswith(".lock"):
         raise EvaluationError(f"{place} is the lock beside a result", "name the folder itself, as in evaluations/*/")
-    own, folder = (Path(place).name, Path(place)) if Path(place).is_dir() else evaluation_of_run(config, place)
-    return (name if named else own), folder
+    own, folder = (None, Path(place)) if Path(place).is_dir() else find_evaluation(config, place)
+    return name or own, folder
 
 
 def _config(recipe: str, settings: list[str] | None) -> RunConfig:

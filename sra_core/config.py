@@ -20,6 +20,7 @@ __all__ = [
     "BenchConfig",
     "CacheConfig",
     "CorpusConfig",
+    "DatasetConfig",
     "DistillConfig",
     "EvaluateConfig",
     "LoraConfig",
@@ -488,14 +489,56 @@ class AdaptConfig(TrainingConfig):
         return self
 
 
+class DatasetConfig(Part):
+    """A data set to evaluate on, beside the corpus's own test split."""
+
+    name: str = Field(description="Name in tables and metrics, such as `dialogsum`.", pattern="^[a-z][a-z0-9_]*$")
+    source: str = Field(
+        description="A file or folder of JSONL, Parquet or CSV, an fsspec URL (`hf://datasets/ID/FILE` is one), or a hub data set id."
+    )
+    revision: str | None = Field(None, description="Revision of a hub data set.")
+    subset: str | None = Field(None, description="Configuration name of a hub data set.")
+    split: str = Field("train", description="Split of a hub data set to read.")
+    layout: Literal["auto", "instruction", "dolly", "alpaca", "messages", "text"] = Field(
+        "auto", title="Columns", description="Names of the columns, as `corpus.layout`."
+    )
+    columns: dict[Literal["instruction", "context", "response", "system", "messages", "id", "source"], str] = Field(
+        {}, description="Own names for the columns, as `corpus.columns`."
+    )
+    instruction: str = Field(
+        "",
+        description="Instruction for data that has none, such as dialogues with summaries; what was read as instruction is then the context.",
+    )
+    max_malformed: int = Field(0, ge=0, description="Malformed rows to put aside before the run stops.")
+
+
 class EvaluateConfig(Part):
     """Scores on the held-out test examples."""
 
     examples: int | None = Field(
-        None, ge=1, description="Evaluate at most this many test examples; unset takes all of them."
+        None, ge=1, description="Evaluate at most this many examples of each data set; unset takes all of them."
     )
     generate: int | None = Field(
         100, ge=0, description="Generate answers for at most this many of them (for ROUGE); unset takes all, 0 none."
+    )
+    test_name: str = Field(
+        "test",
+        pattern="^[a-z][a-z0-9_]*$",
+        description="Name of the corpus's own test split in tables and metrics, beside those of `datasets`.",
+    )
+    datasets: list[DatasetConfig] = Field(
+        [],
+        description="Data sets to evaluate on beside the corpus's own test split; each is scored by itself, and their average is reported.",
+    )
+    lm_eval: list[str] = Field(
+        [], description="Tasks of lm-eval to score each model on, such as `arc_easy`; needs the extra `lm-eval`."
+    )
+    lm_eval_folder: str | None = Field(None, description="Folder with lm-eval task files (YAML) of your own.")
+    lm_eval_limit: int | None = Field(None, ge=1, description="At most this many examples of each lm-eval task.")
+    backend: Literal["auto", "transformers", "vllm"] = Field(
+        "auto",
+        title="Generation",
+        description="What generates answers: `transformers` is the project's own loop, `vllm` needs the extra of that name and CUDA; `auto` takes vllm where both are there.",
     )
     protocol: Literal["custom", "paper"] = Field(
         "custom",
@@ -531,6 +574,12 @@ class EvaluateConfig(Part):
     def _protocol_fixes_fields(self) -> EvaluateConfig:
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError("seeds: one occurs twice; its answers would count twice")
+        names = [self.test_name, *(each.name for each in self.datasets)]
+        if len(set(names)) < len(names) or {"average", "teacher", "initial", "student"} & set(names):
+            raise ValueError(
+                f"datasets: the names {', '.join(names)} must differ from each other and from average, teacher, "
+                "initial and student; rename one (test_name is that of the corpus's own test split)"
+            )
         if self.protocol == "paper":
             for name, value in PAPER_PROTOCOL.items():
                 own, default = getattr(self, name), type(self).model_fields[name].default
@@ -636,10 +685,12 @@ def _identity_items(part: BaseModel) -> Iterator[tuple[str, Any]]:
         if isinstance(extra, dict) and extra.get("fingerprint") is False:
             continue
         value = getattr(part, name)
-        yield name, identity(value) if isinstance(value, BaseModel) else _plain(value)
+        yield name, _plain(value)
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return identity(value)
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
     return value

@@ -10,11 +10,10 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
-from pathlib import Path
 from typing import Any
 
 from sra_core.cluster import shard_executor
-from sra_core.config import RunConfig, identity
+from sra_core.config import RunConfig
 from sra_core.errors import ConfigError, ManifestMismatch, ShardError
 from sra_core.shards import SCHEMA_VERSION, Manifest, StageFolder, verify
 from sra_core.watching import Watcher, watched
@@ -145,9 +144,10 @@ def distill(config: RunConfig, watch: Watcher | None = None) -> Manifest:
 
 
 def evaluate(config: RunConfig, watch: Watcher | None = None) -> Manifest:
-    """Score teacher, initial student and student on the held-out test examples.
+    """Score teacher, initial student and student on the held-out test examples and the data sets of the config.
 
     Raises:
+        DataError: A data set cannot be read.
         ManifestMismatch: The prepared examples or the student of this config are missing.
         EvaluationError: There is nothing to evaluate.
     """
@@ -160,9 +160,10 @@ def evaluate(config: RunConfig, watch: Watcher | None = None) -> Manifest:
     def work() -> Manifest:
         return scoring.score_student(adapted(config), upstream, folder, watch)
 
-    manifest = _once(folder, config, watch, upstream, "score held-out examples", work)
-    watch.markdown("summary", (Path(manifest.folder) / "summary.md").read_text())
-    return manifest
+    def report(manifest: Manifest) -> None:
+        scoring.report_evaluation(manifest, watch)
+
+    return _once(folder, config, watch, upstream, "score held-out examples", work, report)
 
 
 def run(config: RunConfig, watch: Watcher | None = None) -> dict[str, Manifest]:
@@ -343,10 +344,12 @@ def _distill_folder(config: RunConfig) -> StageFolder:
 
 
 def _evaluate_folder(config: RunConfig) -> StageFolder:
+    from sra_core import scoring
+
     made: dict[str, Any] = {
         "schema": SCHEMA_VERSION,
         "students": _distill_folder(config).fingerprint,
-        "evaluate": identity(config.evaluate),
+        "evaluate": scoring.evaluation_identity(config),
         **({"adapted": _adapt_folder(config).fingerprint} if config.adapt.enabled else {}),
     }
     return StageFolder(config.store, "evaluate", made)

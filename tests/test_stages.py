@@ -190,7 +190,8 @@ def test_scores_of_another_model_are_not_reused(own_store: RunConfig) -> None:
     before = stages.result_of("evaluate", own_store)
     folder = Path(before.folder)
     (folder / "manifest.json").unlink()
-    table = pq.read_table(folder / "likelihood-student.parquet")
+    path = folder / "likelihood-test-student.parquet"
+    table = pq.read_table(path)
     wrong = table.set_column(table.schema.get_field_index("nats"), "nats", pa.array([1.0] * len(table)))
-    pq.write_table(wrong.replace_schema_metadata({b"sra": b"another model"}), folder / "likelihood-student.parquet")
+    pq.write_table(wrong.replace_schema_metadata({b"sra": b"another model"}), path)
     assert stages.evaluate(own_store).metrics == before.metrics

@@ -18,8 +18,15 @@ if TYPE_CHECKING:
     from sra_core.evaluation.intervals import Comparison, Interval, compare_all, detectable_difference, interval, paired
     from sra_core.evaluation.leaks import Leak, LeakReport, find_leaks
     from sra_core.evaluation.likelihood import Likelihood, bits_per_byte, response_likelihood
-    from sra_core.evaluation.report import html_report, report_tables, terminal_report, write_report
-    from sra_core.evaluation.results import EvaluatedRun, ModelScores, agreement_table, likelihood_table, read_run
+    from sra_core.evaluation.report import html_report, page_name, report_tables, terminal_report, write_report
+    from sra_core.evaluation.results import (
+        EvaluatedRun,
+        ModelScores,
+        agreement_table,
+        likelihood_table,
+        read_run,
+        read_runs,
+    )
     from sra_core.evaluation.scores import AnswerCounts, count_answers, rouge_scores
     from sra_core.evaluation.settings import AnswerSettings
 
@@ -33,8 +40,8 @@ _HOMES = {
     "intervals": ("Comparison", "Interval", "compare_all", "detectable_difference", "interval", "paired"),
     "leaks": ("Leak", "LeakReport", "find_leaks"),
     "likelihood": ("Likelihood", "bits_per_byte", "response_likelihood"),
-    "report": ("html_report", "report_tables", "terminal_report", "write_report"),
-    "results": ("EvaluatedRun", "ModelScores", "agreement_table", "likelihood_table", "read_run"),
+    "report": ("html_report", "page_name", "report_tables", "terminal_report", "write_report"),
+    "results": ("EvaluatedRun", "ModelScores", "agreement_table", "likelihood_table", "read_run", "read_runs"),
     "scores": ("AnswerCounts", "count_answers", "rouge_scores"),
     "settings": ("AnswerSettings",),
 }
@@ -67,9 +74,11 @@ __all__ = [
     "html_report",
     "interval",
     "likelihood_table",
+    "page_name",
     "paired",
     "read_answers",
     "read_run",
+    "read_runs",
     "report_tables",
     "response_likelihood",
     "rouge_scores",

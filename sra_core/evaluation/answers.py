@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sra_core.evaluation.scores import ROUGE_TYPES, rouge_scores
-from sra_core.evaluation.settings import AnswerSettings
+from sra_core.evaluation.settings import AnswerSettings, Backend
 from sra_core.shards import atomic_write, fingerprint
 
 __all__ = ["ANSWER_SCHEMA", "AnswerSet", "read_answers"]
 
 ANSWER_SCHEMA = pa.schema(
     [
+        ("dataset", pa.string()),
         ("id", pa.string()),
         ("source", pa.string()),
         ("seed", pa.int64()),
@@ -32,6 +34,8 @@ ANSWER_SCHEMA = pa.schema(
     ]
 )
 _KEY = b"sra"
+GENERATORS: dict[Backend, str] = {"transformers": "generation", "vllm": "vllm_backend"}
+"""Module whose `generate` answers, by backend; imported when it is needed."""
 
 Progress = Callable[[int, int], None]
 
@@ -45,6 +49,8 @@ class AnswerSet:
         name: Name of the model: ``teacher``, ``initial`` or ``student``.
         side: Whose tokens it reads.
         settings: Sampling, seeds and limits.
+        dataset: Name of the data set.
+        backend: What generates; answers of the other one are not reused.
         model: Digest or fingerprint of the model; answers of another one are not reused.
         shard_size: Answers in one file.
     """
@@ -53,6 +59,8 @@ class AnswerSet:
     name: str
     side: Any
     settings: AnswerSettings
+    dataset: str = "test"
+    backend: Backend = "transformers"
     model: str = ""
     shard_size: int = 64
 
@@ -68,7 +76,7 @@ class AnswerSet:
         """Write the shards that are missing, generated for other rows or damaged; returns all paths in order.
 
         Args:
-            load: Gives the model and its tokenizer; called only when something is missing.
+            load: Gives the model (for vLLM its engine) and its tokenizer; called only when something is missing.
             rows: Prepared rows.
             references: What each answer is scored against; unset takes the rows' responses.
             batch_size: Texts in one forward; the answers do not depend on it in float32.
@@ -91,9 +99,10 @@ class AnswerSet:
         for seed in self.settings.used_seeds:
             for number, start in enumerate(range(0, len(rows), self.shard_size)):
                 part = slice(start, start + self.shard_size)
-                path = self.folder / f"answers-{self.name}-{seed}-{number:05d}.parquet"
+                path = self.folder / f"answers-{self.dataset}-{self.name}-{seed}-{number:05d}.parquet"
                 made = {
                     "model": self.model,
+                    "backend": self.backend,
                     "settings": {**asdict(self.settings), "seeds": [seed]},
                     "prompts": [_prompt_ids(row, self.side) for row in rows[part]],
                     "references": list(references[part]),
@@ -101,8 +110,7 @@ class AnswerSet:
                 yield _Shard(path, seed, rows[part], references[part], fingerprint(made))
 
     def _write(self, shard: _Shard, model: Any, tokenizer: Any, batch_size: int, progress: Progress | None) -> None:
-        from sra_core.evaluation.generation import generate
-
+        generate = import_module(f"sra_core.evaluation.{GENERATORS[self.backend]}").generate
         settings = self.settings
         answers = generate(
             model,
@@ -118,6 +126,7 @@ class AnswerSet:
         )
         texts = [answer.text.strip() for answer in answers]
         columns = {
+            "dataset": [self.dataset] * len(answers),
             "id": [row.id for row in shard.rows],
             "source": [row.source for row in shard.rows],
             "seed": [shard.seed] * len(answers),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sra_core.evaluation.compare import RunComparison
+from sra_core.evaluation.compare import Breakdown, RunComparison
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -89,7 +89,10 @@ def curve_names(comparison: RunComparison) -> list[str]:
 
 
 def figures(comparison: RunComparison) -> dict[str, Figure]:
-    """The report's figures for tracking: ``learning_curves`` and ``scores``; empty panels are left out."""
+    """The report's figures for tracking: ``learning_curves``, ``scores`` and ``bits_per_byte_by_prompt_length``.
+
+    Those with nothing to show are left out.
+    """
     from matplotlib.figure import Figure
 
     found: dict[str, Figure] = {}
@@ -111,4 +114,25 @@ def figures(comparison: RunComparison) -> dict[str, Figure]:
         axes.set_yticks(range(len(result.scores)), list(result.scores))
         axes.invert_yaxis()
         axes.set(title=result.metric.title)
+    for part in comparison.breakdowns:
+        if part.title == "prompt length":
+            found[f"{part.metric.name}_by_prompt_length"] = _bands(part)
     return found
+
+
+def _bands(part: Breakdown) -> Figure:
+    """A metric by prompt length, a line a system with its intervals."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    groups = list(part.groups)
+    for number, system in enumerate(part.groups[groups[0]]):
+        scores = [part.groups[group][system] for group in groups]
+        spread = [[each.estimate - each.low for each in scores], [each.high - each.estimate for each in scores]]
+        places = [place + 0.06 * number for place in range(len(groups))]  # apart, so that intervals stay readable
+        axes.errorbar(places, [each.estimate for each in scores], yerr=spread, fmt="o-", capsize=3, label=system)
+    axes.set_xticks(range(len(groups)), groups)
+    axes.set(title=f"{part.metric.title} by prompt length")
+    axes.legend()
+    return figure

@@ -26,7 +26,17 @@ from sra_core.evaluation.decisions import Sampling, choose, text_generator
 from sra_core.evaluation.likelihood import Side
 from sra_core.models.structure import unwrap
 
-__all__ = ["Answer", "Decoder", "FinishReason", "Sampling", "generate", "stop_tokens"]
+__all__ = [
+    "Answer",
+    "Decoder",
+    "FinishReason",
+    "Prompt",
+    "Sampling",
+    "cut_prompt",
+    "generate",
+    "positions_of",
+    "stop_tokens",
+]
 
 FinishReason = Literal["stop", "length"]
 GREEDY = Sampling()
@@ -103,14 +113,10 @@ def generate(
         EvaluationError: The model's logits are not numbers, or depend on padding.
     """
     model = unwrap(model)
-    prompts = [_prompt(row, side) for row in rows]
-    for row, prompt in zip(rows, prompts, strict=True):
-        if not prompt:
-            raise EvaluationError(f"example {row.id}: its prompt has no token", "use a template with a text of its own")
-    cuts = [_cut(prompt, tokenizer.bos_token_id, _room(model, max_new_tokens, max_prompt)) for prompt in prompts]
+    prompts = [cut_prompt(row, side, tokenizer, positions_of(model.config), max_new_tokens, max_prompt) for row in rows]
     texts = [
-        _Text(cut, _limit(model, len(cut), max_new_tokens), text_generator(seed, row.id, model.device))
-        for row, cut in zip(rows, cuts, strict=True)
+        _Text(prompt.ids, prompt.limit, text_generator(seed, row.id, model.device))
+        for row, prompt in zip(rows, prompts, strict=True)
     ]
     decoder = Decoder(model, stop_tokens(model, tokenizer), sampling, vocabulary=len(tokenizer))
     decoder.run(texts, batch_size, progress)
@@ -121,8 +127,8 @@ def generate(
             text=tokenizer.decode(text.new, skip_special_tokens=True),
             tokens=tuple(text.new),
             finish_reason="stop" if text.stopped else "length",
-            prompt_tokens=len(text.prompt),
-            prompt_cut=len(prompt) - len(text.prompt),
+            prompt_tokens=len(prompt.ids),
+            prompt_cut=prompt.cut,
         )
         for row, prompt, text in zip(rows, prompts, texts, strict=True)
     ]
@@ -136,24 +142,39 @@ def stop_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
     return frozenset(token for token in [tokenizer.eos_token_id, *extra] if token is not None)
 
 
-def _prompt(row: Any, side: Side) -> list[int]:
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A prompt as a model reads it.
+
+    Attributes:
+        ids: Its tokens.
+        cut: Tokens that it lost on the left.
+        limit: Tokens that its answer may have.
+    """
+
+    ids: list[int]
+    cut: int
+    limit: int
+
+
+def cut_prompt(row: Any, side: Side, tokenizer: Any, positions: int, max_new_tokens: int, max_prompt: int) -> Prompt:
+    """The prompt of a row by whole tokens, so that the answer has its room, or at least half of the model's positions.
+
+    Raises:
+        EvaluationError: The prompt has no token.
+    """
     ids = row.teacher_ids if side == "teacher" else row.student_ids
-    return [int(token) for token in ids[: row.teacher_response if side == "teacher" else row.student_response]]
+    whole = [int(token) for token in ids[: row.teacher_response if side == "teacher" else row.student_response]]
+    if not whole:
+        raise EvaluationError(f"example {row.id}: its prompt has no token", "use a template with a text of its own")
+    room = min(max_prompt, max(positions - max_new_tokens, positions // 2))
+    kept = _cut(whole, tokenizer.bos_token_id, room)
+    return Prompt(kept, len(whole) - len(kept), min(max_new_tokens, positions - len(kept)))
 
 
-def _positions(model: Any) -> int:
-    """Tokens that the model can tell apart by position."""
-    return int(getattr(model.config, "max_position_embeddings", None) or 2**31)
-
-
-def _room(model: Any, max_new_tokens: int, max_prompt: int) -> int:
-    """Prompt tokens that leave the answer its room, and at least half of the model's positions."""
-    positions = _positions(model)
-    return min(max_prompt, max(positions - max_new_tokens, positions // 2))
-
-
-def _limit(model: Any, prompt: int, max_new_tokens: int) -> int:
-    return min(max_new_tokens, _positions(model) - prompt)
+def positions_of(config: Any) -> int:
+    """Tokens that a model can tell apart by position."""
+    return int(getattr(config, "max_position_embeddings", None) or 2**31)
 
 
 def _cut(prompt: list[int], bos: int | None, room: int) -> list[int]:

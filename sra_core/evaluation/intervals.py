@@ -1,16 +1,18 @@
 """Intervals, paired comparisons and detectable differences, over examples and seeds.
 
 Every score here is a ratio of sums: a mean divides by the number of examples, bits per byte divides by their bytes.
-One set of functions serves both; ``weights`` says what an example adds to the denominator.
+One set of functions serves both; ``weights`` says what an example adds to the denominator. Over several data sets the
+score is the mean of their scores, however many examples each has; ``strata`` says which set an example belongs to.
 
 Shapes: E examples, S seeds, R resamples.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +22,7 @@ from sra_core.errors import EvaluationError
 __all__ = ["Comparison", "Interval", "compare_all", "detectable_difference", "interval", "paired"]
 
 Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
 RESAMPLES = 2000
 _CELLS = 2**22
 """Most numbers in one block of resamples."""
@@ -64,15 +67,23 @@ class Comparison:
 
 
 def interval(
-    values: Floats, weights: Floats | None = None, *, level: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
+    values: Floats,
+    weights: Floats | None = None,
+    *,
+    strata: Integers | None = None,
+    level: float = 0.95,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
 ) -> Interval:
     """Score and bootstrap interval.
 
-    Examples are drawn with replacement; so are seeds, independently, when there are several.
+    Examples are drawn with replacement, each data set's among themselves; so are seeds, independently, when there are
+    several.
 
     Args:
         values: (E,) or (E, S), what each example adds to the numerator, for each seed.
         weights: (E,), what it adds to the denominator; unset counts examples.
+        strata: (E,), number of the data set that it belongs to; unset takes all as one.
         level: Coverage of the interval.
         resamples: Bootstrap resamples.
         seed: Seed of the resampling.
@@ -80,8 +91,8 @@ def interval(
     Raises:
         EvaluationError: There is no example, or a value is not a number.
     """
-    table, denominators = _table(values, weights)
-    scores = _resample(table, denominators, resamples, seed)
+    table, denominators = _table(values, weights, strata)
+    scores = _resample(table, denominators, strata, resamples, seed)
     low, high = np.quantile(scores, [(1 - level) / 2, (1 + level) / 2])
     return Interval(_score(table, denominators), float(low), float(high), *table.shape)
 
@@ -91,6 +102,7 @@ def paired(
     second: Floats,
     weights: Floats | None = None,
     *,
+    strata: Integers | None = None,
     level: float = 0.95,
     resamples: int = RESAMPLES,
     seed: int = 0,
@@ -102,8 +114,8 @@ def paired(
     Raises:
         EvaluationError: The examples are not the same number, or a value is not a number.
     """
-    left, denominators = _table(first, weights)
-    right, _ = _table(second, weights)
+    left, denominators = _table(first, weights, strata)
+    right, _ = _table(second, weights, strata)
     if len(left) != len(right):
         raise EvaluationError(
             f"{len(left)} examples cannot be paired with {len(right)}", "compare scores of the same examples"
@@ -114,13 +126,13 @@ def paired(
     by_example = gaps.mean(1)
     p_value = _swap_test(by_example, resamples, seed)
     return Comparison(
-        difference=interval(gaps, denominators, level=level, resamples=resamples, seed=seed),
+        difference=interval(gaps, denominators, strata=strata, level=level, resamples=resamples, seed=seed),
         p_value=p_value,
         adjusted=p_value,
         wins=int((by_example > 0).sum()),
         ties=int((by_example == 0).sum()),
         losses=int((by_example < 0).sum()),
-        detectable=detectable_difference(gaps, denominators),
+        detectable=detectable_difference(gaps, denominators, strata),
     )
 
 
@@ -128,7 +140,7 @@ def compare_all(
     scores: Mapping[str, Floats],
     weights: Floats | None = None,
     pairs: Sequence[tuple[str, str]] | None = None,
-    **options: float,
+    **options: Any,
 ) -> dict[tuple[str, str], Comparison]:
     """Compare pairs of students, p-values corrected together (Holm).
 
@@ -139,7 +151,7 @@ def compare_all(
         options: As for `paired`.
     """
     pairs = list(combinations(scores, 2)) if pairs is None else pairs
-    results = {pair: paired(scores[pair[0]], scores[pair[1]], weights, **options) for pair in pairs}  # type: ignore[arg-type]
+    results = {pair: paired(scores[pair[0]], scores[pair[1]], weights, **options) for pair in pairs}
     floor = 0.0
     for rank, pair in enumerate(sorted(pairs, key=lambda pair: results[pair].p_value)):
         floor = max(floor, min(1.0, results[pair].p_value * (len(pairs) - rank)))
@@ -147,41 +159,69 @@ def compare_all(
     return results
 
 
-def detectable_difference(gaps: Floats, weights: Floats | None = None) -> float:
+def detectable_difference(gaps: Floats, weights: Floats | None = None, strata: Integers | None = None) -> float:
     """Smallest true difference found in 80 % of two-sided 5 % tests on this many examples with this spread."""
-    table, denominators = _table(gaps, weights)
+    table, denominators = _table(gaps, weights, strata)
+    variances = [_variance(table[part], denominators[part]) for part in _parts(len(table), strata)]
+    return float((1.959964 + 0.841621) * np.sqrt(np.sum(variances)) / len(variances))
+
+
+def _variance(table: Floats, denominators: Floats) -> float:
+    """Of the ratio of sums, from the spread of its examples; infinite where one example shows none."""
     if len(table) < 2:
         return float("inf")
     residuals = (table.mean(1) - _score(table, denominators) * denominators) / denominators.mean()
-    return float((1.959964 + 0.841621) * residuals.std(ddof=1) / np.sqrt(len(table)))
+    return float(residuals.var(ddof=1) / len(table))
 
 
-def _table(values: Floats, weights: Floats | None) -> tuple[Floats, Floats]:
+def _table(values: Floats, weights: Floats | None, strata: Integers | None = None) -> tuple[Floats, Floats]:
+    """Numerators (E, S) and denominators (E,); those of each stratum sum to 1, so that data sets weigh alike."""
     table = np.asarray(values, dtype=np.float64)
     table = table[:, None] if table.ndim == 1 else table
     if not table.size:
         raise EvaluationError("there are no scores to average", "evaluate at least one example with one seed")
     if not np.isfinite(table).all():
         raise EvaluationError("a score is not a number", "check the model that gave it")
-    return table, np.ones(len(table)) if weights is None else np.asarray(weights, dtype=np.float64)
+    denominators = np.ones(len(table)) if weights is None else np.asarray(weights, dtype=np.float64)
+    if strata is None:
+        return table, denominators
+    totals = np.bincount(strata, denominators)[strata]
+    return table / totals[:, None], denominators / totals
+
+
+def _parts(examples: int, strata: Integers | None) -> Iterator[Any]:
+    """Index of the examples of each stratum."""
+    if strata is None:
+        yield slice(0, examples)
+    else:
+        for number in np.unique(strata):
+            yield np.flatnonzero(strata == number)
 
 
 def _score(table: Floats, denominators: Floats) -> float:
     return float(table.mean(1).sum() / denominators.sum())
 
 
-def _resample(table: Floats, denominators: Floats, resamples: int, seed: int) -> Floats:
+def _resample(table: Floats, denominators: Floats, strata: Integers | None, resamples: int, seed: int) -> Floats:
     """(R,) scores of resampled tables: counts of examples and of seeds stand for the draws."""
     generator = np.random.default_rng(seed)
     examples, seeds = table.shape
+    parts = list(_parts(examples, strata))
     block = max(1, _CELLS // examples)
     scores = []
     for start in range(0, resamples, block):
         size = min(block, resamples - start)
-        counts = generator.multinomial(examples, np.full(examples, 1 / examples), size).astype(np.float64)
+        draws = [_draws(table[part], denominators[part], size, generator) for part in parts]
         shares = generator.multinomial(seeds, np.full(seeds, 1 / seeds), size) / seeds
-        scores.append(((counts @ table) * shares).sum(1) / (counts @ denominators))
+        scores.append((sum(draws) / len(parts) * shares).sum(1))
     return np.concatenate(scores)
+
+
+def _draws(table: Floats, denominators: Floats, size: int, generator: np.random.Generator) -> Floats:
+    """(R, S) scores of one stratum, its examples drawn with replacement."""
+    examples = len(table)
+    counts = generator.multinomial(examples, np.full(examples, 1 / examples), size).astype(np.float64)
+    return (counts @ table) / (counts @ denominators)[:, None]
 
 
 def _swap_test(gaps: Floats, resamples: int, seed: int) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from importlib.resources import files
 from pathlib import Path
@@ -15,62 +16,142 @@ from sra_core.shards import atomic_write
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+    from rich.table import Table
+    from rich.text import Text
 
-__all__ = ["html_report", "report_tables", "terminal_report", "write_report"]
+__all__ = ["html_report", "page_name", "report_tables", "terminal_report", "write_report"]
 
 CASES = 200
 """Examples shown with their texts; the largest gaps come first."""
 CURVES = 8
+_READING = (
+    "p: share of random swaps of the two that give a difference as large, Holm-corrected. w/t/l: examples on which "
+    "the first is better, the same, worse. detectable: smallest true difference that these examples would show in "
+    "four of five tests; a smaller one may exist unseen."
+)
+PERCENTAGES = ("rouge1", "rouge2", "rougeL", "top1")
+ALL = "all"
+"""Stands for all data sets in tables for tracking."""
 _BETTER = {True: "higher is better", False: "lower is better"}
 
 
 def terminal_report(comparison: RunComparison) -> list[RenderableType]:
-    """Rich renderables: scores with intervals, paired differences, settings that differ, notes."""
-    from rich.table import Table
+    """Rich renderables, one narrow table a question: scores, differences, data sets, answers, settings, notes."""
     from rich.text import Text
 
-    scores = Table(title="scores with 95 % intervals", title_justify="left")
-    scores.add_column("model")
-    for result in comparison.metrics.values():
-        scores.add_column(f"{result.metric.title} {'↑' if result.metric.higher else '↓'}", justify="right")
-    for system in comparison.systems:
-        cells = [
-            _interval(result.metric, result.scores[system]) if system in result.scores else ""
-            for result in comparison.metrics.values()
-        ]
-        scores.add_row(Text(system), *cells)
-    pairs = Table(title="on the same examples", title_justify="left")
-    for name in ("metric", "first - second", "difference", "p (Holm)", "wins/ties/losses", "detectable"):
-        pairs.add_column(name, justify="left" if name in ("metric", "first - second") else "right")
+    shown: list[RenderableType] = []
     for result in _main(comparison):
-        for (first, second), found in result.pairs.items():
-            row = _pair_cells(result.metric, found)
-            pairs.add_row(result.metric.title, Text(f"{first} - {second}"), *row)
-    differing = Table(title="settings that differ", title_justify="left")
-    for name in ("setting", *(run.name for run in comparison.runs)):
-        differing.add_column(Text(name), overflow="fold")
-    for name, values in comparison.differing.items():
-        differing.add_row(Text(name), *(Text(value) for value in values))
-    answers = Table("model", "answers", "empty", "at token limit", title="answers, all counted", title_justify="left")
-    for system, counts in comparison.answers.items():
-        answers.add_row(Text(system), *(str(n) for n in (counts.answers, counts.empty, counts.unfinished)))
-    shown: list[RenderableType] = [scores, pairs]
+        shown += [_title(_about(result)), _score_table(result)]
+        if result.pairs:
+            shown += [_title(f"Differences in {result.metric.title}, example by example"), _difference_table(result)]
+            shown += [Text(line) for line in _verdicts(result, comparison.students)]
+        if result.parts:
+            shown += [_title(f"{result.metric.title} by data set"), _dataset_table(result)]
+    if any(result.pairs for result in _main(comparison)):
+        shown.append(Text(f"\n{_READING}", style="dim"))
+    others = [result for result in comparison.metrics.values() if result not in _main(comparison)]
+    if others:
+        shown += [_title("Other scores"), _other_table(comparison.systems, others)]
     if comparison.answers:
-        shown.append(answers)
+        shown += [_title("Answers: all are scored, none is dropped"), _answer_table(comparison)]
     if comparison.differing:
-        shown.append(differing)
-    return [*shown, *(Text(note) for note in comparison.notes)]
+        shown += [_title("Settings that differ"), _setting_table(comparison)]
+    return [*shown, *(Text(f"\n{note}") for note in comparison.notes)]
+
+
+def _title(text: str) -> Text:
+    return _text(f"\n{text}", "bold")
+
+
+def _text(name: str, style: str = "") -> Text:
+    """A name as it is: brackets in it are no markup."""
+    from rich.text import Text
+
+    return Text(name, style=style)
+
+
+def _table(*columns: str) -> Table:
+    """A borderless table: the first column text, the others numbers."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for number, name in enumerate(columns):
+        table.add_column(_text(name), justify="right" if number else "left", overflow="fold")
+    return table
+
+
+def _verdicts(result: MetricResult, students: list[str]) -> Iterator[str]:
+    """A sentence on each two students."""
+    for (first, second), found in result.pairs.items():
+        if first in students and second in students:
+            yield f"{first} against {second}: {_verdict(result.metric, first, second, found)}."
+
+
+def _about(result: MetricResult) -> str:
+    sets = f", mean of {len(result.parts)} data sets" if result.parts else ""
+    return f"{result.metric.title} ({_BETTER[result.metric.higher]}), {result.examples} examples{sets}"
+
+
+def _score_table(result: MetricResult) -> Table:
+    table = _table("model", "score", "95 % interval")
+    for system, score in result.scores.items():
+        table.add_row(_text(system), _value(result.metric, score.estimate), _range(result.metric, score))
+    return table
+
+
+def _difference_table(result: MetricResult) -> Table:
+    table = _table("first - second", "difference", "95 % interval", "p", "w/t/l", "detectable")
+    for (first, second), found in result.pairs.items():
+        table.add_row(_text(f"{first} - {second}"), *_pair_cells(result.metric, found))
+    return table
+
+
+def _dataset_table(result: MetricResult) -> Table:
+    table = _table("model", *result.parts, "average")
+    for system, score in result.scores.items():
+        parts = [_value(result.metric, scores[system].estimate) for scores in result.parts.values()]
+        table.add_row(_text(system), *parts, _value(result.metric, score.estimate))
+    return table
+
+
+def _other_table(systems: list[str], results: list[MetricResult]) -> Table:
+    arrows = {True: "↑", False: "↓"}
+    table = _table("model", *(f"{result.metric.title} {arrows[result.metric.higher]}" for result in results))
+    for system in systems:
+        cells = [
+            _value(result.metric, result.scores[system].estimate) if system in result.scores else ""
+            for result in results
+        ]
+        if any(cells):
+            table.add_row(_text(system), *cells)
+    return table
+
+
+def _answer_table(comparison: RunComparison) -> Table:
+    table = _table("model", "answers", "empty", "cut at token limit")
+    for system, counts in comparison.answers.items():
+        table.add_row(_text(system), *(str(n) for n in (counts.answers, counts.empty, counts.unfinished)))
+    return table
+
+
+def _setting_table(comparison: RunComparison) -> Table:
+    table = _table("setting", *(run.name for run in comparison.runs))
+    for name, values in comparison.differing.items():
+        table.add_row(_text(name), *(_text(value) for value in values))
+    return table
 
 
 def report_tables(comparison: RunComparison) -> dict[str, dict[str, list[Any]]]:
-    """The report's tables for tracking, column by column: ``scores``, ``differences`` and ``examples``."""
+    """The report's tables for tracking, column by column: ``scores``, ``differences`` and ``answers``."""
     scores: list[dict[str, Any]] = []
     differences: list[dict[str, Any]] = []
     for name, result in comparison.metrics.items():
-        for system, score in result.scores.items():
-            scores.append(
-                {"metric": name, "model": system, "score": score.estimate, "low": score.low, "high": score.high}
-            )
+        for dataset, by_system in {**result.parts, ALL: result.scores}.items():
+            scores += [
+                {"metric": name, "data set": dataset, "model": system, "score": score.estimate}
+                | {"low": score.low, "high": score.high, "examples": score.examples, "seeds": score.seeds}
+                for system, score in by_system.items()
+            ]
         for (first, second), found in result.pairs.items():
             gap = found.difference
             differences.append(
@@ -79,13 +160,25 @@ def report_tables(comparison: RunComparison) -> dict[str, dict[str, list[Any]]]:
                 | {"losses": found.losses, "detectable": found.detectable}
             )
     examples = [
-        {"id": case.id, "source": case.source, "prompt": case.prompt, "reference": case.reference}
+        {
+            "data set": case.dataset,
+            "id": case.id,
+            "source": case.source,
+            "prompt": case.prompt,
+            "reference": case.reference,
+        }
         | {f"answer {name}": case.answers.get(name, "") for name in comparison.systems}
         | {f"ROUGE-L {name}": case.scores.get(name) for name in comparison.systems}
         for case in comparison.cases[:CASES]
     ]
-    named = {"scores": scores, "differences": differences, "examples": examples}
+    named = {"scores": scores, "differences": differences, "answers": examples}
     return {name: {key: [row[key] for row in rows] for key in rows[0]} for name, rows in named.items() if rows}
+
+
+def page_name(comparison: RunComparison) -> str:
+    """A file name for the page, made of the runs' names."""
+    names = (re.sub(r"[^a-z0-9.]+", "-", run.name.lower()).strip("-.") for run in comparison.runs)
+    return f"comparison-{'-'.join(names)[:80]}.html"
 
 
 def write_report(comparison: RunComparison, path: Path) -> None:
@@ -121,23 +214,26 @@ def _main(comparison: RunComparison) -> list[MetricResult]:
     return [comparison.metrics[name] for name in ("bits_per_byte", "rougeL") if name in comparison.metrics]
 
 
-def _value(metric: Metric, value: float, signed: bool = False) -> str:
-    digits = 4 if metric.name in ("bits_per_byte", "span_kl") else 2
+def _value(metric: Metric, value: float, signed: bool = False, fine: bool = False) -> str:
+    """A score, or with more digits a difference."""
+    digits = 1 if metric.name in PERCENTAGES else 4 if fine else 3
     return f"{value:+.{digits}f}" if signed else f"{value:.{digits}f}"
 
 
-def _interval(metric: Metric, score: Interval) -> str:
-    return f"{_value(metric, score.estimate)} ({_value(metric, score.low)} to {_value(metric, score.high)})"
+def _range(metric: Metric, score: Interval, signed: bool = False) -> str:
+    return f"{_value(metric, score.low, signed, signed)} to {_value(metric, score.high, signed, signed)}"
 
 
-def _pair_cells(metric: Metric, found: Comparison) -> tuple[str, str, str, str]:
+def _pair_cells(metric: Metric, found: Comparison) -> tuple[str, str, str, str, str]:
+    """Difference, interval, p, wins/ties/losses and detectable difference."""
     gap = found.difference
     wins, losses = (found.wins, found.losses) if metric.higher else (found.losses, found.wins)
     return (
-        f"{_value(metric, gap.estimate, True)} ({_value(metric, gap.low, True)} to {_value(metric, gap.high, True)})",
-        f"{found.adjusted:.4f}",
+        _value(metric, gap.estimate, True, True),
+        _range(metric, gap, True),
+        f"{found.adjusted:.3f}",
         f"{wins}/{found.ties}/{losses}",
-        _value(metric, found.detectable),
+        _value(metric, found.detectable, fine=True),
     )
 
 
@@ -157,14 +253,15 @@ def _metric_view(result: MetricResult) -> dict[str, Any]:
 
     return {
         "title": result.metric.title,
-        "better": _BETTER[result.metric.higher],
-        "examples": result.examples,
+        "about": _about(result).removeprefix(f"{result.metric.title} "),
+        "datasets": list(result.parts),
+        "by_dataset": _dataset_rows(result),
         "seeds": max(score.seeds for score in result.scores.values()),
         "scores": [
             {
                 "system": system,
                 "estimate": _value(result.metric, score.estimate),
-                "range": f"{_value(result.metric, score.low)} to {_value(result.metric, score.high)}",
+                "range": _range(result.metric, score),
                 "left": place(score.low),
                 "width": place(score.high) - place(score.low),
                 "dot": place(score.estimate),
@@ -178,16 +275,25 @@ def _metric_view(result: MetricResult) -> dict[str, Any]:
     }
 
 
+def _dataset_rows(result: MetricResult) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Each system's score and interval on each data set, and on all of them."""
+    columns = [*result.parts.values(), result.scores]
+    return [
+        (
+            system,
+            [(_value(result.metric, each[system].estimate), _range(result.metric, each[system])) for each in columns],
+        )
+        for system in result.scores
+    ]
+
+
 def _breakdown_view(comparison: RunComparison, number: int) -> dict[str, Any]:
     breakdown = comparison.breakdowns[number]
     metric = breakdown.metric
     systems = list(comparison.metrics[metric.name].scores)
     rows = []
     for group, scores in breakdown.groups.items():
-        cells = [
-            (_value(metric, scores[s].estimate), _value(metric, scores[s].low), _value(metric, scores[s].high))
-            for s in systems
-        ]
+        cells = [(_value(metric, scores[s].estimate), _range(metric, scores[s])) for s in systems]
         rows.append((group, cells))
     return {
         "title": f"{metric.title} by {breakdown.title}",
@@ -223,7 +329,7 @@ def _case_view(comparison: RunComparison, case: Case) -> dict[str, Any]:
     outcome = "win" if case.gap > 0 else "loss" if case.gap < 0 else "tie"
     return {
         "id": case.id,
-        "source": case.source,
+        "source": " · ".join(dict.fromkeys(part for part in (case.dataset, case.source) if part)),
         "prompt": case.prompt.strip(),
         "reference": case.reference,
         "gap": case.gap,

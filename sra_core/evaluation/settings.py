@@ -3,13 +3,38 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Literal
+
+from sra_core.errors import ConfigError
 
 if TYPE_CHECKING:
     from sra_core.config import EvaluateConfig
     from sra_core.evaluation.decisions import Sampling
 
-__all__ = ["AnswerSettings"]
+__all__ = ["AnswerSettings", "Backend", "pick_backend"]
+
+Backend = Literal["transformers", "vllm"]
+
+
+def pick_backend(name: Literal["auto", "transformers", "vllm"], device: str) -> Backend:
+    """What generates answers on a device: ``auto`` takes vLLM where it is installed and the device is CUDA.
+
+    Raises:
+        ConfigError: vLLM is asked for and cannot be had.
+    """
+    if name == "transformers":
+        return "transformers"
+    installed, on_gpu = find_spec("vllm") is not None, device.startswith("cuda")
+    if name == "vllm" and not installed:
+        raise ConfigError(
+            "evaluate.backend is `vllm`, which is not installed", "run `pip install 'sra[vllm]'`, or set it to `auto`"
+        )
+    if name == "vllm" and not on_gpu:
+        raise ConfigError(
+            f"evaluate.backend is `vllm`, which needs CUDA, and evaluate.device is {device}", "set it to `auto`"
+        )
+    return "vllm" if installed and on_gpu else "transformers"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
 """MLflow watches: one parent run a pipeline, one child run a stage. The only room that imports mlflow, and lazily."""
 
-from sra_core.tracking.lookup import evaluation_of_run
+from sra_core.tracking.comparison import track_comparison
+from sra_core.tracking.lookup import find_evaluation
 from sra_core.tracking.places import tracking_uri, ui_command
 from sra_core.tracking.runs import MlflowWatcher, PipelineRun, benchmark_run, cell_run, pipeline_run
 
@@ -9,8 +10,9 @@ __all__ = [
     "PipelineRun",
     "benchmark_run",
     "cell_run",
-    "evaluation_of_run",
+    "find_evaluation",
     "pipeline_run",
+    "track_comparison",
     "tracking_uri",
     "ui_command",
 ]

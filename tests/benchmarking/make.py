@@ -64,7 +64,7 @@ def finish(cell: Cell, first_id: int = 0) -> Manifest:
         "nats": bits(cell.variant, cell.seed) * np.log(2),
         "bytes": sizes(),
     }
-    name = "likelihood-student.parquet"
+    name = "likelihood-test-student.parquet"
     pq.write_table(pa.table(columns), scores.path / name)
     value = bits(cell.variant, cell.seed).sum() / sizes().sum()
     metrics = {"evaluate/student/bits_per_byte": value}

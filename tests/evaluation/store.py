@@ -34,8 +34,13 @@ def write_run(
     seeds: tuple[int, ...] = (10,),
     objective: str = "sra",
     skip: int = 0,
+    datasets: tuple[str, ...] = ("test",),
 ) -> Path:
-    """One run. ``quality`` gives, by system, the share of answer words that are wrong; examples below ``skip`` lack."""
+    """One run.
+
+    ``quality`` gives, by system, the share of answer words that are wrong; examples below ``skip`` lack. On each data
+    set after the first, a third more of the words are wrong.
+    """
     prepared = _commit(store, "prepare", {"corpus": {"source": "python-docs"}, "teacher": {"tokenizer": "abc"}})
     identity = {"objective": {"name": objective}, "distill": {"learning_rate": learning_rate}, "seed": 0}
     distilled = StageFolder(store, "distill", identity)
@@ -46,14 +51,19 @@ def write_run(
     (distilled.path / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     metrics = {"distill/seconds": 431.0, "distill/best_bits_per_byte": 1.9, "distill/peak_memory_bytes": 3.2e9}
     trained = distilled.commit(upstream=[prepared], files=[distilled.entry("history.jsonl")], metrics=metrics)
-    evaluated = StageFolder(store, "evaluate", {"students": distilled.fingerprint, "quality": quality})
+    settings = {"test_name": "test", "datasets": [{"name": name} for name in datasets[1:]]}
+    identity = {"students": distilled.fingerprint, "quality": quality, "evaluate": settings}
+    evaluated = StageFolder(store, "evaluate", identity)
     evaluated.path.mkdir(parents=True, exist_ok=True)
     for system, wrong in quality.items():
         random = np.random.default_rng(int(1000 * wrong))
-        pq.write_table(_likelihood(examples, wrong, random, skip), evaluated.path / f"likelihood-{system}.parquet")
-        for seed in seeds:
-            table = _answers(examples, wrong, seed, random, skip)
-            pq.write_table(table, evaluated.path / f"answers-{system}-{seed}-00000.parquet")
+        for number, dataset in enumerate(datasets):
+            share = wrong + (1 - wrong) * number / 3
+            table = _likelihood(dataset, examples, share, random, skip)
+            pq.write_table(table, evaluated.path / f"likelihood-{dataset}-{system}.parquet")
+            for seed in seeds:
+                table = _answers(dataset, examples, share, seed, random, skip)
+                pq.write_table(table, evaluated.path / f"answers-{dataset}-{system}-{seed}-00000.parquet")
     names = sorted(path.name for path in evaluated.path.glob("*.parquet"))
     evaluated.commit(
         upstream=[prepared, trained],
@@ -77,10 +87,11 @@ def _prompt(index: int) -> str:
     return f"### Instruction:\nQuestion {index}: " + sentence(index, 8 + index) + "?\n\n### Response:\n"
 
 
-def _likelihood(examples: int, wrong: float, random: np.random.Generator, skip: int) -> pa.Table:
+def _likelihood(dataset: str, examples: int, wrong: float, random: np.random.Generator, skip: int) -> pa.Table:
     size = np.array([len(sentence(500 + i, 12)) for i in range(examples)])
     nats = size * (1 + 1.5 * wrong + 0.1 * random.normal(size=examples))
     columns = {
+        "dataset": [dataset] * examples,
         "id": [f"ex-{i}" for i in range(examples)],
         "source": [_source(i) for i in range(examples)],
         "prompt_bytes": [len(_prompt(i)) for i in range(examples)],
@@ -91,10 +102,11 @@ def _likelihood(examples: int, wrong: float, random: np.random.Generator, skip: 
     return pa.table(columns).slice(skip)
 
 
-def _answers(examples: int, wrong: float, seed: int, random: np.random.Generator, skip: int) -> pa.Table:
+def _answers(dataset: str, examples: int, wrong: float, seed: int, random: np.random.Generator, skip: int) -> pa.Table:
     references = [sentence(500 + i, 12) for i in range(examples)]
     answers = [garbled(text, wrong, random) if i != 5 else "" for i, text in enumerate(references)]
     columns = {
+        "dataset": [dataset] * examples,
         "id": [f"ex-{i}" for i in range(examples)],
         "source": [_source(i) for i in range(examples)],
         "seed": [seed] * examples,

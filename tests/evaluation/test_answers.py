@@ -27,7 +27,7 @@ class Loader:
 
 @pytest.fixture
 def answers(tmp_path):
-    return AnswerSet(tmp_path, "student", "student", SETTINGS, "digest", shard_size=5)
+    return AnswerSet(tmp_path, "student", "student", SETTINGS, model="digest", shard_size=5)
 
 
 def test_one_file_a_seed_and_shard_with_every_column(answers, rows):
@@ -94,5 +94,5 @@ def test_an_interrupted_run_leaves_whole_files_only(answers, rows):
     with pytest.raises(Stop):
         answers.make(Loader(), rows, progress=stop)
     left = list(answers.folder.iterdir())
-    assert [path.name for path in left] == ["answers-student-10-00000.parquet"]
+    assert [path.name for path in left] == ["answers-test-student-10-00000.parquet"]
     assert len(pq.read_table(left[0])) == 5

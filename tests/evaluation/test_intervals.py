@@ -144,3 +144,32 @@ def test_nothing_to_average_is_an_error(values):
 def test_unequal_examples_cannot_be_paired():
     with pytest.raises(EvaluationError, match="3 examples cannot be paired with 2"):
         paired(np.ones(3), np.ones(2))
+
+
+def test_data_sets_weigh_alike_whatever_their_size():
+    values = np.array([10.0] * 90 + [20.0] * 10)
+    strata = np.array([0] * 90 + [1] * 10)
+    found = interval(values, strata=strata)
+    assert found.estimate == pytest.approx(15.0)
+    assert (found.low, found.high) == pytest.approx((15.0, 15.0)), "examples are drawn from their own set"
+    weights = np.array([2.0] * 90 + [5.0] * 10)
+    assert interval(values, weights, strata=strata).estimate == pytest.approx((10 / 2 + 20 / 5) / 2)
+
+
+def test_the_interval_of_an_average_has_its_standard_error():
+    random = np.random.default_rng(0)
+    first, second = random.normal(0, 1, 400), random.normal(5, 3, 100)
+    strata = np.array([0] * 400 + [1] * 100)
+    found = interval(np.concatenate([first, second]), strata=strata, resamples=4000)
+    error = 0.5 * np.sqrt(first.var() / 400 + second.var() / 100)
+    assert (found.high - found.low) / (2 * 1.96) == pytest.approx(error, rel=0.06)
+    detectable = detectable_difference(np.concatenate([first, second]), strata=strata)
+    assert detectable == pytest.approx(2.8016 * error, rel=0.01)
+
+
+def test_a_pair_on_several_data_sets_differs_by_the_mean_of_their_differences():
+    first = np.array([1.0, 2.0, 3.0, 9.0])
+    second = np.array([0.0, 0.0, 0.0, 4.0])
+    found = paired(first, second, strata=np.array([0, 0, 0, 1]), resamples=50)
+    assert found.difference.estimate == pytest.approx((2.0 + 5.0) / 2)
+    assert (found.wins, found.losses) == (4, 0)

@@ -81,10 +81,10 @@ def test_the_page_shows_what_the_comparison_holds(page, comparison):
     checker.feed(page)
     text = " ".join(" ".join(checker.text).split())
     score = comparison.metrics["bits_per_byte"].scores["bad & slow"]
-    assert f"{score.estimate:.4f} {score.low:.4f} to {score.high:.4f}" in text
-    assert "bits per byte by data set" in text
+    assert f"{score.estimate:.3f} {score.low:.3f} to {score.high:.3f}" in text
+    assert "bits per byte by source" in text
     assert "ROUGE-L by prompt length" in text
-    assert "distill.distill.learning_rate" in text
+    assert "distill.learning_rate" in text
     assert text.count("reference ") >= len(comparison.cases)
     assert "empty answer" in text
     assert page.count("<svg") == 2
@@ -123,24 +123,29 @@ def test_the_terminal_shows_scores_differences_and_settings(comparison):
         console.print(part)
     text = out.getvalue()
     score = comparison.metrics["rougeL"].scores["teacher"]
-    assert f"{score.estimate:.2f} ({score.low:.2f} to {score.high:.2f})" in text
-    assert "distill.distill.learning_rate" in text
+    assert re.search(rf"{score.estimate:.1f} +{score.low:.1f} to {score.high:.1f}", text)
+    assert "distill.learning_rate" in text
     assert f"good {EVIL} - bad & slow" in text
     assert "at token limit" in text
 
 
 def test_tables_for_tracking_have_equal_columns(comparison):
     tables = report_tables(comparison)
-    assert set(tables) == {"scores", "differences", "examples"}
+    assert set(tables) == {"scores", "differences", "answers"}
     for columns in tables.values():
         assert len({len(values) for values in columns.values()}) == 1
-    assert len(tables["examples"]["id"]) == 40
+    assert len(tables["answers"]["id"]) == 40
     assert len(tables["scores"]["score"]) == 4 * len(comparison.metrics)
 
 
 def test_figures_for_tracking(comparison):
     found = figures(comparison)
-    assert set(found) == {"learning_curves", "scores"}
+    bands = {"bits_per_byte_by_prompt_length", "rougeL_by_prompt_length"}
+    assert set(found) == {"learning_curves", "scores", *bands}
+    for name in bands:
+        (axes,) = found[name].axes
+        assert len(axes.containers) == 4
+        assert len(axes.get_xticks()) == 4
     lines = found["learning_curves"].axes[0].get_lines()
     assert [len(line.get_xdata()) for line in lines] == [5, 5]
     assert len(found["scores"].axes) == len(comparison.metrics)
