@@ -22,8 +22,7 @@ RUN python -m venv /opt/venv \
     fi
 COPY sra_core ./sra_core
 COPY flows ./flows
-RUN if [ "${VARIANT}" = cpu ]; then extras=postgres; else extras=postgres,gpu; fi \
- && /opt/venv/bin/pip install --constraint constraints.txt ".[${extras}]" \
+RUN /opt/venv/bin/pip install --constraint constraints.txt ".[dask,postgres,s3]" \
  && find /opt/venv -name '__pycache__' -prune -exec rm -rf {} +
 
 FROM ${PYTHON_IMAGE} AS cpu-system

@@ -90,6 +90,57 @@ def test_compose_waits_for_what_it_needs_and_volumes_are_named() -> None:
     assert "deploy" not in services["worker-cpu"]
 
 
+SERVICE_KEYS = {
+    *(
+        "build",
+        "cap_drop",
+        "command",
+        "depends_on",
+        "deploy",
+        "environment",
+        "healthcheck",
+        "image",
+        "init",
+        "networks",
+    ),
+    *("ports", "profiles", "read_only", "restart", "security_opt", "shm_size", "stop_grace_period", "tmpfs", "volumes"),
+}
+"""What the compose specification has and this file uses: a misspelt key would be refused, or ignored, by the engine."""
+
+
+def test_compose_services_are_well_formed() -> None:
+    arguments = set(re.findall(r"^ARG (\w+)", DOCKERFILE, re.MULTILINE))
+    services = COMPOSE["services"]
+    for name, service in services.items():
+        assert set(service) <= SERVICE_KEYS, name
+        assert set(service["networks"]) <= set(COMPOSE["networks"]), name
+        if "build" in service:
+            assert (ROOT / "docker" / service["build"]["context"]).resolve() == ROOT
+            assert (ROOT / service["build"]["dockerfile"]).is_file()
+            assert set(service["build"]["args"]) <= arguments
+        for needed, how in service.get("depends_on", {}).items():
+            checked = "healthcheck" in services[needed] or services[needed]["environment"].get("HEALTH_URL")
+            ends = services[needed].get("restart") == "no"
+            assert {"service_healthy": checked, "service_completed_successfully": ends}[how["condition"]], (
+                name,
+                needed,
+            )
+
+
+def test_compose_variables_are_in_the_example() -> None:
+    text = (ROOT / "docker" / "compose.yaml").read_text()
+    example = set(re.findall(r"^(\w+)=", (ROOT / "docker" / "example.env").read_text(), re.MULTILINE))
+    assert set(re.findall(r"\$\{(\w+)", text)) == example
+
+
+def test_image_installs_extras_that_exist() -> None:
+    import tomllib
+
+    known = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    (extras,) = re.findall(r'"\.\[([\w,]+)\]"', DOCKERFILE)
+    assert set(extras.split(",")) <= set(known)
+
+
 @pytest.mark.skipif(shutil.which("docker") is None, reason="no Docker client")
 def test_compose_file_is_accepted_by_docker() -> None:
     if subprocess.run(["docker", "compose", "version"], capture_output=True).returncode:
