@@ -1,7 +1,8 @@
 """Claims: the span-logit KL is small and no slower than its plain form; an SRA step from the cache is cheap.
 
     python -m benchmarks.objective logit [--spans 1024 --vocabulary 32000 --width 1024]
-    python -m benchmarks.objective step [--student small --teacher small --batch 8 16 --length 128 320]
+    python -m benchmarks.objective step [--student small --teacher large --batch 8 16 --length 128 320 1024]
+    python -m benchmarks.objective step --student 120M --teacher 1.8B --batch 8 --length 128  # one cell
 
 ``logit``: peak memory at most 0.35 and time at most 1.1 of the plain form, forward and backward.
 ``step``: forward, backward and AdamW update of the same student on the same batch in four ways: ``plain sft`` (the
@@ -11,7 +12,8 @@ most 0.5 of the paper's way.
 
 Every variant runs in a process of its own, all of them in turn, several rounds; the smallest time counts.  Memory is
 the process's peak above what it held before the first run (``logit``) or its whole peak (``step``); on a GPU the
-allocator's.  Random weights and tokens.  Prints a table, writes JSON when asked to; exits with 1 when a claim fails.
+allocator's.  Random weights and tokens.  A variant that needs more than ``--memory`` (estimated before it starts) is
+left out and named with its need.  Prints a table, writes JSON when asked to; exits with 1 when a claim fails.
 """
 
 from __future__ import annotations
@@ -54,6 +56,7 @@ from tests.objective import plain
 Step = Callable[[], Any]
 LOGIT_BOUNDS = {"time": 1.1, "memory": 0.35}
 STEP_BOUNDS = {"plain sft": 1.15, "paper": 0.5}
+WAYS = ["plain sft", "sft", "sra", "paper"]
 SHARED_SHARE = 0.8
 MODELS: dict[str, dict[str, Any]] = {
     "small": {"kind": "qwen2", "layers": 6, "width": 256, "heads": 4, "inner": 768, "vocabulary": 8192},
@@ -242,6 +245,34 @@ def child(options: argparse.Namespace) -> dict[str, float]:
     return {**timed(bench.step, options.device, options.repeats), "peak_mib": peak(options.device)}
 
 
+def parameters(name: str) -> int:
+    """Weights of a model of that shape: attention, feed-forward, embeddings and head; norms and biases are nothing."""
+    shape = MODELS[name]
+    width, inner = shape["width"], shape["inner"]
+    grouped = shape.get("kv", shape["heads"]) / shape["heads"]
+    tied = shape["kind"] == "gpt2"
+    layer = (2 + 2 * grouped) * width**2 + (2 if tied else 3) * width * inner
+    return round(shape["layers"] * layer + (1 if tied else 2) * shape["vocabulary"] * width)
+
+
+def need(options: argparse.Namespace, way: str, texts: int, length: int) -> float:
+    """About how much memory a step takes, GiB: weights, gradients, AdamW's moments, activations, logits, maps.
+
+    Some 20 values of its width are kept of a token in each layer. Full logits exist three times: as they come, in
+    float32, and as their gradient. Attention maps exist twice in the student, for its backward.
+    """
+    size = 2 if options.device == "cuda" else 4
+    shape, tokens = MODELS[options.student], texts * length
+    values = 4 * parameters(options.student) + 20 * shape["layers"] * tokens * shape["width"]
+    if way in ("plain sft", "paper"):
+        values += 3 * tokens * shape["vocabulary"]
+    if way == "paper":
+        teacher = MODELS[options.teacher]
+        maps = 2 * shape["layers"] * shape["heads"] + teacher["layers"] * teacher["heads"]
+        values += parameters(options.teacher) + tokens * teacher["vocabulary"] + maps * texts * length**2
+    return values * size / 2**30
+
+
 def measure(options: argparse.Namespace, ways: list[str], texts: int, length: int) -> dict[str, dict[str, float]]:
     """Every variant in processes of their own, taking turns; the best of the rounds."""
     best: dict[str, dict[str, float]] = {}
@@ -273,13 +304,19 @@ def cells(options: argparse.Namespace) -> Iterator[tuple[list[dict[str, Any]], b
         yield rows, all(ratios[name] <= bound for name, bound in LOGIT_BOUNDS.items())
         return
     for texts, length in product(options.batch, options.length):
-        found = measure(options, ["plain sft", "sft", "sra", "paper"], texts, length)
-        ratios = {way: found["sra"][clock] / values[clock] for way, values in found.items()}
+        needs = {way: need(options, way, texts, length) for way in options.ways}
+        found = measure(options, [way for way in needs if needs[way] <= options.memory], texts, length)
+        ratios = {way: found["sra"][clock] / values[clock] for way, values in found.items() if "sra" in found}
         rows = [
-            {"batch": texts, "length": length, "way": way, **values, "sra_over_it": ratios[way]}
-            for way, values in found.items()
+            {"batch": texts, "length": length, "way": way, **found.get(way, _left_out(needs[way]))} for way in needs
         ]
-        yield rows, all(ratios[way] <= bound for way, bound in STEP_BOUNDS.items())
+        for row in rows:
+            row |= {"sra_over_it": ratios[row["way"]]} if row["way"] in ratios else {}
+        yield rows, all(ratios[way] <= bound for way, bound in STEP_BOUNDS.items() if way in ratios)
+
+
+def _left_out(gib: float) -> dict[str, str]:
+    return {"left_out": f"needs about {gib:.1f} GiB"}
 
 
 def stamp(options: argparse.Namespace) -> dict[str, Any]:
@@ -312,7 +349,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--student", choices=MODELS, default="small")
     parser.add_argument("--teacher", choices=MODELS, default="large")
     parser.add_argument("--batch", type=int, nargs="+", default=[8, 16])
-    parser.add_argument("--length", type=int, nargs="+", default=[128, 320])
+    parser.add_argument("--length", type=int, nargs="+", default=[128, 320, 1024])
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS, help="variants of a step to measure")
+    parser.add_argument("--memory", type=float, default=8.0, help="GiB that a variant may take")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--way", help=argparse.SUPPRESS)
     return parser.parse_args()

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -20,7 +20,25 @@ SETTINGS = ("tracking.enabled=false", "distill.max_steps=3", "evaluate.generate=
 COMMAND = [sys.executable, "-m", "sra_core.cli", "bench", "quality", "quality-smoke"]
 
 
-def start(store: Path, log: Path, *options: str) -> subprocess.Popen[bytes]:
+Start = Callable[..., subprocess.Popen[bytes]]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Starts processes on one store, each with a log of its own; none outlives the test."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start_one(name: str, *options: str) -> subprocess.Popen[bytes]:
+        started.append(_start(tmp_path / "store", tmp_path / f"{name}.log", *options))
+        return started[-1]
+
+    yield start_one
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def _start(store: Path, log: Path, *options: str) -> subprocess.Popen[bytes]:
     settings = [part for setting in (*SETTINGS, f"store={store}") for part in ("--set", setting)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with log.open("wb") as output:
@@ -29,7 +47,7 @@ def start(store: Path, log: Path, *options: str) -> subprocess.Popen[bytes]:
         )
 
 
-def wait(for_what: Callable[[], bool], seconds: float = 240) -> None:
+def wait(for_what: Callable[[], bool], seconds: float = 400) -> None:
     end = time.monotonic() + seconds
     while not for_what():
         assert time.monotonic() < end, "it took too long"
@@ -37,18 +55,18 @@ def wait(for_what: Callable[[], bool], seconds: float = 240) -> None:
 
 
 @pytest.mark.integration
-@pytest.mark.timeout(600)
-def test_two_processes_share_a_grid_and_a_killed_one_leaves_no_gap(tmp_path: Path) -> None:
+@pytest.mark.timeout(1500)
+def test_two_processes_share_a_grid_and_a_killed_one_leaves_no_gap(tmp_path: Path, start: Start) -> None:
     store = tmp_path / "store"
     seeds = ("--cells", "sra,sft")
-    first, second = (start(store, tmp_path / f"{name}.log", *seeds) for name in ("first", "second"))
+    first, second = (start(name, *seeds) for name in ("first", "second"))
     students = store / "students"
     wait(lambda: len(list(students.glob("*/work/job.json"))) == 2)  # each holds a cell
     first.send_signal(signal.SIGKILL)
     first.wait()
-    assert second.wait(timeout=300) == 0, (tmp_path / "second.log").read_text()
-    again = start(store, tmp_path / "again.log", *seeds)
-    assert again.wait(timeout=300) == 0, (tmp_path / "again.log").read_text()
+    assert second.wait(timeout=500) == 0, (tmp_path / "second.log").read_text()
+    again = start("again", *seeds)
+    assert again.wait(timeout=500) == 0, (tmp_path / "again.log").read_text()
     config = load_config(
         "quality-smoke", {"store": str(store), "distill": {"max_steps": 3}, "evaluate": {"generate": 0}}
     )
