@@ -6,6 +6,7 @@ from pydantic import ValidationError
 from sra_core.config import EvaluateConfig
 from sra_core.evaluation.decisions import Sampling
 from sra_core.evaluation.settings import AnswerSettings
+from sra_core.recipes import load_config
 
 
 def test_the_papers_protocol():
@@ -37,3 +38,15 @@ def test_contradictions_name_the_field():
         EvaluateConfig(protocol="paper", temperature=0.7)
     with pytest.raises(ValidationError, match="seeds"):
         EvaluateConfig(seeds=[1, 1])
+
+
+def test_the_papers_recipe_names_its_five_data_sets():
+    config = load_config("paper-qwen1.5-1.8b-gpt2-120m").evaluate
+    assert config.protocol == "paper"
+    assert [config.test_name, *(each.name for each in config.datasets)] == [
+        "dolly",
+        "vicuna",
+        "self_inst",
+        "s_ni",
+        "dialogsum",
+    ]
