@@ -333,11 +333,15 @@ def _request(settings: Settings, method: str, path: str, content: Any) -> Any:
     request = urllib.request.Request(
         f"{settings.prefect_url}/api/{path}", json.dumps(content).encode(), headers, method=method
     )
-    try:
-        with urllib.request.urlopen(request, timeout=30) as response:
-            text = response.read()
-    except urllib.error.HTTPError as error:
-        raise ServiceError(f"{method} {path}: {error.code} {error.read().decode()[:500]}") from error
+    for patience in (1, 2, 4, 8, 0):  # a server that has just started may be too busy with its database
+        try:
+            with urllib.request.urlopen(request, timeout=60) as response:
+                text = response.read()
+            break
+        except urllib.error.HTTPError as error:
+            if error.code != 503 or not patience:
+                raise ServiceError(f"{method} {path}: {error.code} {error.read().decode()[:500]}") from error
+            time.sleep(patience)
     return json.loads(text) if text else None
 
 

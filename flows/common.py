@@ -23,6 +23,7 @@ from flows.watching import PrefectWatcher
 from sra_core.config import RunConfig, merged, nested
 from sra_core.errors import ShardError, SraError, StorageError, TrainingError
 from sra_core.recipes import load_config, parse_overrides, recipe_names
+from sra_core.redaction import redact_text
 from sra_core.tracking import MlflowWatcher, PipelineRun, benchmark_run, pipeline_run
 from sra_core.watching import Watcher, Watchers
 
@@ -133,10 +134,30 @@ def _watching(config: RunConfig, parent: PipelineRun | None) -> Iterator[Watcher
     prefect = PrefectWatcher(mlflow)
     try:
         yield Watchers(mlflow, prefect)
-    except BaseException as error:
-        prefect.close(patience=20.0 if isinstance(error, Exception) else 2.0)
+    except Exception as error:
+        prefect.close(patience=20.0)
+        hidden = _without_secrets(error)
+        if hidden is error:
+            raise
+        raise hidden from hidden.__cause__  # Prefect keeps message and traceback
+    except BaseException:
+        prefect.close(patience=2.0)
         raise
     prefect.close()
+
+
+def _without_secrets(error: Exception) -> Exception:
+    """The error itself, or one like it whose message holds no secret; a passing cause stays one."""
+    text = redact_text(str(error))
+    if text == str(error):
+        return error
+    hidden: Exception = RuntimeError(f"{type(error).__name__}: {text}")
+    if isinstance(error, SraError):
+        hidden = type(error)(redact_text(error.problem), redact_text(error.remedy))
+    if is_passing(error) and not is_passing(hidden):
+        hidden = hidden if isinstance(hidden, SraError) else StorageError(str(hidden), "try again")
+        hidden.__cause__ = ConnectionError("its message held a secret")
+    return hidden
 
 
 def stage_task(stage: str, name: str | None = None, work: Callable[..., Any] = _run_stage) -> Any:

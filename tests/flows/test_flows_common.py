@@ -112,3 +112,29 @@ def _parts(model: type[BaseModel]) -> list[type[BaseModel]]:
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             parts += _parts(field.annotation)
     return parts
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "passing"),
+    [
+        (ConfigError("no access with correct-horse", "unset correct-horse"), ConfigError, False),
+        (StorageError("correct-horse", "b"), StorageError, True),
+        (_caused(ModelError("correct-horse", "b"), ConnectionError("correct-horse")), ModelError, True),
+        (ConnectionResetError("correct-horse"), StorageError, True),
+        (ValueError("correct-horse"), RuntimeError, False),
+    ],
+)
+def test_an_error_with_a_secret_gives_way_to_one_without(
+    error: Exception, kind: type[Exception], passing: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STORE_PASSWORD", "correct-horse")
+    hidden = common._without_secrets(error)
+    assert type(hidden) is kind
+    assert "***" in str(hidden)
+    assert "correct-horse" not in f"{hidden!r} {hidden.__cause__!r}"
+    assert common.is_passing(hidden) is passing
+
+
+def test_an_error_without_a_secret_stays_itself() -> None:
+    error = ConfigError("a", "b")
+    assert common._without_secrets(error) is error

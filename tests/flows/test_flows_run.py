@@ -9,7 +9,14 @@ from typing import Any
 
 import pytest
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
+from prefect.client.schemas.filters import (
+    ArtifactFilter,
+    ArtifactFilterFlowRunId,
+    FlowRunFilter,
+    FlowRunFilterId,
+    LogFilter,
+    LogFilterFlowRunId,
+)
 from prefect.states import State
 
 from flows import common
@@ -134,6 +141,37 @@ def test_mlflow_and_prefect_name_each_other(stub_stages: Any, settings: dict[str
     assert len(parents) == 1
     assert parents[0].data.metrics["bits_per_byte"] == 1.5
     assert "mlflow ui" in _artifacts(state)["distill-mlflow"].data
+
+
+def test_a_planted_secret_reaches_neither_log_nor_state_nor_artifact(
+    stub_stages: Any, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _hurry(monkeypatch)
+    planted = "correct-horse-battery"
+    monkeypatch.setenv("STORE_PASSWORD", planted)
+    work = stub_stages._work
+
+    def telling(stage: str, watch: Any) -> None:
+        watch.message(f"using {planted}")
+        watch.markdown("audit", f"# {planted}")
+        watch.table("samples", {"answer": [planted]})
+        work(stage, watch)
+
+    monkeypatch.setattr(stub_stages, "_work", telling)
+    passing = ConnectionResetError(f"http://ann:{planted}@host is gone")
+    stub_stages.fail["prepare"] = [passing, ConfigError(f"no access with {planted}", "mend it")]
+    state = pipeline(recipe="smoke", overrides=settings, return_state=True)
+    assert state.is_failed()
+    assert stub_stages.calls == ["prepare", "prepare"], "a passing cause stays one"
+    flow_run_id = state.state_details.flow_run_id
+    with get_client(sync_client=True) as client:
+        flow_run = client.read_flow_run(flow_run_id)
+        tasks = client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[flow_run_id])))
+        logs = client.read_logs(LogFilter(flow_run_id=LogFilterFlowRunId(any_=[flow_run_id])))
+    told = [flow_run.model_dump_json(), *(each.model_dump_json() for each in (*tasks, *logs))]
+    told += [artifact.model_dump_json() for artifact in _artifacts(state).values()]
+    assert any("no access with ***" in text for text in told)
+    assert [text for text in told if planted in text] == []
 
 
 def test_a_second_run_records_reused_stages(stub_stages: Any, settings: dict[str, Any]) -> None:
