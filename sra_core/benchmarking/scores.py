@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from sra_core.benchmarking.grid import Bench, Cell
 from sra_core.benchmarking.report import Report
 from sra_core.errors import EvaluationError
-from sra_core.evaluation import EvaluatedRun, compare_all, interval, read_run
+from sra_core.evaluation import EvaluatedRun, Interval, compare_all, interval, read_run
 from sra_core.evaluation.intervals import Comparison
 from sra_core.evaluation.results import METRICS, Metric, ModelScores
 
@@ -90,19 +90,33 @@ def _cell_row(found: Found) -> dict[str, Any]:
     row: dict[str, Any] = {"variant": found.cell.variant, "seed": found.cell.seed}
     for metric in MAIN:
         values = _values(metric, found.run.models["student"])
-        row[metric.name] = float(values[1].sum() / values[2].sum()) if values else None
+        row[metric.name] = _score(*values).estimate if values else None
     wanted = ("best_bits_per_byte", "best_step", "steps", "seconds", "seconds_per_step", "peak_memory_bytes")
     return row | {name: found.costs.get(f"distill/{name}") for name in wanted} | {"folder": found.run.folder.name}
 
 
-def _values(metric: Metric, scores: ModelScores) -> tuple[list[Any], Floats, Floats] | None:
+def _values(metric: Metric, scores: ModelScores) -> tuple[list[tuple[str, str]], Floats, Floats] | None:
     """Keys, (E,) numerators (answers of several sampling seeds averaged) and (E,) denominators."""
     values = scores.values(metric.name)
     return None if values is None else (values[0], values[1].mean(1), values[2])
 
 
+def _score(keys: Sequence[tuple[str, str]], values: Floats, weights: Floats) -> Interval:
+    """The score with its interval; over several data sets the mean of theirs."""
+    return interval(values, weights, strata=_strata(keys))
+
+
+def _strata(keys: Sequence[tuple[str, str]]) -> NDArray[np.int64] | None:
+    """(E,) number of each example's data set; None where there is one."""
+    names = {dataset: number for number, dataset in enumerate(dict.fromkeys(dataset for dataset, _ in keys))}
+    return np.array([names[dataset] for dataset, _ in keys]) if len(names) > 1 else None
+
+
 def _compare_metric(
-    report: Report, metric: Metric, scores: Mapping[Cell, tuple[list[Any], Floats, Floats]], rivals: set[str]
+    report: Report,
+    metric: Metric,
+    scores: Mapping[Cell, tuple[list[tuple[str, str]], Floats, Floats]],
+    rivals: set[str],
 ) -> None:
     """Add the rows of one metric."""
     keys, _, weights = next(iter(scores.values()))
@@ -117,14 +131,14 @@ def _compare_metric(
         by_variant.setdefault(cell.variant, {})[cell.seed] = values
     means = {}
     for variant, by_seed in by_variant.items():
-        score = interval(np.stack(list(by_seed.values()), 1), weights)
+        score = _score(keys, np.stack(list(by_seed.values()), 1), weights)
         means[variant] = score.estimate
         report.scores.append(
             {"variant": variant, "metric": metric.name, "score": score.estimate, "low": score.low, "high": score.high}
             | {"examples": score.examples, "seeds": score.seeds, **_costs(report, variant)}
         )
     best = _best(metric, {name: mean for name, mean in means.items() if name in rivals})
-    for pair, result, seeds in _pairs(report, by_variant, weights, rivals, best):
+    for pair, result, seeds in _pairs(report, by_variant, weights, _strata(keys), rivals, best):
         report.differences.append(_difference_row(metric, pair, result, seeds, best))
 
 
@@ -138,6 +152,7 @@ def _pairs(
     report: Report,
     by_variant: Mapping[str, Mapping[int, Floats]],
     weights: Floats,
+    strata: NDArray[np.int64] | None,
     rivals: set[str],
     best: str | None,
 ) -> Iterator[tuple[tuple[str, str], Comparison, list[int]]]:
@@ -156,7 +171,7 @@ def _pairs(
     asked = {
         (f"{first}\0{seeds}", f"{second}\0{seeds}"): (first, second) for (first, second), seeds in possible.items()
     }
-    for key, result in compare_all(tables, weights, list(asked)).items():
+    for key, result in compare_all(tables, weights, list(asked), strata=strata).items():
         yield asked[key], result, possible[asked[key]]
 
 
@@ -202,7 +217,7 @@ def _frame_rows(found: Sequence[Found]) -> list[dict[str, Any]]:
         models = [each.run.models[system] for each in found if system in each.run.models]
         for metric in MAIN if models else ():
             if (values := _values(metric, models[0])) is not None:
-                score = interval(values[1], values[2])
+                score = _score(*values)
                 row = {"variant": title, "metric": metric.name, "score": score.estimate, "low": score.low}
                 row |= {"high": score.high, "examples": score.examples, "seeds": 1}
                 rows.append(row | {"seconds_per_step": None, "peak_memory_bytes": None, "best_step": None})

@@ -41,8 +41,8 @@ def sizes() -> np.ndarray:
     return np.arange(8, 8 + EXAMPLES)
 
 
-def finish(cell: Cell, first_id: int = 0) -> Manifest:
-    """Put a training result and an evaluation of a cell into the store."""
+def finish(cell: Cell, first_id: int = 0, datasets: int = 1) -> Manifest:
+    """Put a training result and an evaluation of a cell into the store; examples go to data sets in turn."""
     trained = stages.folder_of("distill", cell.config)
     trained.path.mkdir(parents=True, exist_ok=True)
     curve = [{"step": step, "validation/bits_per_byte": 2.0 - step / 10 + cell.seed / 100} for step in (0, 3, 6)]
@@ -58,13 +58,13 @@ def finish(cell: Cell, first_id: int = 0) -> Manifest:
     scores = stages.folder_of("evaluate", cell.config)
     scores.path.mkdir(parents=True, exist_ok=True)
     columns = {
-        "dataset": ["test"] * EXAMPLES,
+        "dataset": [f"set-{number % datasets}" for number in range(EXAMPLES)],
         "id": [f"x{first_id + number}" for number in range(EXAMPLES)],
         "source": [""] * EXAMPLES,
         "nats": bits(cell.variant, cell.seed) * np.log(2),
         "bytes": sizes(),
     }
-    name = "likelihood-test-student.parquet"
+    name = f"likelihood-{cell.config.evaluate.test_name}-student.parquet"
     pq.write_table(pa.table(columns), scores.path / name)
     value = bits(cell.variant, cell.seed).sum() / sizes().sum()
     metrics = {"evaluate/student/bits_per_byte": value}

@@ -142,6 +142,22 @@ def test_cells_scored_on_other_examples_are_refused(tmp_path: Path) -> None:
         bench_report(bench, Watcher())
 
 
+def test_data_sets_weigh_alike_whatever_their_size(tmp_path: Path) -> None:
+    bench = grid(tmp_path)
+    for cell in bench.cells:
+        finish(cell, datasets=2)
+    report = bench_report(bench, Watcher())
+    first, second = bits("sra", 1), bits("sra", 2)
+    ratios = [
+        (first[part].sum() + second[part].sum()) / 2 / sizes()[part].sum()
+        for part in (slice(0, None, 2), slice(1, None, 2))
+    ]
+    assert row(report.scores, variant="sra")["score"] == pytest.approx(np.mean(ratios))
+    assert row(report.cells, variant="sra", seed=1)["bits_per_byte"] == pytest.approx(
+        np.mean([first[part].sum() / sizes()[part].sum() for part in (slice(0, None, 2), slice(1, None, 2))])
+    )
+
+
 def test_curves_are_a_line_for_each_variant_and_a_band_over_its_seeds(done: Bench) -> None:
     (axes,) = figure(bench_report(done, Watcher())).axes
     assert [line.get_label() for line in axes.lines] == ["sra", "sft", "uld"]
