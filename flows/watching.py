@@ -102,6 +102,7 @@ class PrefectWatcher(Watcher):
         self._history: list[dict[str, Any]] = []
         self._figures: list[str] = []
         self._linked = False
+        self._endless = ""  # what was last said of progress whose end nobody knows
 
     def begin(self, stage: str, fingerprint: str, config: RunConfig, plan: str, *, reused: bool) -> None:
         self._begin_stage(stage, config)
@@ -117,8 +118,10 @@ class PrefectWatcher(Watcher):
         self._shown = now
         rate = (done - self._first_done) / max(now - self._started, 1e-9)
         left = f", {_duration((total - done) / rate)} left" if rate and done < total else ""
-        text = f"{done} of {total} {unit}, {rate:.3g} a second{left}" + (f", {note}" if note else "")
-        percent = 100.0 * done / total if total else 100.0
+        count = f"{done} of {total} {unit}" if total else f"{done} {unit}"
+        text = f"{count}, {rate:.3g} a second{left}" + (f", {note}" if note else "")
+        self._endless = "" if total else text
+        percent = 100.0 * done / total if total else 0.0
         self._artifacts.write("progress", artifact_key(self._stage, "progress"), percent, text)
         self._link()
 
@@ -151,6 +154,8 @@ class PrefectWatcher(Watcher):
         self._log.info("%s", redact_text(text))
 
     def end(self, manifest: Manifest) -> None:
+        if self._endless:
+            self._artifacts.write("progress", artifact_key(self._stage, "progress"), 100.0, self._endless)
         limit = time.monotonic() + _MLFLOW_PATIENCE
         self._link()
         while not self._linked and self._is_tracked() and time.monotonic() < limit:

@@ -14,13 +14,13 @@ import pytest
 from sra_core.config import DistillConfig, ObjectiveConfig
 from tests.integration.servers import Stack, until
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(1500)]
 
 FLAGS = (
     "--no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-component-update "
     "--disable-sync --disable-quic"
 )
-PATIENT = 90_000  # milliseconds: pages load many scripts
+PATIENT = 240_000  # milliseconds: pages load many scripts, and machines that run tests are busy
 
 
 @pytest.fixture(scope="module")
