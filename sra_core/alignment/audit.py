@@ -148,9 +148,10 @@ class AlignmentAudit:
         self, kind: str, names: Sequence[str], char_group: IntVector, span_group: IntVector, table: _SpanTable
     ) -> None:
         size = len(names)
-        present = np.unique(char_group + size * table.char_example) % size  # each example counts once a group
+        present = np.zeros((table.examples, size), bool)  # each example counts once a group
+        present[table.char_example, char_group] = True
         columns = [
-            np.bincount(present, minlength=size),
+            present.sum(axis=0),
             np.bincount(char_group, table.char_bytes, size),
             np.bincount(char_group, table.char_bytes * table.char_covered, size),
             np.bincount(span_group, table.teacher_inside, size),
@@ -180,6 +181,7 @@ class AlignmentAudit:
 class _SpanTable:
     """The spans (N) and characters (C) of a batch of examples, one row each."""
 
+    examples: int
     char_example: IntVector  # (C,)
     char_script: IntVector
     char_bytes: IntVector
@@ -211,6 +213,7 @@ class _SpanTable:
             ranges_in_batch = ranges + _starts(np.array([len(row) for row in ids]))[span_example][:, None]
             sides.append((ranges[:, 1] - ranges[:, 0], np.diff(total[ranges_in_batch])[:, 0]))
         return cls(
+            examples=len(batch),
             char_example=np.repeat(np.arange(len(batch)), lengths),
             char_script=script,
             char_bytes=1 + (points > 0x7F) + (points > 0x7FF) + (points > 0xFFFF),

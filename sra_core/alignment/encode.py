@@ -6,20 +6,18 @@ prompts of the two sides may differ: only the response is aligned.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from itertools import accumulate
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from sra_core.alignment.cuts import SpanMap, align, clean_cuts
-from sra_core.alignment.offsets import check_offsets, mend_offsets, offsets_of, reorders_marks, require_inside
+from sra_core.alignment.offsets import check_offsets, has_no_gaps, mend_offsets, offsets_of, reorders_marks
 from sra_core.alignment.tokens import FastTokenizer, backend_of, end_of_text
 from sra_core.corpus import Example, Rejected, Rendered, RenderError, render
-
-if TYPE_CHECKING:
-    from tokenizers import Encoding
 
 __all__ = ["AlignedExample", "PairEncoder"]
 
@@ -230,23 +228,35 @@ class _Encoder:
 
     def encode(self, rendered: Sequence[Rendered]) -> list[_Side]:
         """Tokenize renderings, those that want special tokens and those that do not in a batch each."""
-        texts = [text.prompt + text.response for text in rendered]
         sides: list[_Side | None] = [None] * len(rendered)
         for special in (True, False):
             rows = [k for k, text in enumerate(rendered) if text.add_special_tokens is special]
-            encodings = self._backend.encode_batch([texts[k] for k in rows], add_special_tokens=special)
-            for k, encoding in zip(rows, encodings, strict=True):
-                sides[k] = self._side(texts[k], encoding, len(rendered[k].prompt))
+            if rows:
+                for k, side in zip(rows, self._sides([rendered[k] for k in rows], special), strict=True):
+                    sides[k] = side
         return [side for side in sides if side is not None]
 
-    def _side(self, text: str, encoding: Encoding, prompt: int) -> _Side:
-        ids, offsets = encoding.ids, offsets_of(encoding)
-        require_inside(offsets, len(text), self._tokenizer)
+    def _sides(self, rendered: Sequence[Rendered], special: bool) -> Iterator[_Side]:
+        texts = [text.prompt + text.response for text in rendered]
+        encodings = self._backend.encode_batch(texts, add_special_tokens=special)
+        ids = [encoding.ids for encoding in encodings]
+        bounds = [0, *accumulate(map(len, ids))]
+        offsets = offsets_of(encodings, bounds[-1])
+        sound = has_no_gaps(texts, offsets, bounds, self._tokenizer)
+        for k, (text, tokens) in enumerate(zip(texts, ids, strict=True)):
+            own = offsets[bounds[k] : bounds[k + 1]]
+            yield self._side(
+                text, tokens, own, len(rendered[k].prompt), sound[k] and (text.isascii() or not self._reorders)
+            )
+
+    def _side(self, text: str, ids: list[int], offsets: npt.NDArray[np.int32], prompt: int, sound: bool) -> _Side:
         count = len(ids)
         while count and ids[count - 1] in self._special and offsets[count - 1, 0] == offsets[count - 1, 1]:
             count -= 1  # the tokenizer's own closing token; the end of text takes its place
-        offsets = mend_offsets(text, offsets[:count], prompt, self._reorders)
-        offsets -= np.int32(prompt)
+        offsets = offsets[:count]
+        if not sound or count < len(ids):
+            offsets = mend_offsets(text, offsets, prompt, self._reorders)
+        offsets = offsets - np.int32(prompt)
         after = offsets[:, 1] > 0
         response = int(after.argmax()) if count else 0
         if count and not after[response]:

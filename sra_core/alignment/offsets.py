@@ -8,7 +8,7 @@ text that mixes scripts. Mended: characters that a normalizer composed away, dro
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import chain, pairwise
 from typing import TYPE_CHECKING
 
@@ -22,7 +22,7 @@ from sra_core.errors import TokenizerError
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
 
-__all__ = ["check_offsets", "mend_offsets", "offsets_of", "reorders_marks", "require_inside"]
+__all__ = ["check_offsets", "has_no_gaps", "mend_offsets", "offsets_of", "reorders_marks", "require_inside"]
 
 PROBE = (
     "First 12 words, naïve cafe\u0301 \ufb01ne 東京 alpha Việt tie\u0302\u0301ng "
@@ -31,9 +31,33 @@ PROBE = (
 _DISORDERED = "q\u0307\u0323"
 
 
-def offsets_of(encoding: Encoding) -> npt.NDArray[np.int32]:
-    """(T, 2) character offsets of an encoded text."""
-    return np.fromiter(chain.from_iterable(encoding.offsets), np.int32, 2 * len(encoding)).reshape(-1, 2)
+def offsets_of(encodings: Sequence[Encoding], count: int) -> npt.NDArray[np.int32]:
+    """(T, 2) character offsets of encoded texts end to end, ``count`` tokens in all."""
+    pairs = chain.from_iterable(encoding.offsets for encoding in encodings)
+    return np.fromiter(chain.from_iterable(pairs), np.int32, 2 * count).reshape(-1, 2)
+
+
+def has_no_gaps(
+    texts: Sequence[str], offsets: npt.NDArray[np.int32], bounds: Sequence[int], tokenizer: FastTokenizer
+) -> list[bool]:
+    """Of each text, whether its tokens cover it to its end and each starts where the text before it is covered.
+
+    Args:
+        texts: The texts.
+        offsets: Their offsets end to end.
+        bounds: Where the tokens of each text begin, and the end.
+        tokenizer: Named if its offsets reach beyond a text.
+
+    Raises:
+        TokenizerError: Offsets beyond the text.
+    """
+    gaps = np.append(0, np.cumsum(offsets[1:, 0] > offsets[:-1, 1]))
+    sound = []
+    for text, begin, end in zip(texts, bounds, bounds[1:], strict=False):
+        require_inside(offsets[begin:end], len(text), tokenizer)
+        whole = end > begin and offsets[end - 1, 1] == len(text)
+        sound.append(bool(whole and gaps[end - 1] == gaps[begin]))
+    return sound
 
 
 def check_offsets(tokenizer: FastTokenizer) -> None:
@@ -48,7 +72,7 @@ def check_offsets(tokenizer: FastTokenizer) -> None:
     backend = backend_of(tokenizer)
     read = piece_reader(backend)
     encoding = backend.encode_batch([PROBE], add_special_tokens=False)[0]
-    offsets = offsets_of(encoding)
+    offsets = offsets_of([encoding], len(encoding))
     if not offsets.any():
         raise TokenizerError(f"The tokenizer {tokenizer_name(tokenizer)} has no character offsets.", USE_ANOTHER)
     require_inside(offsets, len(PROBE), tokenizer)

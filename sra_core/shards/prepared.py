@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from sra_core.errors import ShardError
 from sra_core.shards.manifest import Manifest
 from sra_core.shards.reader import ShardSet
 
@@ -61,16 +62,16 @@ class PreparedRow:
 def prepared_batch(rows: Sequence[PreparedRow]) -> pa.RecordBatch:
     """Arrow form of prepared rows."""
     arrays = [
-        pa.array([row.id for row in rows], pa.string()),
+        _texts([row.id for row in rows]),
         _token_lists([row.teacher_ids for row in rows]),
         _token_lists([row.student_ids for row in rows]),
         _span_lists([row.teacher_spans for row in rows]),
         _span_lists([row.student_spans for row in rows]),
-        pa.array([row.teacher_response for row in rows], pa.int32()),
-        pa.array([row.student_response for row in rows], pa.int32()),
-        pa.array([row.prompt for row in rows], pa.string()),
-        pa.array([row.response for row in rows], pa.string()),
-        pa.array([row.source for row in rows], pa.string()),
+        _integers(np.array([row.teacher_response for row in rows], np.int32)),
+        _integers(np.array([row.student_response for row in rows], np.int32)),
+        _texts([row.prompt for row in rows]),
+        _texts([row.response for row in rows]),
+        _texts([row.source for row in rows]),
     ]
     return pa.RecordBatch.from_arrays(arrays, schema=PREPARED_SCHEMA)
 
@@ -80,17 +81,41 @@ def list_offsets(values: Sequence[NDArray[Any]]) -> NDArray[np.int64]:
     return np.concatenate([[0], np.cumsum([len(value) for value in values], dtype=np.int64)]).astype(np.int64)
 
 
-def _flat(values: Sequence[NDArray[np.int32]]) -> NDArray[np.int32]:
-    return np.concatenate([np.asarray(value, np.int32).ravel() for value in values] or [np.empty(0, np.int32)])
+# Arrays are made from their buffers: `pa.array` imports pandas, half a second for a worker process.
 
 
-def _token_lists(values: Sequence[NDArray[np.int32]]) -> pa.ListArray:
-    return pa.ListArray.from_arrays(pa.array(list_offsets(values), pa.int32()), pa.array(_flat(values)))
+def _integers(values: NDArray[np.int32]) -> pa.Array:
+    return pa.Array.from_buffers(pa.int32(), len(values), [None, pa.py_buffer(values)])
 
 
-def _span_lists(values: Sequence[NDArray[np.int32]]) -> pa.ListArray:
-    pairs = pa.FixedSizeListArray.from_arrays(pa.array(_flat(values)), 2)
-    return pa.ListArray.from_arrays(pa.array(list_offsets(values), pa.int32()), pairs)
+def _offsets(values: Sequence[NDArray[Any]]) -> pa.Buffer:
+    return pa.py_buffer(list_offsets(values).astype(np.int32))
+
+
+def _texts(values: Sequence[str]) -> pa.Array:
+    encoded = [value.encode() for value in values]
+    offsets = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
+    if offsets[-1] > np.iinfo(np.int32).max:
+        raise ShardError(
+            f"the texts of a shard take {offsets[-1]:,} bytes, more than one shard holds",
+            "lower alignment.examples_per_shard",
+        )
+    buffers = [None, pa.py_buffer(offsets.astype(np.int32)), pa.py_buffer(b"".join(encoded))]
+    return pa.Array.from_buffers(pa.string(), len(values), buffers)
+
+
+def _flat(values: Sequence[NDArray[np.int32]]) -> pa.Array:
+    return _integers(np.concatenate(values, axis=None, dtype=np.int32) if values else np.empty(0, np.int32))
+
+
+def _token_lists(values: Sequence[NDArray[np.int32]]) -> pa.Array:
+    return pa.Array.from_buffers(_TOKENS, len(values), [None, _offsets(values)], children=[_flat(values)])
+
+
+def _span_lists(values: Sequence[NDArray[np.int32]]) -> pa.Array:
+    flat = _flat(values)
+    pairs = pa.Array.from_buffers(_SPANS.value_type, len(flat) // 2, [None], children=[flat])
+    return pa.Array.from_buffers(_SPANS, len(values), [None, _offsets(values)], children=[pairs])
 
 
 class PreparedSet(Sequence[PreparedRow]):

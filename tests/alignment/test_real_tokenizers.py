@@ -68,7 +68,7 @@ def tokenizer(name: str):
 def encoded(name: str, text: str) -> tuple[tuple[int, ...], tuple[tuple[int, int], ...]]:
     backend = tokenizer(name).backend_tokenizer
     encoding = backend.encode(text, add_special_tokens=False)
-    offsets = mend_offsets(text, offsets_of(encoding), 0, reorders_marks(backend))
+    offsets = mend_offsets(text, offsets_of([encoding], len(encoding)), 0, reorders_marks(backend))
     return tuple(encoding.ids), tuple((a, b) for a, b in offsets.tolist())
 
 
