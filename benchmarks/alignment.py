@@ -18,15 +18,12 @@ claim fails.
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
 import os
-import platform
 import re
 import sys
 import time
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +34,7 @@ import numpy.typing as npt
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.stamp import write_json
 from sra_core.alignment import AlignedExample, AlignmentAudit, PairEncoder, align, shared_vocabulary
 from sra_core.config import PAPER_PROMPT
 from sra_core.corpus import Example, render
@@ -219,13 +217,6 @@ def _shown(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def stamp() -> dict[str, Any]:
-    versions = {name: importlib.metadata.version(name) for name in ("sra", "numpy", "tokenizers", "transformers")}
-    machine = {"processor": platform.processor() or platform.machine(), "cpus": os.cpu_count(), "load": os.getloadavg()}
-    when = datetime.now(UTC).isoformat(timespec="seconds")
-    return {"when": when, "python": platform.python_version(), "system": platform.platform(), **machine, **versions}
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=9)
@@ -234,7 +225,6 @@ def main() -> int:
     options = parser.parse_args()
     examples = read_examples(options.examples)
     results: dict[str, Any] = {
-        "stamp": stamp(),
         "align": measure_align(options.rounds),
         "plain": measure_plain(),
         "encode": measure_encode(examples, min(options.rounds, 5)),
@@ -247,8 +237,7 @@ def main() -> int:
     show(console, "plain quadratic LCS", [results["plain"]])
     for claim, holds in results["claims"].items():
         console.print(f"{'holds' if holds else 'FAILS'}  {claim}", markup=False)
-    if options.json:
-        options.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    write_json(options.json, results)
     return 0 if all(results["claims"].values()) else 1
 
 

@@ -1,6 +1,6 @@
 """Claim: a corpus of 1,000,000 short examples streams through under 2 GiB of process memory.
 
-    python benchmarks/corpus_memory.py [--examples 1000000] [--json FILE]
+    python -m benchmarks.corpus_memory [--examples 1000000] [--json FILE]
 
 Writes a JSONL file of that many examples, passes all of it through the corpus (duplicates looked for, every split
 limited, so that the rows are read twice), and prints a table; exits with 1 when the peak is above the bound.
@@ -10,16 +10,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import resource
 import sys
 import tempfile
 import time
 from collections import Counter
-from datetime import UTC, datetime
 from pathlib import Path
 
-from sra_core import __version__
+from benchmarks.stamp import write_json
 from sra_core.config import CorpusConfig
 from sra_core.corpus import Corpus, Example
 
@@ -68,12 +66,9 @@ def main() -> int:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     result = measure(options.examples)
-    machine = {"machine": platform.machine(), "system": platform.system(), "python": platform.python_version()}
-    stamp = {"sra": __version__, "when": datetime.now(UTC).isoformat(timespec="seconds"), **machine}
-    for name, value in {**result, **stamp}.items():
+    for name, value in result.items():
         print(f"{name:22} {value}")
-    if options.json:
-        options.json.write_text(json.dumps({**result, **stamp}, indent=2) + "\n", encoding="utf-8")
+    write_json(options.json, result)
     return 0 if peak_mib() <= BOUND_MIB else 1
 
 

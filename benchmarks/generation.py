@@ -11,14 +11,9 @@ tilts the ratio less. Prints a table, writes JSON when asked to; exits with 1 wh
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
-import json
-import os
-import platform
 import sys
 import time
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +22,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.stamp import write_json
 from sra_core.evaluation.decisions import Sampling
 from sra_core.evaluation.generation import Decoder, generate
 from tests.evaluation.conftest import Row
@@ -135,18 +131,6 @@ def show(results: list[dict[str, Any]]) -> None:
     Console(width=140).print(table)
 
 
-def stamp() -> dict[str, Any]:
-    """When, where and with what."""
-    versions = {name: importlib.metadata.version(name) for name in ("sra", "torch", "transformers")}
-    machine = {"cores": os.cpu_count(), "threads": torch.get_num_threads(), "machine": platform.machine()}
-    return {
-        "when": datetime.now(UTC).isoformat(timespec="seconds"),
-        "system": platform.platform(),
-        **machine,
-        **versions,
-    }
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="folder of a causal language model")
@@ -157,8 +141,7 @@ def main() -> int:
     options = parser.parse_args()
     results = measure(options)
     show(results)
-    if options.json:
-        options.json.write_text(json.dumps({"stamp": stamp(), "results": results}, indent=2))
+    write_json(options.json, {"threads": torch.get_num_threads(), "results": results})
     batched = [row for row in results if row["way"] == f"batch of {options.batch}"]
     return int(any(row["ratio"] < GAIN or not row["same"] for row in batched))
 

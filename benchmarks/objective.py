@@ -19,15 +19,12 @@ left out and named with its need.  Prints a table, writes JSON when asked to; ex
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
-import platform
 import resource
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -37,6 +34,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from benchmarks.stamp import write_json
 from sra_core.config import ObjectiveConfig
 from sra_core.models import layer_count, lm_head, mapped_states
 from sra_core.objective import (
@@ -319,22 +317,6 @@ def _left_out(gib: float) -> dict[str, str]:
     return {"left_out": f"needs about {gib:.1f} GiB"}
 
 
-def stamp(options: argparse.Namespace) -> dict[str, Any]:
-    """Where and with what the numbers were taken."""
-    device = torch.cuda.get_device_name() if options.device == "cuda" else platform.processor() or platform.machine()
-    versions = {name: importlib.metadata.version(name) for name in ("sra", "torch", "transformers")}
-    settings = {name: value for name, value in vars(options).items() if name not in ("json", "way")}
-    when = datetime.now(UTC).isoformat(timespec="seconds")
-    return {
-        "when": when,
-        "device": device,
-        "cores": psutil.cpu_count(),
-        "python": platform.python_version(),
-        **versions,
-        **settings,
-    }
-
-
 def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -373,9 +355,8 @@ def main() -> int:
             print("  ".join(values), flush=True)
         every, good = every + rows, good and holds
     print("claims hold" if good else "A CLAIM FAILS")
-    if options.json:
-        result = {"rows": every, "claims_hold": good, **stamp(options)}
-        options.json.write_text(json.dumps(result, indent=2, default=str) + "\n", encoding="utf-8")
+    settings = {name: value for name, value in vars(options).items() if name not in ("json", "way")}
+    write_json(options.json, {"rows": every, "claims_hold": good, "settings": settings})
     return 0 if good else 1
 
 

@@ -10,18 +10,17 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import replace
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks.stamp import write_json
 from sra_core import stages
 from sra_core.config import RunConfig
 from sra_core.distillation import initial_student
@@ -164,19 +163,10 @@ def main() -> None:
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     figures = measure(options.repeats, options.steps, options.shape, options.batch)
-    figures["machine"] = {
-        "platform": platform.platform(),
-        "cores": os.cpu_count(),
-        "load": os.getloadavg(),
-        "threads": torch.get_num_threads(),
-        "student": options.shape,
-        "batch": options.batch,
-        "versions": {name: metadata.version(name) for name in ("torch", "deepspeed", "transformers")},
-    }
+    figures |= {"threads": torch.get_num_threads(), "student": options.shape, "batch": options.batch}
     for name, value in figures.items():
         print(f"{name:34} {value:.4g}" if isinstance(value, float) else f"{name:34} {value}")
-    if options.json:
-        options.json.write_text(json.dumps(figures, indent=2))
+    write_json(options.json, figures)
 
 
 if __name__ == "__main__":

@@ -46,8 +46,22 @@ def test_a_corpus_smaller_than_the_sample_is_counted_exactly(smoke_run: SmokeRun
         assert plan.counts[name] == pytest.approx(value), name
     for stage in ("prepare", "cache", "distill"):
         assert plan.bytes[stage] == pytest.approx(plan.actual["bytes"][stage], rel=0.05), stage
+    assert plan.bytes["evaluate"] == pytest.approx(plan.actual["bytes"]["evaluate"], rel=0.5)
+    assert plan.total == (sum(plan.bytes.values()), sum(plan.actual["bytes"].values()))
+    assert plan.total[0] == pytest.approx(plan.total[1], rel=0.1)
     assert plan.devices == {"cache": "cpu", "distill": "cpu"}
     assert all(0 < value < 60 for value in plan.seconds.values())
-    assert all(1e5 < value < 1e9 for value in plan.memory.values())
+    assert all(1e8 < value < 3e9 for value in plan.memory.values())  # on a CPU, the libraries are most of it
+    assert 0.2 < plan.memory["distill"] / plan.actual["memory"]["distill"] < 2
+    metrics = smoke_run.results["distill"].metrics
+    assert plan.actual["seconds"]["distill"] == plan.counts["steps"] * metrics["distill/seconds_per_step"]
     table = plan.table()
-    assert table.row_count == len(plan.counts) + len(plan.bytes) + len(plan.memory) + len(plan.seconds)
+    assert table.row_count == len(plan.counts) + len(plan.bytes) + 1 + len(plan.memory) + len(plan.seconds)
+
+
+def test_the_total_of_what_is_not_done_has_no_actual() -> None:
+    plan = Plan(bytes={"prepare": 10.0, "cache": 20.0})
+    plan.actual["bytes"]["prepare"] = 11.0
+    assert plan.total == (30.0, None)
+    plan.actual["bytes"]["cache"] = 19.0
+    assert plan.total == (30.0, 30.0)

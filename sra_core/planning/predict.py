@@ -10,15 +10,15 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
-from rich.table import Table
 
 from sra_core import capture, preparation, stages
 from sra_core.alignment import AlignedExample, AlignmentAudit, render_html
@@ -28,6 +28,7 @@ from sra_core.corpus import Corpus, Example, Rejected
 from sra_core.errors import DataError, SraError
 from sra_core.models import build_student, layer_count, lm_head, load_model, load_tokenizer, pick_device, resolve_layer
 from sra_core.objective import Batch, build_objective, student_layers
+from sra_core.planning.plan import Plan
 from sra_core.shards import (
     PREPARED_SCHEMA,
     Manifest,
@@ -46,7 +47,7 @@ from sra_core.training.module import DistillModule
 from sra_core.training.schedule import total_steps
 from sra_core.watching import Watcher
 
-__all__ = ["SAMPLE", "Plan", "plan_run"]
+__all__ = ["SAMPLE", "plan_run"]
 
 SAMPLE = 200
 """Examples that a plan looks at."""
@@ -57,32 +58,11 @@ _MIXED_BYTES = 18  # 16-bit weight and gradient, float32 master copy, gradient a
 _TENSOR_BYTES = 100  # of a tensor in the header of a safetensors file
 _CARD_BYTES = 4300  # of the model card and the configs beside a student
 _LOGGED_BYTES = 560  # of a line of metrics
+_SCORED_BYTES = 60  # of an example's likelihoods and agreement, for one model
+_SCORE_FILES_BYTES = 5000  # of the files of one model's likelihoods and agreement, without any example
+_ANSWER_FILE_BYTES = 3600  # of a file of answers, without any
+_SUMMARY_BYTES = 3000
 _ACTIVATIONS = 17  # numbers that a decoder layer keeps of each token for the backward, in units of its width
-
-
-@dataclass(slots=True)
-class Plan:
-    """A prediction, and what it came to where a stage is done.
-
-    Attributes:
-        counts: Examples by split, and tokens of either side and spans of the training split.
-        bytes: Size of the results by stage.
-        memory: Bytes on the device at the peak of the ``cache`` and ``distill`` stages.
-        devices: Where these run.
-        seconds: Duration of these stages on this machine.
-        actual: Those of the above, by the same names, that a finished stage shows.
-    """
-
-    counts: dict[str, float] = field(default_factory=dict)
-    bytes: dict[str, float] = field(default_factory=dict)
-    memory: dict[str, float] = field(default_factory=dict)
-    devices: dict[str, str] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
-    actual: dict[str, dict[str, float]] = field(default_factory=lambda: {"counts": {}, "bytes": {}, "seconds": {}})
-
-    def table(self) -> Table:
-        """Predicted and actual, row by row."""
-        return _table(self)
 
 
 @dataclass(slots=True)
@@ -120,7 +100,7 @@ def plan_run(config: RunConfig, samples: int = SAMPLE) -> Plan:
         DataError: The corpus has no example that can be used.
     """
     quiet_libraries()
-    plan = Plan()
+    plan, libraries = Plan(), psutil.Process().memory_info().rss
     with tempfile.TemporaryDirectory(prefix="sra-plan-") as scratch:
         folder = Path(scratch)
         sample = _take_sample(config, folder, samples)
@@ -134,6 +114,9 @@ def plan_run(config: RunConfig, samples: int = SAMPLE) -> Plan:
         if config.objective.name != "sft":
             teacher = _plan_cache(config, plan, train, folder)
         _plan_training(config, plan, train, teacher, folder)
+        plan.bytes["evaluate"] = _evaluation_bytes(config, sample)
+    for stage, device in plan.devices.items():
+        plan.memory[stage] += libraries if device == "cpu" else 0
     _compare(config, plan)
     return plan
 
@@ -353,6 +336,25 @@ def _plan_training(config: RunConfig, plan: Plan, sample: _Sample, teacher: Memo
     plan.devices["distill"], plan.memory["distill"] = device, _training_memory(config, module, longest)
 
 
+def _evaluation_bytes(config: RunConfig, sample: _Sample) -> float:
+    """Scores and answers of every model on the corpus's own test split; other data sets are not looked at."""
+    settings = config.evaluate
+    rows = [row for row, split in zip(sample.rows, sample.splits, strict=True) if split == "test"]
+    if not rows:
+        return 0.0
+    examples = min(sample.total([1.0] * len(sample.rows), "test"), settings.examples or float("inf"))
+    answered = examples if settings.generate is None else min(examples, settings.generate)
+    texts = sum(len((row.prompt + row.response).encode()) for row in rows) / len(rows)
+    token = sum(len(row.response.encode()) for row in rows) / sum(
+        len(row.student_ids) - row.student_response for row in rows
+    )
+    seeds = len(settings.seeds) if settings.temperature else 1
+    answers = _ANSWER_FILE_BYTES + answered * (texts + token * settings.max_new_tokens)
+    models = 1 + settings.teacher + settings.initial
+    scores = _SCORE_FILES_BYTES + examples * _SCORED_BYTES
+    return models * (scores + (seeds * answers if answered else 0)) + _SUMMARY_BYTES
+
+
 def _seconds(module: DistillModule, batches: Sequence[Batch]) -> float:
     """Of a forward, a backward and an optimizer step, after one that warms up."""
     optimizer = torch.optim.AdamW([p for p in module.parameters() if p.requires_grad], lr=1e-6)
@@ -371,7 +373,7 @@ def _seconds(module: DistillModule, batches: Sequence[Batch]) -> float:
 
 
 def _compare(config: RunConfig, plan: Plan) -> None:
-    for stage in ("prepare", "cache", "distill"):
+    for stage in plan.bytes:
         try:
             manifest = stages.result_of(stage, config)
         except SraError:
@@ -379,10 +381,18 @@ def _compare(config: RunConfig, plan: Plan) -> None:
         plan.actual["bytes"][stage] = manifest.size()
         if stage == "prepare":
             _compare_prepared(plan, manifest)
-        elif (seconds := manifest.metrics.get(f"{stage}/seconds")) is not None:
-            plan.actual["seconds"][stage] = seconds
-        if stage == "distill" and "steps" in manifest.counts:
-            plan.actual["counts"]["steps"] = manifest.counts["steps"]
+        if stage == "cache":
+            plan.actual["seconds"][stage] = manifest.metrics["cache/seconds"]
+        if stage == "distill":
+            _compare_training(plan, manifest)
+
+
+def _compare_training(plan: Plan, manifest: Manifest) -> None:
+    """Time is that of the steps, as it is predicted: without start-up, validation and checkpoints."""
+    steps = plan.actual["counts"]["steps"] = manifest.counts["steps"]
+    if "distill/seconds_per_step" in manifest.metrics:
+        plan.actual["seconds"]["distill"] = steps * manifest.metrics["distill/seconds_per_step"]
+        plan.actual["memory"]["distill"] = manifest.metrics["distill/peak_memory_bytes"]
 
 
 def _compare_prepared(plan: Plan, manifest: Manifest) -> None:
@@ -390,28 +400,3 @@ def _compare_prepared(plan: Plan, manifest: Manifest) -> None:
     actual |= {split: manifest.rows(split) for split in _SPLITS}
     actual["teacher tokens"], actual["student tokens"] = rows.tokens("teacher").sum(), rows.tokens("student").sum()
     actual["spans"] = rows.spans().sum()
-
-
-def _table(plan: Plan) -> Table:
-    table = Table("", "predicted", "actual", "off by", box=None, pad_edge=False)
-    shown = {
-        "counts": (plan.counts, lambda value: f"{value:,.0f}", "{}"),
-        "bytes": (plan.bytes, _megabytes, "{}: size"),
-        "memory": (plan.memory, _megabytes, "{}: peak memory"),
-        "seconds": (plan.seconds, _duration, "{}: time"),
-    }
-    for kind, (values, form, title) in shown.items():
-        for name, value in values.items():
-            actual = plan.actual.get(kind, {}).get(name)
-            gap = "" if not actual else f"{(value - actual) / actual:+.1%}"
-            where = f" ({plan.devices[name]})" if kind in ("memory", "seconds") else ""
-            table.add_row(title.format(name) + where, form(value), "" if actual is None else form(actual), gap)
-    return table
-
-
-def _megabytes(value: float) -> str:
-    return f"{value / 1e6:,.3f} MB" if value < 1e7 else f"{value / 1e6:,.0f} MB"
-
-
-def _duration(value: float) -> str:
-    return f"{value:.1f} s" if value < 120 else f"{value / 60:.1f} min" if value < 7200 else f"{value / 3600:.1f} h"
