@@ -318,7 +318,7 @@ def _cases(systems: dict[str, ModelScores], pair: tuple[str, str] | None) -> lis
         cases[key].scores[name] = float(np.mean(values))
     for case in cases.values():
         if pair and all(name in case.scores for name in pair):
-            case.gap = round(case.scores[pair[0]] - case.scores[pair[1]], 4)  # a rounding error is no win
+            case.gap = round(case.scores[pair[0]] - case.scores[pair[1]], 9)  # a rounding error is no win
     return sorted(cases.values(), key=lambda case: (-abs(case.gap), case.dataset, case.id))
 
 
