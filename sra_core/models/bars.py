@@ -1,17 +1,29 @@
-"""Noise of transformers: bars of downloads are welcome, those of reading and writing local files are not."""
+"""Reading, making and writing models: without bars for local files, and one thread at a time."""
 
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 __all__ = ["no_progress_bars"]
 
+_LOCK = threading.RLock()
+
 
 @contextmanager
 def no_progress_bars() -> Iterator[None]:
-    """No bars inside the context; what was shown before comes back afterwards."""
+    """No bars inside the context; what was shown before comes back afterwards.
+
+    One thread of a process at a time: while it builds a model, transformers replaces functions of torch and of its own
+    classes, and two threads that do so at once leave each other's replacements behind (tasks of a threaded executor).
+    """
+    with _LOCK:
+        yield from _without_bars()
+
+
+def _without_bars() -> Iterator[None]:
     import torch
     from transformers.utils import logging
 

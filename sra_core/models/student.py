@@ -10,6 +10,7 @@ import torch
 
 from sra_core.config import ModelRef, RunConfig
 from sra_core.errors import ModelError
+from sra_core.models.bars import no_progress_bars
 from sra_core.models.embeddings import replace_embeddings
 from sra_core.models.identity import tokenizer_identity
 from sra_core.models.importance import layer_importance
@@ -104,7 +105,10 @@ def _from_config(config: Any, ref: ModelRef) -> PreTrainedModel:
     from transformers import AutoModelForCausalLM
 
     try:
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=ref.trust_remote_code)
+        with no_progress_bars():
+            model = AutoModelForCausalLM.from_config(
+                config, dtype=torch.float32, trust_remote_code=ref.trust_remote_code
+            )
     except ValueError as error:
         raise ModelError(
             f"{ref.source} is no causal language model: {str(error).splitlines()[0]}", "use a decoder-only model"

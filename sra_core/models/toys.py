@@ -68,7 +68,8 @@ def _make(source: str, architecture: str, options: dict[str, int], folder: Path)
         torch.manual_seed(options["seed"])
         try:
             config = kind(**_sizes(kind, options, len(tokenizer)), **ids)
-            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+            with no_progress_bars():
+                model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
             model(input_ids=torch.tensor([[1, 2]]))
         except Exception as error:  # each architecture checks its sizes in its own way, some only when they run
             raise ModelError(

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import BertConfig, BertLMHeadModel, T5Config, T5ForConditionalGeneration, dynamic_module_utils
+from transformers import (
+    BertConfig,
+    BertLMHeadModel,
+    T5Config,
+    T5ForConditionalGeneration,
+    dynamic_module_utils,
+)
 
 from sra_core.config import ModelRef
 from sra_core.errors import ConfigError, ModelError
@@ -153,3 +161,16 @@ def test_devices_that_are_not_here(name: str, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ConfigError, match="use `auto`, `cpu` or `cuda:N`"):
         pick_device(name)
+
+
+def test_threads_load_one_model_at_a_time(folder: Path) -> None:
+    ref, usual = ModelRef(source=str(folder)), sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)  # so that threads come between each other; without the lock, most loads fail
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            models = list(pool.map(lambda _: load_model(ref), range(32)))
+    finally:
+        sys.setswitchinterval(usual)
+    first = models[0].state_dict()
+    for model in models[1:]:
+        assert all(torch.equal(weight, first[name]) for name, weight in model.state_dict().items())
