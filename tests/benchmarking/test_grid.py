@@ -152,7 +152,7 @@ def test_a_failed_cell_is_not_taken_again_by_the_same_process_and_others_go_on(t
 
 def test_ready_recipes_share_cells_and_caches() -> None:
     quality, terms, weights = (Bench(load_config(name)) for name in ("quality", "ablation-terms", "ablation-weights"))
-    assert [len(bench.cells) for bench in (quality, terms, weights)] == [21, 15, 12]
+    assert [len(bench.cells) for bench in (quality, terms, weights)] == [24, 15, 12]
     assert quality.cells[0].config.objective == terms.cells[0].config.objective == weights.cells[0].config.objective
     assert quality.cells[0].config.cache == terms.cells[0].config.cache == weights.cells[0].config.cache
     shown = {cell.variant: cell.config.objective for cell in terms.cells}
