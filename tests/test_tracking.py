@@ -196,7 +196,7 @@ def test_a_retry_continues_parent_and_child_without_repeating_steps(config: RunC
     (top,), (child,) = _parents(config), _children(config)
     assert (top.info.status, child.info.status) == ("FINISHED", "FINISHED")
     assert (top.data.tags["attempt"], child.data.tags["attempt"]) == ("2", "2")
-    assert child.data.tags["error"] == ""
+    assert (top.data.tags["error"], child.data.tags["error"]) == ("", "")
     assert _steps(config, child) == list(range(1, 11))
 
 

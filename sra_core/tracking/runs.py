@@ -167,6 +167,7 @@ def _opened(run: PipelineRun | None) -> Iterator[PipelineRun | None]:
         run.put({"do": "tags", "run": run.key, "tags": {"error": describe.error_line(error)}})
         run.close(describe.final_status(error), _patience(error))
         raise
+    run.put({"do": "tags", "run": run.key, "tags": {"error": ""}})  # an earlier attempt may have left one
     run.close("FINISHED", PATIENCE)
 
 
