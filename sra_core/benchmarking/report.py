@@ -177,6 +177,10 @@ def figure(report: Report) -> Figure:
             axes.plot(steps, values.mean(0), style, color=colour, label=variant)
             axes.fill_between(steps, values.min(0), values.max(0), color=colour, alpha=0.15, linewidth=0)
     axes.set(xlabel="step", ylabel="held-out bits per byte", title=report.title)
+    trained = [value for curve in report.curves.values() for _, value in curve[1:]]
+    if len(trained) > 1 and max(trained) > min(trained):
+        margin = 0.05 * (max(trained) - min(trained))  # the untrained student, in the table, would flatten all else
+        axes.set_ylim(min(trained) - margin, max(trained) + margin)
     if axes.lines:
         axes.legend(fontsize=8)
     return made
