@@ -102,7 +102,8 @@ def markdown(report: Report) -> str:
         lines += [
             "Paired example by example and seed by seed. b/t/w counts the examples that the first does better, alike",
             "and worse; `detectable` is the smallest true difference that so many examples show in four of five",
-            "tests; * marks the best rival.",
+            "tests; * marks the best rival. p swaps examples and takes the seeds as they are, the interval draws them",
+            "too: a difference is shown where p is below 0.05 and the interval leaves out 0.",
             "",
         ]
     return "\n".join([*lines, *(f"{note}\n" for note in report.notes)])
