@@ -6,7 +6,6 @@ With COMPARE_PICTURE set to a path, the picture of the README is written there.
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,25 +14,18 @@ import pytest
 
 from sra_core.evaluation import compare_runs, read_run, write_report
 
+from .. import chromium
 from .store import write_run
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
 
-FLAGS = "--no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-component-update --disable-sync --disable-quic"  # fmt: skip # noqa: E501
 SETS = ("test", "dialogsum", "self_inst")
 QUALITIES = {"sra": 0.3, "uld": 0.42, "sft": 0.45}
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        pytest.skip("no Chromium on this machine; Debian's package is `chromium`")
-    sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
-    with sync_api.sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=chromium, args=FLAGS.split())
-        yield running
-        running.close()
+    yield from chromium.started()
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,27 +11,17 @@ from typing import Any
 import pytest
 
 from sra_core.config import DistillConfig, ObjectiveConfig
+from tests import chromium
 from tests.integration.servers import Stack, until
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(1500)]
 
-FLAGS = (
-    "--no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-component-update "
-    "--disable-sync --disable-quic"
-)
 PATIENT = 240_000  # milliseconds: pages load many scripts, and machines that run tests are busy
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        pytest.skip("no Chromium on this machine; Debian's package is `chromium`")
-    sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
-    with sync_api.sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=chromium, args=FLAGS.split())
-        yield running
-        running.close()
+    yield from chromium.started()
 
 
 @pytest.fixture
