@@ -5,6 +5,7 @@ Legend: B texts, T tokens, n supervised positions of the batch, d width.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -52,7 +53,7 @@ class Side:
         return self.counts.cumsum(0) - self.counts
 
 
-class TokenObjective(nn.Module):
+class TokenObjective(nn.Module, ABC):
     """``alpha CE + (1 - alpha) sum of the teacher's terms``; a rival implements :meth:`distill`.
 
     Terms: ``loss``, ``ce``, those of the rival by name (``names``), ``spans``.
@@ -65,9 +66,9 @@ class TokenObjective(nn.Module):
         self.config, self.context = config, context
         self.constants: dict[str, Any] = {}
 
+    @abstractmethod
     def distill(self, batch: Batch, student: StudentOutput, own: Side, teacher: Side) -> Mapping[str, Tensor]:
         """The teacher's terms, each a mean over what it compares."""
-        raise NotImplementedError
 
     def forward(self, batch: Batch, student: StudentOutput) -> dict[str, Tensor]:
         """The terms of one batch."""
