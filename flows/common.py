@@ -191,9 +191,13 @@ def run_stages(names: Iterable[str], config: RunConfig, parent: PipelineRun | No
     """Run stages one after the other, each as a task of the current flow run.
 
     Raises:
+        ConfigError: A tool of evaluation is not installed: told before the first stage.
         TrainingError: The flow run was started too often: it crashes again and again.
     """
     _refuse_endless_starts()
+    names = list(names)
+    if "evaluate" in names:
+        importlib.import_module("sra_core.stages").check_tools(config)
     return {name: stage_task(name)(name, config, parent) for name in names}
 
 

@@ -35,7 +35,7 @@ class Finding:
 
 def examine(config: RunConfig) -> list[Finding]:
     """Look at the interpreter, packages, devices, memory, store, models and tracking of a config."""
-    checks = (_python, _packages, _device, _memory, _store, _teacher, _layers, _tracking)
+    checks = (_python, _packages, _device, _memory, _store, _teacher, _layers, _evaluation, _tracking)
     return [finding for check in checks for finding in check(config)]
 
 
@@ -119,6 +119,15 @@ def _layers(config: RunConfig) -> Iterator[Finding]:
         check_layers(config)
     except SraError as error:
         yield Finding("bad", f"objective.layers: {error.problem} -> {error.remedy}")
+
+
+def _evaluation(config: RunConfig) -> Iterator[Finding]:
+    from sra_core.stages import check_tools
+
+    try:
+        check_tools(config)
+    except SraError as error:
+        yield Finding("bad", f"{error.problem} -> {error.remedy}")
 
 
 def _tracking(config: RunConfig) -> Iterator[Finding]:

@@ -24,6 +24,7 @@ __all__ = [
     "adapted",
     "cache",
     "check_layers",
+    "check_tools",
     "distill",
     "evaluate",
     "folder_of",
@@ -170,9 +171,11 @@ def run(config: RunConfig, watch: Watcher | None = None) -> dict[str, Manifest]:
     """All stages that the config needs, in order; returns their manifests by stage.
 
     Raises:
-        ConfigError: A layer that teacher or student do not have: found before anything runs.
+        ConfigError: A layer that teacher or student do not have, or a tool of evaluation that is not installed: found
+            before anything runs.
     """
     check_layers(config)
+    check_tools(config)
     return {name: STAGES[name](config, watch) for name in needed(config)}
 
 
@@ -195,6 +198,19 @@ def check_layers(config: RunConfig) -> None:
     for pair in config.objective.layers:
         resolve_layer(counts[0], pair[0])
         resolve_layer(config.student.keep_layers or counts[1], pair[1])
+
+
+def check_tools(config: RunConfig) -> None:
+    """Refuse an evaluation whose tools are not installed, hours before it would ask for them.
+
+    Raises:
+        ConfigError: Names the field and what to install.
+    """
+    from sra_core.evaluation import pick_backend, require_lm_eval
+    from sra_core.models import pick_device
+
+    require_lm_eval(config.evaluate.lm_eval)
+    pick_backend(config.evaluate.backend, pick_device(config.evaluate.device))
 
 
 STAGES: dict[str, Callable[..., Manifest]] = {

@@ -72,11 +72,12 @@ class Bench:
         self.failed: dict[Cell, Exception] = {}
 
     def check(self) -> None:
-        """Refuse layers that the models of a cell do not have, before anything runs.
+        """Refuse layers that the models of a cell do not have, and missing tools of evaluation, before anything runs.
 
         Raises:
-            ConfigError: Names the layer.
+            ConfigError: Names the layer or the tool.
         """
+        stages.check_tools(self.config)
         for config in _distinct(self.selected, ("teacher", "student", "objective")):
             stages.check_layers(config)
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
         read_runs,
     )
     from sra_core.evaluation.scores import AnswerCounts, count_answers, rouge_scores
-    from sra_core.evaluation.settings import AnswerSettings
+    from sra_core.evaluation.settings import AnswerSettings, pick_backend, require_lm_eval
 
 _HOMES = {
     "agreement": ("Agreement", "teacher_agreement"),
@@ -43,7 +43,7 @@ _HOMES = {
     "report": ("html_report", "page_name", "report_tables", "terminal_report", "write_report"),
     "results": ("EvaluatedRun", "ModelScores", "agreement_table", "likelihood_table", "read_run", "read_runs"),
     "scores": ("AnswerCounts", "count_answers", "rouge_scores"),
-    "settings": ("AnswerSettings",),
+    "settings": ("AnswerSettings", "pick_backend", "require_lm_eval"),
 }
 
 __all__ = [
@@ -76,10 +76,12 @@ __all__ = [
     "likelihood_table",
     "page_name",
     "paired",
+    "pick_backend",
     "read_answers",
     "read_run",
     "read_runs",
     "report_tables",
+    "require_lm_eval",
     "response_likelihood",
     "rouge_scores",
     "teacher_agreement",

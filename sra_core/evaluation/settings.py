@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Literal
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
     from sra_core.config import EvaluateConfig
     from sra_core.evaluation.decisions import Sampling
 
-__all__ = ["AnswerSettings", "Backend", "pick_backend"]
+__all__ = ["AnswerSettings", "Backend", "pick_backend", "require_lm_eval"]
 
 Backend = Literal["transformers", "vllm"]
 
@@ -35,6 +36,19 @@ def pick_backend(name: Literal["auto", "transformers", "vllm"], device: str) -> 
             f"evaluate.backend is `vllm`, which needs CUDA, and evaluate.device is {device}", "set it to `auto`"
         )
     return "vllm" if installed and on_gpu else "transformers"
+
+
+def require_lm_eval(tasks: Sequence[str]) -> None:
+    """Refuse tasks of lm-eval where it is not installed.
+
+    Raises:
+        ConfigError: Says how to install it.
+    """
+    if tasks and find_spec("lm_eval") is None:
+        raise ConfigError(
+            "evaluate.lm_eval names tasks, and lm-eval is not installed",
+            "run `pip install 'sra[lm-eval]'`, or remove evaluate.lm_eval",
+        )
 
 
 @dataclass(frozen=True, slots=True)

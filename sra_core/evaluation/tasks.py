@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from sra_core.errors import ConfigError, EvaluationError
+from sra_core.evaluation.settings import require_lm_eval
 
 if TYPE_CHECKING:
     from sra_core.config import EvaluateConfig
@@ -44,11 +44,7 @@ def score_tasks(model: Any, tokenizer: Any, config: EvaluateConfig) -> pa.Table:
         ConfigError: lm-eval is not installed, or there is no such task.
         EvaluationError: A task cannot be scored.
     """
-    if find_spec("lm_eval") is None:
-        raise ConfigError(
-            "evaluate.lm_eval names tasks, and lm-eval is not installed",
-            "run `pip install 'sra[lm-eval]'`, or remove evaluate.lm_eval",
-        )
+    require_lm_eval(config.lm_eval)
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
 

@@ -24,12 +24,12 @@ from sra_core.evaluation import (
     ModelScores,
     agreement_table,
     likelihood_table,
+    pick_backend,
     read_answers,
     response_likelihood,
     teacher_agreement,
 )
 from sra_core.evaluation.results import TASKS, TITLES, file_name
-from sra_core.evaluation.settings import pick_backend
 from sra_core.models import layer_count, lm_head, load_model, load_tokenizer, pick_device, resolve
 from sra_core.objective import Head
 from sra_core.preparation import shared_tokens

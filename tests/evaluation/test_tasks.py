@@ -9,12 +9,14 @@ from typing import Any
 import pyarrow.compute as pc
 import pytest
 
+from sra_core import stages
 from sra_core.config import EvaluateConfig, ModelRef
 from sra_core.errors import ConfigError
 from sra_core.evaluation import tasks
 from sra_core.evaluation.results import ModelScores
 from sra_core.evaluation.tasks import TASK_SCHEMA, score_tasks
 from sra_core.models import load_model, load_tokenizer
+from sra_core.recipes import load_config
 
 TASK = """
 task: tiny_choice
@@ -72,7 +74,7 @@ def test_the_limit_and_unknown_tasks(model: Any, folder: Path) -> None:
 
 
 def test_without_lm_eval_the_error_says_how_to_install_it(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tasks, "find_spec", lambda name: None)
+    monkeypatch.setattr("sra_core.evaluation.settings.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="not installed") as error:
         score_tasks(*model, EvaluateConfig(lm_eval=["arc_easy"]))
     assert "pip install 'sra[lm-eval]'" in error.value.remedy
@@ -91,3 +93,13 @@ def test_only_means_over_examples_are_kept() -> None:
         ("acc (strict)", "0", 1.0),
         ("acc (strict)", "1", 0.0),
     ]
+
+
+def test_a_run_is_refused_before_anything_runs_where_lm_eval_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sra_core.evaluation.settings.find_spec", lambda name: None)
+    config = load_config("smoke", {"store": str(tmp_path / "store"), "evaluate": {"lm_eval": ["arc_easy"]}})
+    with pytest.raises(ConfigError, match="names tasks, and lm-eval is not installed"):
+        stages.run(config)
+    assert not (tmp_path / "store").exists()

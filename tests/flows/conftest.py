@@ -32,7 +32,12 @@ class StubStages(types.ModuleType):
         self.done: set[str] = set()
         for stage in STAGES:
             setattr(self, stage, self._stage(stage))
+        self.missing: list[Exception] = []
         self.needed = lambda config: [name for name in STAGES if name != "cache" or config.objective.name != "sft"]
+
+    def check_tools(self, config: RunConfig) -> None:
+        if self.missing:
+            raise self.missing[0]
 
     def _stage(self, stage: str) -> Callable[..., Manifest]:
         def run(config: RunConfig, watch: Watcher) -> Manifest:

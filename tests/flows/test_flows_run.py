@@ -191,6 +191,15 @@ def test_a_second_run_records_reused_stages(stub_stages: Any, settings: dict[str
     assert all("loss" not in run.data.metrics for run in reused)
 
 
+def test_a_missing_tool_of_evaluation_stops_the_flow_before_its_first_stage(
+    stub_stages: Any, settings: dict[str, Any]
+) -> None:
+    stub_stages.missing = [ConfigError("lm-eval is not installed", "install it")]
+    with pytest.raises(ConfigError, match="install it"):
+        pipeline("smoke", overrides=settings)
+    assert stub_stages.calls == []
+
+
 def test_as_a_script(stub_stages: Any, settings: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     assignments = [f"--set={name}={json.dumps(value)}" for name, value in settings.items()]
     summary = Path(settings["store"]) / "evaluate" / "summary.md"
