@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from transformers import (
+    AutoModelForCausalLM,
     BertConfig,
     BertLMHeadModel,
     T5Config,
@@ -163,14 +165,22 @@ def test_devices_that_are_not_here(name: str, monkeypatch: pytest.MonkeyPatch) -
         pick_device(name)
 
 
-def test_threads_load_one_model_at_a_time(folder: Path) -> None:
-    ref, usual = ModelRef(source=str(folder)), sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)  # so that threads come between each other; without the lock, most loads fail
-    try:
-        with ThreadPoolExecutor(8) as pool:
-            models = list(pool.map(lambda _: load_model(ref), range(32)))
-    finally:
-        sys.setswitchinterval(usual)
+def test_threads_load_one_model_at_a_time(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, inside, most = AutoModelForCausalLM.from_pretrained, [0], [0]
+
+    def slow(*arguments: Any, **options: Any) -> Any:
+        inside[0] += 1
+        most[0] = max(most[0], inside[0])
+        time.sleep(0.02)  # long enough for the other threads to come in
+        try:
+            return real(*arguments, **options)
+        finally:
+            inside[0] -= 1
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", slow)
+    with ThreadPoolExecutor(4) as pool:
+        models = list(pool.map(lambda _: load_model(ModelRef(source=str(folder))), range(8)))
+    assert most == [1]
     first = models[0].state_dict()
     for model in models[1:]:
         assert all(torch.equal(weight, first[name]) for name, weight in model.state_dict().items())
