@@ -3,10 +3,12 @@ memory bounded by a shard: 1,000,000 short examples pass under 2 GiB.
 
     python -m benchmarks.preparation [--examples 12000] [--rounds 3] [--million] [--json FILE]
 
-The two tokenizations alone are the batched calls that the stage makes (`encode_batch` with Rust's threads), their ids
-and offsets read out, over texts that are rendered beforehand. They and the stage run in turns, several rounds; shares
-are of medians. Each run is a process of its own, so that its peak memory is its own; loading models and libraries is in
-none of the times. Scaling is measured in cores: one worker process held to one core against two workers on two.
+The two tokenizations alone are transformers' own batched calls with offsets, as anyone would make them, over texts that
+are rendered beforehand. Beside them stand the bare calls below those (`encode_batch` with Rust's threads, ids and
+offsets read out and thrown away). They and the stage run in turns, several rounds; shares are of medians. Each run is a
+process of its own, so that its peak memory is its own; loading models and libraries is in none of the times. Scaling
+is measured in cores: one worker process held to one core against two workers on two.
+
 Takes about three minutes on two quiet cores, `--million` a quarter of an hour more. Exits with 1 when a claim fails.
 """
 
@@ -64,13 +66,13 @@ def config_for(folder: Path, data: Path, workers: int) -> Any:
     )
 
 
-def tokenize_alone(data: Path) -> dict[str, Any]:
+def tokenize_alone(data: Path, bare: bool) -> dict[str, Any]:
     """Both tokenizations of every text, in the stage's batches, and nothing else."""
     from sra_core.corpus import Corpus, Example, render
     from sra_core.models import load_tokenizer
 
     config = config_for(data.parent, data, 1)
-    backends = [load_tokenizer(ref).backend_tokenizer for ref in (config.teacher, config.student)]
+    tokenizers = [load_tokenizer(ref) for ref in (config.teacher, config.student)]
     texts = []
     for _, item in Corpus(config.corpus):
         if isinstance(item, Example):
@@ -78,9 +80,13 @@ def tokenize_alone(data: Path) -> dict[str, Any]:
             texts.append(rendered.prompt + rendered.response)
     started = time.perf_counter()
     for start in range(0, len(texts), 1024):
-        for backend in backends:
-            for encoding in backend.encode_batch(texts[start : start + 1024]):
-                _ = encoding.ids, encoding.offsets
+        batch = texts[start : start + 1024]
+        for tokenizer in tokenizers:
+            if bare:
+                for encoding in tokenizer.backend_tokenizer.encode_batch(batch):
+                    _ = encoding.ids, encoding.offsets
+            else:
+                tokenizer(batch, return_offsets_mapping=True)
     return {"seconds": time.perf_counter() - started}
 
 
@@ -123,22 +129,25 @@ def measure(folder: Path, examples: int, words: int, rounds: int) -> dict[str, A
     """Median seconds of the tokenizations and of every setting of the stage, taken in turns."""
     data = folder / "generated.jsonl"
     write_examples(data, examples, words)
-    alone: list[float] = []
+    alone: dict[str, list[float]] = {"transformers": [], "bare calls": []}
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in SETTINGS}
     for _ in range(rounds):
-        alone.append(apart(tokenize_alone, data)["seconds"])
+        for way, found in alone.items():
+            found.append(apart(tokenize_alone, data, way == "bare calls")["seconds"])
         for name, (workers, cores) in SETTINGS.items():
             runs[name].append(apart(run_stage, data, workers, cores))
-    seconds = {name: statistics.median(run["seconds"] for run in found) for name, found in runs.items()}
-    contents = [run["content"] for found in runs.values() for run in found]
+    tokenization = {way: statistics.median(found) for way, found in alone.items()}
+    seconds = {name: statistics.median(run["seconds"] for run in each) for name, each in runs.items()}
+    contents = [run["content"] for each in runs.values() for run in each]
     return {
         "examples": examples,
-        "tokenization_seconds": round(statistics.median(alone), 2),
+        "tokenization_seconds": {way: round(value, 2) for way, value in tokenization.items()},
         "stage_seconds": {name: round(value, 2) for name, value in seconds.items()},
-        "share_of_tokenization": round(statistics.median(alone) / seconds["1 worker"], 3),
+        "share_of_tokenization": round(tokenization["transformers"] / seconds["1 worker"], 3),
+        "share_of_bare_calls": round(tokenization["bare calls"] / seconds["1 worker"], 3),
         "two_workers_against_one_core": round(seconds["1 worker, 1 core"] / seconds["2 workers"], 2),
         "same_bytes": all(content == contents[0] for content in contents),
-        "peak_mib": round(max(run["peak_mib"] for found in runs.values() for run in found)),
+        "peak_mib": round(max(run["peak_mib"] for each in runs.values() for run in each)),
     }
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextvars
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -137,7 +137,7 @@ class PrefectWatcher(Watcher):
         rows = self._history[::-1][::stride]
         self._artifacts.write("table", artifact_key(self._stage, "live"), _table(rows), "Live numbers, latest first")
 
-    def figure(self, name: str, figure: Figure) -> None:
+    def figure(self, name: str, draw: Callable[[], Figure]) -> None:
         self._figures.append(name)
 
     def table(self, name: str, columns: Mapping[str, Sequence[Any]]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -98,7 +99,8 @@ def distill_student(
     written = _export(job, upstream, result, folder.path)
     shutil.copyfile(job.history, folder.path / HISTORY)
     history = _read_history(job.history)
-    watch.figure("loss_terms", learning_curves(history, _CURVES, f"{config.name}: {config.objective.name}"))
+    title = f"{config.name}: {config.objective.name}"
+    watch.figure("loss_terms", partial(learning_curves, history, _CURVES, title))
     manifest = folder.commit(
         upstream=upstream,
         files=[entry for name in written for entry in folder.entries(name)] + [folder.entry(HISTORY)],

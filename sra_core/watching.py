@@ -6,7 +6,7 @@ A stage knows one `Watcher`; it never knows who looks. `Watchers` passes everyth
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,8 +32,8 @@ class Watcher:
     def metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
         """Numbers by name; ``step`` counts optimizer steps in training and is None for totals."""
 
-    def figure(self, name: str, figure: Figure) -> None:
-        """A matplotlib figure."""
+    def figure(self, name: str, draw: Callable[[], Figure]) -> None:
+        """A matplotlib figure; whoever keeps it calls ``draw``."""
 
     def table(self, name: str, columns: Mapping[str, Sequence[Any]]) -> None:
         """A table, column by column."""
@@ -72,9 +72,9 @@ class Watchers(Watcher):
         for watcher in self.watchers:
             watcher.metrics(values, step)
 
-    def figure(self, name: str, figure: Figure) -> None:
+    def figure(self, name: str, draw: Callable[[], Figure]) -> None:
         for watcher in self.watchers:
-            watcher.figure(name, figure)
+            watcher.figure(name, draw)
 
     def table(self, name: str, columns: Mapping[str, Sequence[Any]]) -> None:
         for watcher in self.watchers:

@@ -153,7 +153,7 @@ def test_files_are_kept_with_the_run_and_nothing_stays_in_the_spool(config: RunC
     with pipeline_run(config) as parent:
         watch = MlflowWatcher(config, parent)
         watch.begin("prepare", "prepare-fp", config, "", reused=False)
-        watch.figure("coverage", figure)
+        watch.figure("coverage", lambda: figure)
         watch.table("samples", {"question": ["a", "b"], "score": [1, 2.5]})
         watch.markdown("audit", "# fine")
         watch.artifact(extra)

@@ -137,25 +137,31 @@ class AlignmentAudit:
         sources = sorted({example.source for example in batch})
         number = {source: k for k, source in enumerate(sources)}
         source = np.array([number[example.source] for example in batch])
-        self._count("script", SCRIPTS, table.char_script, table.span_script, table)
-        self._count("source", sources, source[table.char_example], source[table.span_example], table)
+        by_source = np.eye(len(sources), dtype=np.int64)[source]  # (examples, sources)
+        size, covered = (by_source * values.sum(axis=1)[:, None] for values in (table.bytes, table.covered))
+        self._count("script", SCRIPTS, table.bytes, table.covered, table.span_script, table)
+        self._count("source", sources, size, covered, source[table.span_example], table)
         for side, lengths in (("teacher", table.teacher), ("student", table.student)):
             self._keep_longest(side, table.longest(batch, lengths))
         candidates = [(score, example.id, example) for score, example in zip(table.scores(batch), batch, strict=True)]
         self._keep_worst(candidates)
 
     def _count(
-        self, kind: str, names: Sequence[str], char_group: IntVector, span_group: IntVector, table: _SpanTable
+        self,
+        kind: str,
+        names: Sequence[str],
+        size: IntVector,
+        covered: IntVector,
+        span_group: IntVector,
+        table: _SpanTable,
     ) -> None:
-        size = len(names)
-        present = np.zeros((table.examples, size), bool)  # each example counts once a group
-        present[table.char_example, char_group] = True
+        """Add bytes and covered bytes (examples, groups) and the spans, each in its group."""
         columns = [
-            present.sum(axis=0),
-            np.bincount(char_group, table.char_bytes, size),
-            np.bincount(char_group, table.char_bytes * table.char_covered, size),
-            np.bincount(span_group, table.teacher_inside, size),
-            np.bincount(span_group, table.student_inside, size),
+            np.count_nonzero(size, axis=0),  # each example counts once a group
+            size.sum(axis=0),
+            covered.sum(axis=0),
+            np.bincount(span_group, table.teacher_inside, len(names)),
+            np.bincount(span_group, table.student_inside, len(names)),
         ]
         for k, sums in enumerate(np.stack(columns, axis=1).astype(np.int64)):
             if sums.any():
@@ -179,13 +185,10 @@ class AlignmentAudit:
 
 @dataclass(slots=True)
 class _SpanTable:
-    """The spans (N) and characters (C) of a batch of examples, one row each."""
+    """What a batch of examples (E) holds: bytes by script, and its spans (N), one row each."""
 
-    examples: int
-    char_example: IntVector  # (C,)
-    char_script: IntVector
-    char_bytes: IntVector
-    char_covered: IntVector  # 1 inside a span
+    bytes: IntVector  # (E, scripts) of the response
+    covered: IntVector  # those inside a span
     span_example: IntVector  # (N,)
     span_script: IntVector
     teacher: IntVector  # tokens in the span
@@ -196,28 +199,26 @@ class _SpanTable:
     @classmethod
     def of(cls, batch: Sequence[AlignedExample], inside: tuple[BoolVector, BoolVector]) -> _SpanTable:
         lengths = np.array([len(example.response) for example in batch])
-        counts = np.array([len(example.spans) for example in batch])
-        span_example = np.repeat(np.arange(len(batch)), counts)
-        chars = np.concatenate([example.spans.chars for example in batch]) + _starts(lengths)[span_example][:, None]
+        span_example = np.repeat(np.arange(len(batch)), [len(example.spans) for example in batch])
+        starts = _starts(lengths)
+        chars = np.concatenate([example.spans.chars for example in batch]) + starts[span_example][:, None]
         points = code_points("".join(example.response for example in batch))
-        covered = np.zeros(len(points) + 1, np.int64)
-        np.add.at(covered, chars[:, 0], 1)
-        np.subtract.at(covered, chars[:, 1], 1)
-        covered = np.cumsum(covered)[:-1]
-        script = script_numbers(points).astype(np.int64)
+        script = script_numbers(points)
+        covered = np.zeros(len(points), bool)
+        for start, example in zip(starts.tolist(), batch, strict=True):  # spans leave nothing out between them
+            covered[start + example.spans.chars[0, 0] : start + example.spans.chars[-1, 1]] = True
+        cells = np.repeat(np.arange(len(batch)) * len(SCRIPTS), lengths) + script.astype(np.int64)
+        weights = None if points.max() <= 0x7F else _utf8_bytes(points)
         sides = []
         for side, members in zip(("teacher", "student"), inside, strict=True):
             ids = [getattr(example, f"{side}_ids") for example in batch]
-            ranges = np.concatenate([getattr(example.spans, side) for example in batch]).astype(np.int64)
-            total = np.cumsum(np.append(0, members[np.concatenate(ids)]))
+            ranges = np.concatenate([getattr(example.spans, side) for example in batch])
+            total = np.append(0, members[np.concatenate(ids)].cumsum())
             ranges_in_batch = ranges + _starts(np.array([len(row) for row in ids]))[span_example][:, None]
             sides.append((ranges[:, 1] - ranges[:, 0], np.diff(total[ranges_in_batch])[:, 0]))
         return cls(
-            examples=len(batch),
-            char_example=np.repeat(np.arange(len(batch)), lengths),
-            char_script=script,
-            char_bytes=1 + (points > 0x7F) + (points > 0x7FF) + (points > 0xFFFF),
-            char_covered=covered,
+            bytes=_by_script(cells, weights, len(batch)),
+            covered=_by_script(cells[covered], None if weights is None else weights[covered], len(batch)),
             span_example=span_example,
             span_script=np.maximum.reduceat(script * covered, chars[:, 0]),
             teacher=sides[0][0],
@@ -237,11 +238,9 @@ class _SpanTable:
 
     def scores(self, batch: Sequence[AlignedExample]) -> list[float]:
         """How well each example is aligned: its coverage times its spans a token, smoothed so that length counts."""
-        spans = np.bincount(self.span_example, minlength=len(batch))
-        covered = np.bincount(self.char_example, self.char_covered, len(batch))
-        characters = np.bincount(self.char_example, minlength=len(batch))
+        spans = np.array([len(example.spans) for example in batch])
         tokens = np.array([max(_response_tokens(example)) for example in batch])
-        return list(covered / characters * (spans + 2) / (tokens + 2))
+        return list(self.covered.sum(axis=1) / self.bytes.sum(axis=1) * (spans + 2) / (tokens + 2))
 
 
 def audit(
@@ -270,6 +269,17 @@ def _members(ids: npt.NDArray[np.int32], size: int) -> BoolVector:
     return table
 
 
+def _utf8_bytes(points: npt.NDArray[np.uint32]) -> IntVector:
+    """How many bytes each code point takes."""
+    return 1 + (points > 0x7F) + (points > 0x7FF) + (points > 0xFFFF)
+
+
+def _by_script(cells: IntVector, weights: IntVector | None, examples: int) -> IntVector:
+    """(examples, scripts) sums of weights (1 each if None), each added to its cell."""
+    sums = np.bincount(cells, weights, examples * len(SCRIPTS))
+    return sums.astype(np.int64).reshape(examples, len(SCRIPTS))
+
+
 def _starts(lengths: IntVector) -> IntVector:
     """Where each row begins when rows of such lengths are laid end to end."""
     return np.cumsum(lengths) - lengths
@@ -277,8 +287,14 @@ def _starts(lengths: IntVector) -> IntVector:
 
 def _counted(rows: IntVector) -> Iterator[tuple[list[int], int]]:
     """Distinct rows of a (N, 3) table of small numbers, and how often each occurs."""
-    sizes = rows.max(axis=0) + 1
-    keys, counts = np.unique((rows[:, 0] * sizes[1] + rows[:, 1]) * sizes[2] + rows[:, 2], return_counts=True)
+    sizes = rows.max(axis=0).astype(np.int64) + 1
+    keys = (rows[:, 0] * sizes[1] + rows[:, 1]) * sizes[2] + rows[:, 2]
+    if sizes.prod() <= len(keys):  # faster than sorting, where the spans are as short as they mostly are
+        counts = np.bincount(keys)
+        keys = counts.nonzero()[0]
+        counts = counts[keys]
+    else:
+        keys, counts = np.unique(keys, return_counts=True)
     distinct = np.stack([keys // (sizes[1] * sizes[2]), keys // sizes[2] % sizes[1], keys % sizes[2]], axis=1)
     yield from zip(distinct.tolist(), counts.tolist(), strict=True)
 

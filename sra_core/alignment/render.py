@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from html import escape
 from typing import TYPE_CHECKING, Any
 
@@ -144,22 +145,36 @@ def _cell(text: str) -> str:
     return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
 
 
-def render_figures(report: AlignmentReport) -> dict[str, Figure]:
-    """Figures for a tracker: ``tokens_per_span`` (histogram of both sides) and ``coverage_by_script``."""
+def render_figures(report: AlignmentReport) -> dict[str, Callable[[], Figure]]:
+    """Figures for a tracker, drawn when called: ``tokens_per_span`` (both sides) and ``coverage_by_script``."""
+    return {
+        "tokens_per_span": partial(_draw_tokens_per_span, report),
+        "coverage_by_script": partial(_draw_coverage_by_script, report),
+    }
+
+
+def _draw_tokens_per_span(report: AlignmentReport) -> Figure:
     from matplotlib.figure import Figure
 
-    lengths, scripts = Figure(figsize=(7, 4), layout="constrained"), Figure(figsize=(7, 4), layout="constrained")
-    axes = lengths.subplots()
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
     for side, shift, counts in (("teacher", -0.2, report.teacher_lengths), ("student", 0.2, report.student_lengths)):
         axes.bar([length + shift for length in counts], list(counts.values()), 0.4, label=side)
     axes.set(xlabel="tokens a span", ylabel="spans", yscale="log" if report.overall.spans else "linear")
     axes.legend()
+    return figure
+
+
+def _draw_coverage_by_script(report: AlignmentReport) -> Figure:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
     groups = dict(list(report.by_script.items())[:_ROWS])
-    axes = scripts.subplots()
+    axes = figure.subplots()
     axes.barh(list(groups), [each.coverage for each in groups.values()])
     axes.invert_yaxis()
     axes.set(xlabel="share of response bytes in spans", xlim=(0, 1))
-    return {"tokens_per_span": lengths, "coverage_by_script": scripts}
+    return figure
 
 
 def render_html(report: AlignmentReport) -> str:

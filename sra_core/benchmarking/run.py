@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, cast
 
 import pyarrow as pa
@@ -127,7 +128,7 @@ def _text(folder: StageFolder, name: str, text: str) -> None:
 
 def _show(report: Report, manifest: Manifest, watch: Watcher) -> None:
     watch.metrics(manifest.metrics, len(report.done))
-    watch.figure("learning_curves", figure(report))
+    watch.figure("learning_curves", partial(figure, report))
     for name, rows in (("scores", report.scores), ("differences", report.differences), ("cells", report.cells)):
         if rows:
             watch.table(f"benchmark/{name}", _columns(rows))

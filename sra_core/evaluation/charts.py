@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from html import escape
 from typing import TYPE_CHECKING
 
@@ -88,24 +89,39 @@ def curve_names(comparison: RunComparison) -> list[str]:
     return sorted(names, key=lambda name: (_FIRST.index(name) if name in _FIRST else len(_FIRST), names.index(name)))
 
 
-def figures(comparison: RunComparison) -> dict[str, Figure]:
+def figures(comparison: RunComparison) -> dict[str, Callable[[], Figure]]:
     """The report's figures for tracking: ``learning_curves``, ``scores`` and ``bits_per_byte_by_prompt_length``.
 
-    Those with nothing to show are left out.
+    Each is drawn when called. Those with nothing to show are left out.
     """
-    from matplotlib.figure import Figure
-
-    found: dict[str, Figure] = {}
+    found: dict[str, Callable[[], Figure]] = {}
     names = curve_names(comparison)[:4]
     if names:
-        figure = found["learning_curves"] = Figure(figsize=(5 * len(names), 3.5), layout="constrained")
-        for axes, name in zip(np.atleast_1d(figure.subplots(1, len(names))), names, strict=True):
-            for run in comparison.runs:
-                if name in run.curves:
-                    axes.plot(*zip(*run.curves[name], strict=True), label=run.name)
-            axes.set(title=name, xlabel="step")
-            axes.legend()
-    figure = found["scores"] = Figure(figsize=(4 * len(comparison.metrics), 3.5), layout="constrained")
+        found["learning_curves"] = partial(_curves, comparison, names)
+    found["scores"] = partial(_scores, comparison)
+    for part in comparison.breakdowns:
+        if part.title == "prompt length":
+            found[f"{part.metric.name}_by_prompt_length"] = partial(_bands, part)
+    return found
+
+
+def _curves(comparison: RunComparison, names: Sequence[str]) -> Figure:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5 * len(names), 3.5), layout="constrained")
+    for axes, name in zip(np.atleast_1d(figure.subplots(1, len(names))), names, strict=True):
+        for run in comparison.runs:
+            if name in run.curves:
+                axes.plot(*zip(*run.curves[name], strict=True), label=run.name)
+        axes.set(title=name, xlabel="step")
+        axes.legend()
+    return figure
+
+
+def _scores(comparison: RunComparison) -> Figure:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4 * len(comparison.metrics), 3.5), layout="constrained")
     panels = np.atleast_1d(figure.subplots(1, len(comparison.metrics)))
     for axes, result in zip(panels, comparison.metrics.values(), strict=True):
         for place, score in enumerate(result.scores.values()):
@@ -114,10 +130,7 @@ def figures(comparison: RunComparison) -> dict[str, Figure]:
         axes.set_yticks(range(len(result.scores)), list(result.scores))
         axes.invert_yaxis()
         axes.set(title=result.metric.title)
-    for part in comparison.breakdowns:
-        if part.title == "prompt length":
-            found[f"{part.metric.name}_by_prompt_length"] = _bands(part)
-    return found
+    return figure
 
 
 def _bands(part: Breakdown) -> Figure:

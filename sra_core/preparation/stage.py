@@ -137,8 +137,8 @@ def _report(report: AlignmentReport, manifest: Manifest, watch: Watcher) -> None
     """Pass the audit on as tables, figures, Markdown and a page."""
     for name, columns in report.tables().items():
         watch.table(f"alignment/{name}", columns)
-    for name, figure in render_figures(report).items():
-        watch.figure(name, figure)
+    for name, draw in render_figures(report).items():
+        watch.figure(name, draw)
     watch.markdown("alignment_audit", render_markdown(report))
     watch.artifact(Path(manifest.folder) / AUDIT_PAGE)
     overall = report.overall

@@ -73,8 +73,8 @@ def report_evaluation(manifest: Manifest, watch: Watcher) -> None:
     comparison = compare_runs([read_run(folder, "student")], resamples=500)
     for name, columns in report_tables(comparison).items():
         watch.table(f"evaluate/{name}", columns)
-    for name, figure in figures(comparison).items():
-        watch.figure(f"evaluate/{name}", figure)
+    for name, draw in figures(comparison).items():
+        watch.figure(f"evaluate/{name}", draw)
 
 
 def _counted(scores: ModelScores) -> AnswerCounts:

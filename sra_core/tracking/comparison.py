@@ -52,8 +52,8 @@ def track_comparison(config: RunConfig, comparison: RunComparison, page: Path) -
     with watched(watch, "compare", manifest.fingerprint, named, f"compare {', '.join(made_of)}"):
         for name, columns in report_tables(comparison).items():
             watch.table(f"evaluate/{name}", columns)
-        for name, figure in figures(comparison).items():
-            watch.figure(f"evaluate/{name}", figure)
+        for name, draw in figures(comparison).items():
+            watch.figure(f"evaluate/{name}", draw)
         watch.artifact(page)
         watch.end(manifest)
     return watch.run_id or "pending"

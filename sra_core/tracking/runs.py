@@ -232,8 +232,8 @@ class MlflowWatcher(Watcher):
         if step is None and self._parent is not None and self._key:
             self._parent.metrics(values)
 
-    def figure(self, name: str, figure: Figure) -> None:
-        self._stage_file(f"{name}.png", "figures", lambda path: figure.savefig(path, dpi=120, bbox_inches="tight"))
+    def figure(self, name: str, draw: Callable[[], Figure]) -> None:
+        self._stage_file(f"{name}.png", "figures", lambda path: draw().savefig(path, dpi=120, bbox_inches="tight"))
 
     def table(self, name: str, columns: Mapping[str, Sequence[Any]]) -> None:
         rows = [list(row) for row in zip(*columns.values(), strict=True)]

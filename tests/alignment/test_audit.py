@@ -289,9 +289,9 @@ def test_terminal_and_markdown_show_figures_and_spans(report):
 
 def test_figures_draw_the_histogram_and_the_coverage(report):
     figures = render_figures(report)
-    (axes,) = figures["tokens_per_span"].axes
+    (axes,) = figures["tokens_per_span"]().axes
     assert sum(bar.get_height() for bar in axes.patches) == 2 * report.overall.spans
-    (axes,) = figures["coverage_by_script"].axes
+    (axes,) = figures["coverage_by_script"]().axes
     assert [bar.get_width() for bar in axes.patches] == [each.coverage for each in report.by_script.values()]
 
 

@@ -143,12 +143,12 @@ def test_figures_for_tracking(comparison):
     bands = {"bits_per_byte_by_prompt_length", "rougeL_by_prompt_length"}
     assert set(found) == {"learning_curves", "scores", *bands}
     for name in bands:
-        (axes,) = found[name].axes
+        (axes,) = found[name]().axes
         assert len(axes.containers) == 4
         assert len(axes.get_xticks()) == 4
-    lines = found["learning_curves"].axes[0].get_lines()
+    lines = found["learning_curves"]().axes[0].get_lines()
     assert [len(line.get_xdata()) for line in lines] == [5, 5]
-    assert len(found["scores"].axes) == len(comparison.metrics)
+    assert len(found["scores"]().axes) == len(comparison.metrics)
     assert curve_names(comparison)[0] == "validation/bits_per_byte"
 
 
