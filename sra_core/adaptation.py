@@ -55,7 +55,7 @@ def adapt_teacher(config: RunConfig, prepared: Manifest, folder: StageFolder, wa
     Raises:
         TrainingError: Training stopped; its checkpoints stay for the next try.
     """
-    from sra_core.training import Job, launch, quiet_libraries
+    from sra_core.training import Job, launch, quiet_libraries, read_history, step_costs
 
     quiet_libraries()
     work = folder.path / _WORK
@@ -68,7 +68,11 @@ def adapt_teacher(config: RunConfig, prepared: Manifest, folder: StageFolder, wa
         upstream=[prepared],
         files=[*folder.entries(written), folder.entry("history.jsonl")],
         counts={name: int(result[name]) for name in ("steps", "tokens", "skipped")},
-        metrics={f"adapt/{name}": float(value) for name, value in result.items() if value is not None},
+        metrics={
+            f"adapt/{name}": float(value)
+            for name, value in {**result, **step_costs(read_history(job.history))}.items()
+            if value is not None
+        },
     )
     folder.remove(_WORK)
     return manifest

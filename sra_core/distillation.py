@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from sra_core.config import ModelRef, RunConfig, TeacherConfig, TrainingConfig, identity
@@ -87,7 +85,7 @@ def distill_student(
     Raises:
         TrainingError: Training stopped; its checkpoints stay for the next try.
     """
-    from sra_core.training import Job, launch, quiet_libraries
+    from sra_core.training import Job, launch, quiet_libraries, read_history, step_costs
 
     quiet_libraries()
     results = {manifest.stage: Path(manifest.folder) for manifest in upstream}
@@ -98,7 +96,7 @@ def distill_student(
     result = launch(job, watch)
     written = _export(job, upstream, result, folder.path)
     shutil.copyfile(job.history, folder.path / HISTORY)
-    history = _read_history(job.history)
+    history = read_history(job.history)
     title = f"{config.name}: {config.objective.name}"
     watch.figure("loss_terms", partial(learning_curves, history, _CURVES, title))
     manifest = folder.commit(
@@ -107,19 +105,12 @@ def distill_student(
         counts={name: int(result[name]) for name in ("steps", "tokens", "skipped")},
         metrics={
             f"distill/{name}": float(value)
-            for name, value in {**result, **_costs(history), **_cosines(history)}.items()
+            for name, value in {**result, **step_costs(history), **_cosines(history)}.items()
             if value is not None
         },
     )
     folder.remove(_WORK)
     return manifest
-
-
-def _costs(history: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Usual time of a step and most memory of a process, over every session that training took."""
-    seconds = [row["train/seconds_per_step"] for row in history if "train/seconds_per_step" in row]
-    memory = [row["train/peak_memory_bytes"] for row in history if "train/peak_memory_bytes" in row]
-    return {"seconds_per_step": median(seconds), "peak_memory_bytes": max(memory)} if seconds and memory else {}
 
 
 def _cosines(history: Sequence[Mapping[str, float]]) -> dict[str, float]:
@@ -135,10 +126,6 @@ def _cosines(history: Sequence[Mapping[str, float]]) -> dict[str, float]:
         if looks
         else {}
     )
-
-
-def _read_history(path: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def joins(training: TrainingConfig) -> bool:
@@ -167,12 +154,12 @@ def join_training(training: TrainingConfig, folder: StageFolder) -> None:
 
 def _export(job: Job, upstream: Sequence[Manifest], result: Mapping[str, Any], folder: Path) -> list[str]:
     """Write the student, and what else the config keeps; returns the subfolders."""
-    from sra_core.training import KeptWeights, export_model, model_card
+    from sra_core.training import KeptWeights, export_model, model_card, read_history
 
     training = job.config.distill
     weights = KeptWeights(job.weights, rank=0)
     tokenizer = load_tokenizer(ModelRef(source=str(job.prepared / STUDENT_TOKENIZER)))
-    card = model_card(job.config, upstream, result, _read_history(job.history))
+    card = model_card(job.config, upstream, result, read_history(job.history))
     adapter = folder / ADAPTER if training.keep_adapter and training.lora else None
     best = weights.path(int(result["best_step"]))
     export_model(training, job.initial, best, tokenizer, folder / STUDENT, adapter=adapter, card=card)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from sra_core import stages
@@ -57,6 +59,21 @@ def test_a_corpus_smaller_than_the_sample_is_counted_exactly(smoke_run: SmokeRun
     assert plan.actual["seconds"]["distill"] == plan.counts["steps"] * metrics["distill/seconds_per_step"]
     table = plan.table()
     assert table.row_count == len(plan.counts) + len(plan.bytes) + 1 + len(plan.memory) + len(plan.seconds)
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("merge", [True, False])
+def test_adapting_the_teacher_is_part_of_the_plan(merge: bool, tmp_path: Path) -> None:
+    adapt = {"enabled": True, "max_steps": 3, "batch_size": 4, "merge": merge}
+    config = load_config("smoke", {"store": str(tmp_path), "adapt": adapt, "tracking": {"enabled": False}})
+    stages.prepare(config)
+    stages.adapt(config)
+    plan = plan_run(config)
+    assert list(plan.bytes) == ["prepare", "adapt", "cache", "distill", "evaluate"]
+    assert plan.bytes["adapt"] == pytest.approx(plan.actual["bytes"]["adapt"], rel=0.05)
+    assert 0.5 < plan.memory["adapt"] / plan.actual["memory"]["adapt"] < 2
+    assert 0 < plan.seconds["adapt"] < 60
+    assert plan.actual["seconds"]["adapt"] > 0
 
 
 def test_the_total_of_what_is_not_done_has_no_actual() -> None:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from sra_core import capture, preparation, stages
 from sra_core.alignment import AlignedExample, AlignmentAudit, render_html
 from sra_core.capture import Holdings, TeacherCapture
-from sra_core.config import ModelRef, RunConfig
+from sra_core.config import ModelRef, ObjectiveConfig, RunConfig, TrainingConfig
 from sra_core.corpus import Corpus, Example, Rejected
 from sra_core.errors import DataError, SraError
 from sra_core.models import build_student, layer_count, lm_head, load_model, load_tokenizer, pick_device, resolve_layer
@@ -41,8 +41,9 @@ from sra_core.shards import (
     teacher_batches,
     teacher_schema,
 )
-from sra_core.training import quiet_libraries
+from sra_core.training import add_adapters, quiet_libraries
 from sra_core.training.context import distill_data, objective_context
+from sra_core.training.data import DistillData
 from sra_core.training.module import DistillModule
 from sra_core.training.schedule import total_steps
 from sra_core.watching import Watcher
@@ -57,6 +58,8 @@ _ADAM_BYTES = 16  # of a trained parameter: weight, gradient and two moments, al
 _MIXED_BYTES = 18  # 16-bit weight and gradient, float32 master copy, gradient and moments
 _TENSOR_BYTES = 100  # of a tensor in the header of a safetensors file
 _CARD_BYTES = 4300  # of the model card and the configs beside a student
+_CONFIG_BYTES = 900  # of the configs beside an adapted teacher
+_ADAPTER_CARD_BYTES = 6200  # of peft's card and config beside an adapter
 _LOGGED_BYTES = 560  # of a line of metrics
 _SCORED_BYTES = 60  # of an example's likelihoods and agreement, for one model
 _SCORE_FILES_BYTES = 5000  # of the files of one model's likelihoods and agreement, without any example
@@ -111,6 +114,8 @@ def plan_run(config: RunConfig, samples: int = SAMPLE) -> Plan:
             path.stat().st_size for path in folder.rglob("*") if path.is_file()
         )
         train, teacher = sample.only("train"), None
+        if config.adapt.enabled:
+            _plan_adaptation(config, plan, train, folder)
         if config.objective.name != "sft":
             teacher = _plan_cache(config, plan, train, folder)
         _plan_training(config, plan, train, teacher, folder)
@@ -293,47 +298,76 @@ def _bytes_of(model: Any) -> float:
     return float(sum(parameter.numel() * parameter.element_size() for parameter in model.parameters()))
 
 
-def _training_memory(config: RunConfig, module: DistillModule, student_tokens: float) -> float:
+def _training_memory(settings: TrainingConfig, module: DistillModule, tokens: float) -> float:
     """Weights, gradients and optimizer state of a process, and the activations of one forward."""
-    settings = config.distill
     trained = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
     share = settings.processes if settings.zero_stage else 1
     fixed = sum(parameter.numel() for parameter in module.parameters()) * 4 / (share if settings.zero_stage == 3 else 1)
     state = (_ADAM_BYTES if settings.precision == "float32" else _MIXED_BYTES) - 4
     sizes = module.student.config.get_text_config()
     number = 4 if settings.precision == "float32" else 2
-    kept = student_tokens * sizes.hidden_size * _ACTIVATIONS * sizes.num_hidden_layers * number
+    kept = tokens * sizes.hidden_size * _ACTIVATIONS * sizes.num_hidden_layers * number
     return fixed + trained * state / share + kept
 
 
 # Training: a few steps of the real module.
 
 
+def _plan_adaptation(config: RunConfig, plan: Plan, sample: _Sample, folder: Path) -> None:
+    settings, device = config.adapt, pick_device(config.adapt.device)
+    model = load_model(config.teacher, "float32")
+    tensors, weights = len(list(model.parameters())), _bytes_of(model)
+    if settings.lora:
+        model = add_adapters(settings.lora, model)
+    if settings.merge:
+        plan.bytes["adapt"] = weights / 4 * _number(settings) + _TENSOR_BYTES * tensors
+        plan.bytes["adapt"] += _bytes_below(folder / preparation.TEACHER_TOKENIZER) + _CONFIG_BYTES
+    else:
+        adapters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        plan.bytes["adapt"] = sum(4 * each.numel() + _TENSOR_BYTES for each in adapters) + _ADAPTER_CARD_BYTES
+    objective = ObjectiveConfig(name="sft")
+    context = objective_context(config.model_copy(update={"objective": objective}), folder, None, model)
+    module = DistillModule(model.train(), build_objective(objective, context), [], 0).to(device)
+    data = distill_data(config, MemoryPrepared(sample.rows), None, 0, 0, "teacher")
+    steps = _plan_steps(plan, "adapt", settings, module, data)
+    plan.bytes["adapt"] += _LOGGED_BYTES * steps / settings.log_every
+
+
 def _plan_training(config: RunConfig, plan: Plan, sample: _Sample, teacher: MemoryTeacher | None, folder: Path) -> None:
+    settings, device = config.distill, pick_device(config.distill.device)
     tokenizer = load_tokenizer(ModelRef(source=str(folder / preparation.STUDENT_TOKENIZER)))
     student = build_student(config, tokenizer, [row.prompt + row.response for row in sample.rows[:32]])
-    number = 4 if config.distill.precision == "float32" else 2
-    plan.bytes["distill"] = _bytes_of(student) / 4 * number + _bytes_below(folder / preparation.STUDENT_TOKENIZER)
-    plan.bytes["distill"] += _TENSOR_BYTES * len(list(student.parameters())) + _CARD_BYTES
-    device = pick_device(config.distill.device)
+    plan.bytes["distill"] = _bytes_of(student) / 4 * _number(settings) + _CARD_BYTES
+    plan.bytes["distill"] += _TENSOR_BYTES * len(list(student.parameters()))
+    plan.bytes["distill"] += _bytes_below(folder / preparation.STUDENT_TOKENIZER)
     rows = sample.rows[: len(teacher)] if teacher else sample.rows
-    cache = folder if teacher else None
-    context = objective_context(config, folder, cache, student)
+    context = objective_context(config, folder, folder if teacher else None, student)
     layers = [resolve_layer(layer_count(student), layer) for layer in student_layers(config.objective)]
     module = DistillModule(student.train(), build_objective(config.objective, context), layers).to(device)
     count = capture.load_head(folder).layers if teacher else 0
     data = distill_data(config, MemoryPrepared(rows), teacher, count, 0)
-    micro = config.distill.micro_batch if isinstance(config.distill.micro_batch, int) else config.distill.batch_size
-    batches = [
-        data.batch(np.arange(start, start + micro) % len(rows), 0).to(device) for start in range(0, 3 * micro, micro)
-    ]
-    step = _seconds(module, batches) * config.distill.accumulation * config.distill.batch_size / micro
-    size = config.distill.batch_size * config.distill.accumulation * config.distill.processes
-    steps = total_steps(config.distill, round(plan.counts["train"]), size)
-    plan.bytes["distill"] += _LOGGED_BYTES * steps / config.distill.log_every
-    plan.counts["steps"], plan.seconds["distill"] = steps, steps * step
+    steps = plan.counts["steps"] = _plan_steps(plan, "distill", settings, module, data)
+    plan.bytes["distill"] += _LOGGED_BYTES * steps / settings.log_every
+
+
+def _plan_steps(plan: Plan, stage: str, settings: TrainingConfig, module: DistillModule, data: DistillData) -> int:
+    """Time, memory and device of a training; returns its number of steps."""
+    device = next(module.parameters()).device
+    micro = settings.micro_batch if isinstance(settings.micro_batch, int) else settings.batch_size
+    places = [np.arange(start, start + micro) % len(data.prepared) for start in range(0, 3 * micro, micro)]
+    batches = [data.batch(place, 0).to(device) for place in places]
+    step = _seconds(module, batches) * settings.accumulation * settings.batch_size / micro
+    size = settings.batch_size * settings.accumulation * settings.processes
+    steps = total_steps(settings, round(plan.counts["train"]), size)
     longest = max(batch.input_ids.numel() for batch in batches)
-    plan.devices["distill"], plan.memory["distill"] = device, _training_memory(config, module, longest)
+    plan.seconds[stage] = steps * step
+    plan.devices[stage], plan.memory[stage] = device.type, _training_memory(settings, module, longest)
+    return steps
+
+
+def _number(settings: TrainingConfig) -> int:
+    """Bytes of a saved weight."""
+    return 4 if settings.precision == "float32" else 2
 
 
 def _evaluation_bytes(config: RunConfig, sample: _Sample) -> float:
@@ -383,16 +417,18 @@ def _compare(config: RunConfig, plan: Plan) -> None:
             _compare_prepared(plan, manifest)
         if stage == "cache":
             plan.actual["seconds"][stage] = manifest.metrics["cache/seconds"]
-        if stage == "distill":
-            _compare_training(plan, manifest)
+        if stage in ("adapt", "distill"):
+            _compare_training(plan, stage, manifest)
 
 
-def _compare_training(plan: Plan, manifest: Manifest) -> None:
+def _compare_training(plan: Plan, stage: str, manifest: Manifest) -> None:
     """Time is that of the steps, as it is predicted: without start-up, validation and checkpoints."""
-    steps = plan.actual["counts"]["steps"] = manifest.counts["steps"]
-    if "distill/seconds_per_step" in manifest.metrics:
-        plan.actual["seconds"]["distill"] = steps * manifest.metrics["distill/seconds_per_step"]
-        plan.actual["memory"]["distill"] = manifest.metrics["distill/peak_memory_bytes"]
+    steps = manifest.counts["steps"]
+    if stage == "distill":
+        plan.actual["counts"]["steps"] = steps
+    if f"{stage}/seconds_per_step" in manifest.metrics:
+        plan.actual["seconds"][stage] = steps * manifest.metrics[f"{stage}/seconds_per_step"]
+        plan.actual["memory"][stage] = manifest.metrics[f"{stage}/peak_memory_bytes"]
 
 
 def _compare_prepared(plan: Plan, manifest: Manifest) -> None:

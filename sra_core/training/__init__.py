@@ -5,6 +5,7 @@ from sra_core.training.card import model_card
 from sra_core.training.checkpoints import Checkpoints, Progress
 from sra_core.training.data import DistillData, Order
 from sra_core.training.export import export_model
+from sra_core.training.history import read_history, step_costs
 from sra_core.training.hosts import external_rank
 from sra_core.training.job import Job
 from sra_core.training.launcher import join, launch
@@ -29,5 +30,7 @@ __all__ = [
     "learning_rate",
     "model_card",
     "quiet_libraries",
+    "read_history",
+    "step_costs",
     "total_steps",
 ]

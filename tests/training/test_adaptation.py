@@ -12,6 +12,7 @@ from sra_core import stages
 from sra_core.adaptation import adapt_identity, with_adapted_teacher
 from sra_core.config import RunConfig
 from sra_core.errors import ConfigError, ManifestMismatch
+from sra_core.fidelity import check_cache
 from sra_core.models import load_model, model_identity
 from sra_core.recipes import load_config
 
@@ -58,6 +59,9 @@ def test_an_adapter_kept_alone_gives_the_teacher_that_was_merged(
     assert torch.allclose(first, second, atol=1e-5)
     assert not torch.allclose(first, before, atol=1e-3)
     cache = stages.cache(whole)
+    fidelity = check_cache(whole, 6)  # against the adapted teacher: the one that was captured
+    fidelity.require(whole)
+    assert fidelity.states["stored"]["center_error_max"] < 2**-8
     plain = whole.model_copy(deep=True)
     plain.adapt.enabled = False
     assert cache.fingerprint != stages.folder_of("cache", plain).fingerprint
