@@ -163,6 +163,16 @@ def test_ready_recipes_share_cells_and_caches() -> None:
     assert (pooled["neither"].weighted_loss, pooled["neither"].weighted_pooling) == (False, False)
 
 
+def test_the_ablation_of_the_start_changes_the_student_alone() -> None:
+    quality, start = Bench(load_config("quality")).cells[0].config, Bench(load_config("ablation-start"))
+    shown = {cell.variant: cell.config for cell in start.cells}
+    assert shown["spread"].student == quality.student
+    assert shown["importance"].student.layer_choice == "importance"
+    assert shown["random embeddings"].student.embeddings == "random"
+    assert shown["random weights"].student.initial_weights == "random"
+    assert all(each.objective == quality.objective and each.distill == quality.distill for each in shown.values())
+
+
 def test_any_run_recipe_is_a_grid_of_all_objectives() -> None:
     bench = Bench(load_config("paper-qwen1.5-1.8b-gpt2-120m"))
     assert {cell.variant for cell in bench.cells} == {"sra", "sft", "uld", "mined", "dskd", "multilevel_ot", "alm"}
