@@ -16,8 +16,8 @@ class Plan:
     Attributes:
         counts: Examples by split, and tokens of either side and spans of the training split.
         bytes: Size of the results by stage, as their manifests count it.
-        memory: Bytes at the peak of the stages that run a model (``adapt``, ``cache``, ``distill``); on a CPU, of the whole
-            process.
+        memory: Bytes at the peak of the stages that run a model (``adapt``, ``cache``, ``distill``); on a CPU, of
+            the whole process.
         devices: Where these run.
         seconds: Duration of the capture and of the steps of either training on this machine.
         actual: Those of the above, by the same names, that a finished stage shows.

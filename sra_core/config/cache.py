@@ -1,0 +1,51 @@
+"""The teacher cache: what is kept, how exactly, and how it is captured."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from sra_core.config.part import DType, Part, runtime
+
+__all__ = ["CacheConfig"]
+
+
+class CacheConfig(Part):
+    """Capture of the teacher's span centres."""
+
+    dtype: Literal["bfloat16", "float32", "int8"] = Field(
+        "bfloat16", title="Stored type", description="How centres are stored; int8 keeps one float16 scale a span."
+    )
+    compression: Literal["none", "zstd"] = Field(
+        "none", title="Compression", description="zstd is smaller; none can be memory-mapped without a copy."
+    )
+    compute_dtype: DType = Field(
+        "float32",
+        title="Teacher precision",
+        description="Type of the teacher's weights and activations while capturing.",
+    )
+    layers: list[int] = Field(
+        [],
+        description="Teacher layers to keep besides those of `objective.layers`, so that one cache serves students mapped otherwise.",
+    )
+    token_states: bool = Field(
+        False,
+        description="Keep the last layer's token states, the whole LM head and the embeddings whatever the objective, so that one cache serves the token-level objectives too.",
+    )
+    check: int = runtime(
+        8, "Examples of a new cache that the teacher computes again, to measure what storing them changed.", ge=0
+    )
+    max_center_error: float = runtime(
+        0.05, "Largest relative error of a stored centre or token state; past it the stage fails.", gt=0
+    )
+    max_mass_error: float = runtime(
+        0.02, "Largest error of a stored mass (all spans of a text weigh at most 1); past it the stage fails.", gt=0
+    )
+    max_loss_error: float = runtime(
+        0.05, "Largest relative error that the cache causes in a loss term; past it `sra cache --check` fails.", gt=0
+    )
+    workers: int = runtime(1, "Processes that capture; on a machine with several GPUs, each takes the next one.", ge=1)
+    compile: bool = runtime(False, "Compile the teacher's layers with torch.compile before capturing.")
+    device: str = runtime("auto", "`auto`, `cpu`, `cuda` or `cuda:N`.")
+    tokens_per_batch: int = runtime(4096, "Most teacher tokens (padding included) in one forward.", ge=1)

@@ -1,0 +1,74 @@
+"""The objective: what the student minimises."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from sra_core.config.part import Part, runtime
+
+__all__ = ["ObjectiveConfig"]
+
+
+class ObjectiveConfig(Part):
+    """What the student minimises."""
+
+    name: Literal["sra", "sft", "uld", "mined", "dskd", "multilevel_ot", "alm", "fkl", "rkl", "js", "skl"] = Field(
+        "sra",
+        title="Objective",
+        description="`sra` aligns spans with the teacher, `sft` is cross-entropy alone; `uld`, `mined`, `dskd`, "
+        "`multilevel_ot` and `alm` are rivals across tokenizers, `fkl`, `rkl`, `js` and `skl` (forward, reverse, "
+        "Jensen-Shannon, skewed divergence) need the teacher's own tokenizer.",
+    )
+    layers: list[tuple[int, int]] = Field(
+        [(-1, -1)], min_length=1, description="Pairs of teacher and student layers, counted from 1; -1 is the last."
+    )
+    alpha: float = Field(0.5, ge=0, le=1, description="Weight of cross-entropy; the teacher's terms weigh 1 - alpha.")
+    cosine: float | list[float] = Field(
+        1.0, description="Weight lambda of the cosine term: one number, or one a layer pair."
+    )
+    geometry: float = Field(50.0, ge=0, description="Weight gamma of the geometry term.")
+    logit: float = Field(1.0, ge=0, description="Weight of the span-logit KL; 1 in the paper.")
+    trajectory: float = Field(
+        0.0, ge=0, description="Weight of the optional trajectory term over consecutive layer pairs."
+    )
+    mass_power: float = Field(1.0, ge=0, description="Power p of the teacher's span mass in the loss weights.")
+    temperature: float = Field(
+        2.0,
+        gt=0,
+        description="Temperature tau of the span-logit KL, and of the KL terms of `mined`, `dskd`, `fkl`, "
+        "`rkl`, `js` and `skl`.",
+    )
+    skew: float = Field(
+        0.1, ge=0, lt=1, description="Share of the teacher in the mixture that `skl` compares with the teacher."
+    )
+    logit_reduction: Literal["sum", "mean"] = Field(
+        "mean",
+        title="Span-logit reduction",
+        description="Over the spans of a text: the paper's `sum`, or `mean`, which long texts do not blow up.",
+    )
+    weighted_pooling: bool = Field(
+        True, description="Weigh tokens by attention inside a span (WSP); off takes their plain mean."
+    )
+    weighted_loss: bool = Field(
+        True, description="Weigh spans by the teacher's mass in the loss (WSL); off weighs all alike."
+    )
+    logit_chunk: int | None = runtime(
+        None, "Spans a chunk of the logit term; unset picks one that bounds memory.", ge=1
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> ObjectiveConfig:
+        for pair in self.layers:
+            if 0 in pair or min(pair) < -1:
+                raise ValueError(f"layers: {list(pair)} is not a pair of layers; count from 1, or -1 for the last")
+        if isinstance(self.cosine, list) and len(self.cosine) != len(self.layers):
+            raise ValueError(
+                f"cosine: {len(self.cosine)} weights for {len(self.layers)} layer pairs; give one number or one a pair"
+            )
+        if self.trajectory and len(self.layers) < 2:
+            raise ValueError(
+                "trajectory: needs at least two layer pairs; add a pair to objective.layers or set it to 0"
+            )
+        return self

@@ -1,0 +1,49 @@
+"""What every part of the config is: checked when built, its fields told apart by what determines results."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+__all__ = ["DType", "Part", "identity", "runtime"]
+
+
+DType = Literal["float32", "bfloat16", "float16"]
+
+
+def runtime(default: Any, description: str, **constraints: Any) -> Any:
+    """A field that changes how a stage runs, never the bytes that it writes."""
+    return Field(default, description=description, json_schema_extra={"fingerprint": False}, **constraints)
+
+
+class Part(BaseModel):
+    """A section of the run config: unknown keys are refused, values are checked when built."""
+
+    model_config = ConfigDict(extra="forbid", validate_default=True, validate_assignment=True)
+
+
+def identity(part: BaseModel) -> dict[str, Any]:
+    """The fields of a config part that determine results, nested as in the config and ready for JSON.
+
+    Fields marked ``runtime`` are left out.
+    """
+    return dict(_identity_items(part))
+
+
+def _identity_items(part: BaseModel) -> Iterator[tuple[str, Any]]:
+    for name, field in type(part).model_fields.items():
+        extra = field.json_schema_extra
+        if isinstance(extra, dict) and extra.get("fingerprint") is False:
+            continue
+        value = getattr(part, name)
+        yield name, _plain(value)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return identity(value)
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value

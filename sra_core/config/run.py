@@ -1,0 +1,47 @@
+"""The run config: all parts together."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from sra_core.config.cache import CacheConfig
+from sra_core.config.comparing import BenchConfig, TrackingConfig
+from sra_core.config.data import AlignmentConfig, CorpusConfig
+from sra_core.config.evaluation import EvaluateConfig
+from sra_core.config.models import StudentConfig, TeacherConfig
+from sra_core.config.objective import ObjectiveConfig
+from sra_core.config.part import Part, runtime
+from sra_core.config.training import AdaptConfig, DistillConfig
+
+__all__ = ["RunConfig"]
+
+
+class RunConfig(Part):
+    """All that determines a run: data, models, alignment, cache, objective, training, evaluation."""
+
+    name: str = Field(
+        "run", description="Name of the run in Prefect and MLflow.", json_schema_extra={"fingerprint": False}
+    )
+    store: str = runtime("sra-store", "Folder that keeps the results of every stage.")
+    dask: str | None = runtime(
+        None,
+        "Address of a Dask scheduler, such as tcp://node1:8786, whose workers make the shards of prepare and cache.",
+    )
+    seed: int = Field(0, ge=0, description="Seed of initialisation, data order, dropout and sampling.")
+    teacher: TeacherConfig = Field(TeacherConfig(), description="The model that is imitated.")
+    student: StudentConfig = Field(StudentConfig(), description="The model that learns.")
+    corpus: CorpusConfig = Field(CorpusConfig(), description="Where examples come from.")
+    alignment: AlignmentConfig = Field(AlignmentConfig(), description="Tokenization, span map and audit gate.")
+    adapt: AdaptConfig = Field(
+        AdaptConfig(), description="Fine-tuning of the teacher before the capture; off by default."
+    )
+    cache: CacheConfig = Field(CacheConfig(), description="Capture of the teacher's span centres.")
+    objective: ObjectiveConfig = Field(ObjectiveConfig(), description="What the student minimises.")
+    distill: DistillConfig = Field(DistillConfig(), description="Training of the student.")
+    evaluate: EvaluateConfig = Field(EvaluateConfig(), description="Scores on held-out examples.")
+    tracking: TrackingConfig = Field(TrackingConfig(), description="MLflow.", json_schema_extra={"fingerprint": False})
+    bench: BenchConfig = Field(
+        BenchConfig(),
+        description="What `sra bench` compares around this run; other commands have no use for it.",
+        json_schema_extra={"fingerprint": False},
+    )
