@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -62,10 +63,12 @@ class Corpus:
     Args:
         config: What to read and how.
         quarantine: JSON lines file for malformed rows; made when there are any.
+        several: Take rows with a list of responses, all of them as good; else such a row is malformed.
     """
 
-    def __init__(self, config: CorpusConfig, quarantine: Path | None = None) -> None:
+    def __init__(self, config: CorpusConfig, quarantine: Path | None = None, *, several: bool = False) -> None:
         self._config = config
+        self._several = several
         self._quarantine = quarantine
         self._source = open_source(config)
 
@@ -144,7 +147,7 @@ class Corpus:
                 continue
             for field in [field for field, column in unseen.items() if column in row.values]:
                 del unseen[field]
-            yield from _row_items(row, layout, self._config, quarantine)
+            yield from _row_items(row, layout, self._config, quarantine, self._several)
         if not line:
             raise DataError(f"{self._config.source} holds no rows", "set corpus.source to data with at least one row")
         for field, column in unseen.items():
@@ -168,10 +171,10 @@ class Corpus:
 
 
 def _row_items(
-    row: Row, layout: Layout, config: CorpusConfig, quarantine: Quarantine
+    row: Row, layout: Layout, config: CorpusConfig, quarantine: Quarantine, several: bool
 ) -> Iterator[tuple[bytes, Example | Rejected]]:
     try:
-        yield from list(examples(row, layout, config))
+        yield from list(examples(row, layout, config, several))
     except MalformedRow as error:
         yield b"", quarantine.add(_bad(row, str(error)))
 
@@ -194,6 +197,4 @@ def _with_own_id(example: Example, key: bytes, ids: set[int]) -> Example:
     ids.add(mark)
     if name == example.id:
         return example
-    return Example(
-        name, example.instruction, example.response, example.context, example.system, example.history, example.source
-    )
+    return replace(example, id=name)

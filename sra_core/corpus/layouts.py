@@ -115,7 +115,9 @@ def _required(name: str, config: CorpusConfig) -> str:
     return " or ".join(dict.fromkeys(" + ".join(map(layout.column, layout.required)) for layout in layouts))
 
 
-def examples(row: Row, layout: Layout, config: CorpusConfig) -> Iterator[tuple[bytes, Example | Rejected]]:
+def examples(
+    row: Row, layout: Layout, config: CorpusConfig, several: bool = False
+) -> Iterator[tuple[bytes, Example | Rejected]]:
     """The examples of a row, each with the digest by which the row's split is decided.
 
     The digest covers the row's whole content (not its id or system prompt), so that examples of one conversation never
@@ -136,14 +138,14 @@ def examples(row: Row, layout: Layout, config: CorpusConfig) -> Iterator[tuple[b
         return
     instruction = _text(row.values, layout.instruction)
     context = _text(row.values, layout.context)
-    response = _text(row.values, layout.response)
+    response, references = _responses(row.values, layout.response, several)
     group = digest(instruction, context, response)
     if layout.instruction:
         system = system or config.system
         if not (instruction.strip() or context.strip()):
             yield group, Rejected(name, "empty_instruction", f"{row.name}, line {row.line}: nothing to answer")
             return
-    yield group, Example(name, instruction, response, context, system, source=source)
+    yield group, Example(name, instruction, response, context, system, source=source, references=references)
 
 
 def _id(row: Row, layout: Layout) -> str:
@@ -163,6 +165,17 @@ def _text(values: Mapping[str, Any], column: str) -> str:
     if not isinstance(value, str):
         raise MalformedRow(f"column `{column}` holds {_kind(value)}, not a text")
     return _encodable(value, column)
+
+
+def _responses(values: Mapping[str, Any], column: str, several: bool) -> tuple[str, tuple[str, ...]]:
+    """The response, and further ones where a list of them is allowed."""
+    value = values.get(column)
+    if not (several and isinstance(value, list)):
+        return _text(values, column), ()
+    texts = [_text({column: item}, column) for item in value]
+    if not all(text.strip() for text in texts) or not texts:
+        raise MalformedRow(f"column `{column}` holds {_kind(value)}, in which a text is missing")
+    return texts[0], tuple(texts[1:])
 
 
 def _encodable(text: str, column: str) -> str:

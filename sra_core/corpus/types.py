@@ -35,6 +35,8 @@ class Example:
     system: str = ""
     history: tuple[Turn, ...] = ()
     source: str = ""
+    references: tuple[str, ...] = ()
+    """Further responses that are as good; evaluation scores answers against the best of all."""
 
     @property
     def is_text(self) -> bool:

@@ -25,6 +25,7 @@ ANSWER_SCHEMA = pa.schema(
         ("seed", pa.int64()),
         ("prompt", pa.string()),
         ("reference", pa.string()),
+        ("other_references", pa.list_(pa.string())),
         ("answer", pa.string()),
         ("tokens", pa.list_(pa.int32())),
         ("finish_reason", pa.string()),
@@ -68,7 +69,7 @@ class AnswerSet:
         self,
         load: Callable[[], tuple[Any, Any]],
         rows: Sequence[Any],
-        references: Sequence[str] | None = None,
+        references: Sequence[Sequence[str]] | None = None,
         *,
         batch_size: int = 16,
         progress: Progress | None = None,
@@ -78,11 +79,11 @@ class AnswerSet:
         Args:
             load: Gives the model (for vLLM its engine) and its tokenizer; called only when something is missing.
             rows: Prepared rows.
-            references: What each answer is scored against; unset takes the rows' responses.
+            references: What each answer is scored against, one or several; unset takes the rows' responses.
             batch_size: Texts in one forward; the answers do not depend on it in float32.
             progress: Called with (answers there, answers in all).
         """
-        references = [row.response for row in rows] if references is None else references
+        references = [[row.response] for row in rows] if references is None else references
         shards = list(self._shards(rows, references))
         missing = [shard for shard in shards if not shard.done()]
         there = sum(len(shard.rows) for shard in shards) - sum(len(shard.rows) for shard in missing)
@@ -95,7 +96,7 @@ class AnswerSet:
             there += len(shard.rows)
         return [shard.path for shard in shards]
 
-    def _shards(self, rows: Sequence[Any], references: Sequence[str]) -> Iterator[_Shard]:
+    def _shards(self, rows: Sequence[Any], references: Sequence[Sequence[str]]) -> Iterator[_Shard]:
         for seed in self.settings.used_seeds:
             for number, start in enumerate(range(0, len(rows), self.shard_size)):
                 part = slice(start, start + self.shard_size)
@@ -105,7 +106,7 @@ class AnswerSet:
                     "backend": self.backend,
                     "settings": {**asdict(self.settings), "seeds": [seed]},
                     "prompts": [_prompt_ids(row, self.side) for row in rows[part]],
-                    "references": list(references[part]),
+                    "references": [list(each) for each in references[part]],
                 }
                 yield _Shard(path, seed, rows[part], references[part], fingerprint(made))
 
@@ -131,7 +132,8 @@ class AnswerSet:
             "source": [row.source for row in shard.rows],
             "seed": [shard.seed] * len(answers),
             "prompt": [row.prompt for row in shard.rows],
-            "reference": list(shard.references),
+            "reference": [first for first, *_ in shard.references],
+            "other_references": [others for _, *others in shard.references],
             "answer": texts,
             "tokens": [answer.tokens for answer in answers],
             "finish_reason": [answer.finish_reason for answer in answers],
@@ -149,7 +151,7 @@ class _Shard:
     path: Path
     seed: int
     rows: Sequence[Any]
-    references: Sequence[str]
+    references: Sequence[Sequence[str]]
     key: str
 
     def done(self) -> bool:

@@ -39,8 +39,8 @@ def _scorer() -> Any:
     return rouge_scorer.RougeScorer(list(ROUGE_TYPES), use_stemmer=True)
 
 
-def rouge_scores(references: Sequence[str], answers: Sequence[str]) -> dict[str, np.ndarray]:
-    """F1 of each answer against its reference.
+def rouge_scores(references: Sequence[str | Sequence[str]], answers: Sequence[str]) -> dict[str, np.ndarray]:
+    """F1 of each answer against its reference, or against the best of several.
 
     Returns:
         ``rouge1``, ``rouge2`` and ``rougeL``, each (E,) float64 between 0 and 1, in the order given. An empty answer
@@ -50,7 +50,7 @@ def rouge_scores(references: Sequence[str], answers: Sequence[str]) -> dict[str,
         ValueError: The two sequences differ in length.
     """
     rows = [
-        _scorer().score(target=reference, prediction=answer)
+        _scorer().score_multi(targets=[reference] if isinstance(reference, str) else reference, prediction=answer)
         for reference, answer in zip(references, answers, strict=True)
     ]
     return {name: np.array([row[name].fmeasure for row in rows], dtype=np.float64) for name in ROUGE_TYPES}

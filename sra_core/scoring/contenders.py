@@ -194,7 +194,8 @@ class Scoring:
                     contender.model,
                 )
                 progress = self._progress("answers", contender, each.name, "answers")
-                paths += answers.make(load, rows, batch_size=settings.batch_size, progress=progress)
+                references = [[row.response, *each.references.get(row.id, ())] for row in rows]
+                paths += answers.make(load, rows, references, batch_size=settings.batch_size, progress=progress)
         return read_answers(paths) if paths else None
 
     def _engine(self, contender: _Contender, scratch: Path) -> Callable[[], tuple[Any, Any]]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,16 +35,18 @@ class EvaluationSet:
             agreement. Examples without a common cut are not among them.
         questions: The same examples with whole prompts and references: for answers, whose prompts are cut at
             ``evaluate.max_prompt`` alone.
+        references: Further references by example, where it has several.
     """
 
     name: str
     rows: list[PreparedRow]
     questions: list[PreparedRow]
+    references: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def without(self, ids: frozenset[str]) -> EvaluationSet:
         """The set without some examples."""
-        kept = ([row for row in part if row.id not in ids] for part in (self.rows, self.questions))
-        return EvaluationSet(self.name, *kept)
+        rows, questions = ([row for row in part if row.id not in ids] for part in (self.rows, self.questions))
+        return replace(self, rows=rows, questions=questions)
 
 
 def evaluation_identity(config: RunConfig) -> dict[str, Any]:
@@ -132,7 +134,8 @@ def _named(
     questions = _encoded(config, tokenizers, examples, dropped, WHOLE)
     rows = _encoded(config, tokenizers, examples, Counter(), config.alignment)
     counts |= {f"{dataset.name}/dropped_{reason}": count for reason, count in dropped.items()}
-    return EvaluationSet(dataset.name, rows, questions)
+    references = {example.id: example.references for example in examples if example.references}
+    return EvaluationSet(dataset.name, rows, questions, references)
 
 
 def _corpus(dataset: DatasetConfig, config: RunConfig, quarantine: Path | None = None) -> Corpus:
@@ -149,7 +152,7 @@ def _corpus(dataset: DatasetConfig, config: RunConfig, quarantine: Path | None =
         deduplicate=False,
     )
     try:
-        return Corpus(read, quarantine)
+        return Corpus(read, quarantine, several=True)
     except (ConfigError, DataError) as error:
         raise _named_error(error, dataset) from error
 

@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from sra_core.config import CorpusConfig
-from sra_core.corpus import Turn
+from sra_core.corpus import Corpus, Turn
 from sra_core.errors import DataError
 
 from .helpers import NO_HOLDOUT, kept, rejected, splits, write_jsonl
@@ -238,3 +238,19 @@ def test_many_copies_of_one_example_keep_apart_when_duplicates_are_allowed(file)
     ids = [e.id for e in kept(file(*[{**DOLLY, "id": "x"}] * 5), deduplicate=False, **NO_HOLDOUT)]
     assert len(set(ids)) == 5
     assert json.dumps(ids).count("~2") == 1
+
+
+def test_a_list_of_responses_is_taken_only_where_several_are_asked_for(file):
+    data = file({"instruction": "q", "response": ["a", "b", "c"]})
+    config = CorpusConfig(source=str(data), **NO_HOLDOUT)
+    with pytest.raises(DataError, match="column `response` holds list"):
+        list(Corpus(config))
+    ((_, example),) = Corpus(config, several=True)
+    assert (example.response, example.references) == ("a", ("b", "c"))
+
+
+@pytest.mark.parametrize("responses", [[], ["a", ""], ["a", None], ["a", 3]])
+def test_a_list_of_responses_has_no_holes(file, responses):
+    config = CorpusConfig(source=str(file({"instruction": "q", "response": responses})), **NO_HOLDOUT)
+    with pytest.raises(DataError, match="line 1: column `response` holds"):
+        list(Corpus(config, several=True))

@@ -112,6 +112,7 @@ def _answers(dataset: str, examples: int, wrong: float, seed: int, random: np.ra
         "seed": [seed] * examples,
         "prompt": [_prompt(i) for i in range(examples)],
         "reference": references,
+        "other_references": [[]] * examples,
         "answer": answers,
         "tokens": [[1, 2]] * examples,
         "finish_reason": ["length" if i % 7 == 0 else "stop" for i in range(examples)],

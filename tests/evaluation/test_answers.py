@@ -32,7 +32,7 @@ def answers(tmp_path):
 
 def test_one_file_a_seed_and_shard_with_every_column(answers, rows):
     references = [f"t{index} t{index + 1}" for index in range(len(rows))]
-    table = read_answers(answers.make(Loader(), rows, references))
+    table = read_answers(answers.make(Loader(), rows, [[text] for text in references]))
     assert table.schema == ANSWER_SCHEMA
     assert len(list(answers.folder.iterdir())) == 6
     assert table["id"].to_pylist() == [row.id for row in rows] * 2
@@ -44,6 +44,15 @@ def test_one_file_a_seed_and_shard_with_every_column(answers, rows):
     assert table["reference"].to_pylist()[:12] == references
     scores = rouge_scores(references, table["answer"].to_pylist()[:12])
     assert table["rougeL"].to_pylist()[:12] == scores["rougeL"].tolist()
+
+
+def test_the_best_of_several_references_counts(answers, rows):
+    alone = read_answers(answers.make(Loader(), rows))
+    texts = alone["answer"].to_pylist()[:12]
+    table = read_answers(answers.make(Loader(), rows, [["nothing like it", text] for text in texts]))
+    assert table["reference"].to_pylist()[:12] == ["nothing like it"] * 12
+    assert table["other_references"].to_pylist()[:12] == [[text] for text in texts]
+    assert table["rougeL"].to_pylist()[:12] == [1.0 if text else 0.0 for text in texts]
 
 
 def test_a_restart_does_only_what_is_missing(answers, rows):
@@ -78,9 +87,10 @@ def test_other_answers_are_not_reused(answers, rows, change):
 def test_other_prompts_or_references_are_not_reused(answers, rows):
     answers.make(Loader(), rows)
     loader = Loader()
-    answers.make(loader, rows, ["other"] * len(rows))
+    answers.make(loader, rows, [["other"]] * len(rows))
+    answers.make(loader, rows, [["other", "as good"]] * len(rows))
     answers.make(loader, build_rows(12, seed=9))
-    assert loader.calls == 2
+    assert loader.calls == 3
 
 
 def test_an_interrupted_run_leaves_whole_files_only(answers, rows):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ def dialogue(number: int) -> dict[str, str]:
     return {"dialogue": "\n".join(turns), "summary": f"Two persons talk of thing {number}."}
 
 
-def write(path: Path, rows: list[dict[str, str]]) -> Path:
+def write(path: Path, rows: Sequence[Mapping[str, object]]) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 
@@ -115,6 +116,23 @@ def test_leaks_are_looked_for_in_each_set(smoke_run: SmokeRun, tmp_path: Path, l
     found = {name: count for name, count in counts.items() if name.startswith("copied/leaked")}
     assert sum(found.values()) == (leaks != "off")
     assert ("evaluate/leaks_copied" in watch.tables) is (leaks != "off")
+
+
+def test_several_references_go_with_their_example(smoke_run: SmokeRun, tmp_path: Path):
+    rows: list[dict[str, object]] = [
+        {"instruction": "Name a colour.", "response": ["Red.", "Green.", "Blue."]},
+        {"instruction": "Name a number.", "response": "Seven."},
+        {"instruction": "Name nothing.", "response": []},
+    ]
+    config = with_sets(
+        smoke_run, DatasetConfig(name="names", source=str(write(tmp_path / "n.jsonl", rows)), max_malformed=1)
+    )
+    sets, counts = sets_of(config, smoke_run, tmp_path)
+    named = sets[-1]
+    assert [row.response for row in named.questions] == ["Red.", "Seven."]
+    assert named.references == {named.questions[0].id: ("Green.", "Blue.")}
+    assert named.without(frozenset({named.questions[1].id})).references == named.references
+    assert counts["names/dropped_malformed"] == 1
 
 
 def test_what_cannot_be_read_or_aligned_is_counted(smoke_run: SmokeRun, tmp_path: Path):
