@@ -63,7 +63,8 @@ class Settings:
     host: str = "127.0.0.1"
     prefect_port: int = 4200
     mlflow_port: int = 5000
-    store: Path = field(default_factory=lambda: Path("sra-store").absolute())
+    store: str = field(default_factory=lambda: str(Path("sra-store").absolute()))
+    state: Path = field(default_factory=lambda: Path("sra-store").absolute())
     home: Path = field(default_factory=lambda: Path("sra-store/services").absolute())
     prefect_database: str | None = None
     mlflow_database: str | None = None
@@ -73,13 +74,16 @@ class Settings:
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> Settings:
-        store = Path(environment.get("SRA_STORE", "sra-store")).expanduser().absolute()
+        store = environment.get("SRA_STORE", "sra-store")
+        remote = "://" in store
+        state = Path("sra-store" if remote else store).expanduser().absolute()
         return cls(
             host=environment.get("SERVICES_HOST", "127.0.0.1"),
             prefect_port=int(environment.get("SERVICES_PREFECT_PORT", "4200")),
             mlflow_port=int(environment.get("SERVICES_MLFLOW_PORT", "5000")),
-            store=store,
-            home=Path(environment.get("SERVICES_HOME", str(store / "services"))).expanduser().absolute(),
+            store=store if remote else str(state),
+            state=state,
+            home=Path(environment.get("SERVICES_HOME", str(state / "services"))).expanduser().absolute(),
             prefect_database=environment.get("SERVICES_PREFECT_DATABASE"),
             mlflow_database=environment.get("SERVICES_MLFLOW_DATABASE"),
             mlflow_auth=environment.get("SERVICES_MLFLOW_AUTH_STRING"),
@@ -113,7 +117,7 @@ class Settings:
             "PREFECT_CLI_PROMPT": "false",
             "MLFLOW_TRACKING_URI": self.mlflow_url,
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-            "SRA_STORE": str(self.store),
+            "SRA_STORE": self.store,
             "SRA_ROOT": str(ROOT),
             "SRA_VERSION": __version__,
             **self._mlflow_password(),
@@ -148,7 +152,7 @@ class Service:
 def services(settings: Settings) -> list[Service]:
     """The services in the order in which they start."""
     python = sys.executable
-    database = settings.mlflow_database or f"sqlite:///{settings.store / 'mlflow.db'}"
+    database = settings.mlflow_database or f"sqlite:///{settings.state / 'mlflow.db'}"
     prefect = [python, "-m", "prefect", "server", "start", "--host", settings.host]
     mlflow = [python, "-m", "mlflow", "server", "--backend-store-uri", database, "--host", settings.host]
     worker = [python, "-m", "prefect", "worker", "start", "--pool", POOL, "--type", "process", "--name", "local"]
@@ -163,7 +167,7 @@ def services(settings: Settings) -> list[Service]:
             "mlflow",
             [
                 *(*mlflow, "--port", str(settings.mlflow_port), "--workers", "1"),
-                *("--artifacts-destination", str(settings.store / "mlflow-artifacts")),
+                *("--artifacts-destination", str(settings.state / "mlflow-artifacts")),
                 *(("--app-name", "basic-auth") if settings.mlflow_auth else ()),
             ],
             lambda: _answers(f"{settings.mlflow_url}/health"),

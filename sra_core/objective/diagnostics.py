@@ -44,7 +44,14 @@ def diagnose(
     norms = gradient_norms(objective, terms, parameters)
     found = {f"gradient_norm/{name}": float(norm) for name, norm in norms.items()}
     found |= {name: float(value) for name, value in center_cosines(objective, batch, student).items()}
-    return found | span_statistics(batch, shared, len(student.head.weight))
+    return found | span_statistics(batch, shared, len(student.head.weight), _mass_power(objective))
+
+
+def _mass_power(objective: nn.Module) -> float:
+    """Power of the teacher's mass in the loss weights; rivals have none, and their spans are looked at as SRA's are."""
+    if not isinstance(objective, SraObjective):
+        return 1.0
+    return objective.config.mass_power if objective.config.weighted_loss else 0.0
 
 
 def weighted_terms(objective: nn.Module, terms: Mapping[str, Number]) -> dict[str, Number]:
@@ -103,13 +110,14 @@ def center_cosines(objective: nn.Module, batch: Batch, student: StudentOutput) -
 
 
 @torch.no_grad()
-def span_statistics(batch: Batch, shared: int, vocabulary: int) -> dict[str, float]:
+def span_statistics(batch: Batch, shared: int, vocabulary: int, power: float = 1.0) -> dict[str, float]:
     """Shares of what a batch offers that the objective uses.
 
     Args:
         batch: The batch.
         shared: Entries of the shared vocabulary.
         vocabulary: Entries of the student's.
+        power: Of the teacher's mass in the loss weights; 0 weighs all spans alike.
 
     Returns:
         ``spans_per_text``; ``covered_tokens``, the share of supervised tokens inside spans; ``effective_spans``, the
@@ -122,7 +130,7 @@ def span_statistics(batch: Batch, shared: int, vocabulary: int) -> dict[str, flo
     effective = 0.0
     if batch.teacher and int(counts.max()):
         mass = batch.teacher[max(batch.teacher)].mass
-        pi = span_weights(mass, 1.0, batch.span_text, batch.texts)
+        pi = span_weights(mass, power, batch.span_text, batch.texts)
         squares = torch.zeros(batch.texts, dtype=pi.dtype, device=pi.device).index_add(0, batch.span_text, pi.square())
         filled = counts > 0
         effective = float((1 / (squares[filled] * counts[filled])).mean())

@@ -67,6 +67,20 @@ def test_job_templates_use_every_variable_and_ask_for_a_gpu(name: str) -> None:
     assert not re.search(r'(TOKEN|PASSWORD)": "(?!\{\{ prefect\.blocks\.secret)', defaults)
 
 
+def test_a_store_behind_an_address_stays_one_and_the_servers_keep_their_state_here(
+    tmp_path: Path, monkeypatch: Any
+) -> None:
+    from deploy.services import Settings
+
+    monkeypatch.chdir(tmp_path)
+    remote = Settings.from_environment({"SRA_STORE": "s3://bucket/sra"})
+    assert remote.environment()["SRA_STORE"] == "s3://bucket/sra"
+    assert remote.home == tmp_path / "sra-store" / "services"
+    local = Settings.from_environment({"SRA_STORE": "mine"})
+    assert local.environment()["SRA_STORE"] == str(tmp_path / "mine")
+    assert local.home == tmp_path / "mine" / "services"
+
+
 def test_compose_services_stay_on_loopback_without_root_or_default_passwords() -> None:
     for name, service in COMPOSE["services"].items():
         assert all(port.startswith("127.0.0.1:") for port in service.get("ports", [])), name
@@ -85,6 +99,10 @@ def test_compose_waits_for_what_it_needs_and_volumes_are_named() -> None:
     assert needs["worker"] == needs["worker-cpu"] == {"deployments", "mlflow"}
     named = {volume.partition(":")[0] for service in services.values() for volume in service.get("volumes", [])}
     assert {name for name in named if not name.startswith(".")} == set(COMPOSE["volumes"])
+    job = (ROOT / "deploy" / "pools" / "docker.json").read_text()
+    assert {"sra-store", "sra-cache"} == {COMPOSE["volumes"][name]["name"] for name in ("store", "cache")}
+    assert all(f'"{COMPOSE["volumes"][name]["name"]}:' in job for name in ("store", "cache"))
+    assert COMPOSE["networks"]["sra"]["name"] == "sra"
     (device,) = services["worker"]["deploy"]["resources"]["reservations"]["devices"]
     assert device["capabilities"] == ["gpu"]
     assert "deploy" not in services["worker-cpu"]

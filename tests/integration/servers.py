@@ -149,9 +149,8 @@ def _plain_run(run: dict[str, Any]) -> dict[str, Any]:
 
 
 def new_settings(folder: Path, **changes: Any) -> Any:
-    return services.Settings(
-        prefect_port=free_port(), mlflow_port=free_port(), store=folder / "store", home=folder / "home", **changes
-    )
+    places = {"store": str(folder / "store"), "state": folder / "store", "home": folder / "home"}
+    return services.Settings(prefect_port=free_port(), mlflow_port=free_port(), **places, **changes)
 
 
 @contextmanager

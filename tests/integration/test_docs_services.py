@@ -29,7 +29,7 @@ def test_commands_for_servers(tmp_path: Path) -> None:
     settings = new_settings(tmp_path)
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "MLFLOW_TRACKING"))},
-        "SRA_STORE": str(settings.store),
+        "SRA_STORE": settings.store,
         "SERVICES_HOME": str(settings.home),
         "SERVICES_PREFECT_PORT": str(settings.prefect_port),
         "SERVICES_MLFLOW_PORT": str(settings.mlflow_port),

@@ -29,7 +29,7 @@ LOSS = "train/loss"
 
 def _store(stack: Stack, name: str, **more: Any) -> dict[str, Any]:
     """Overrides that give a test a store of its own; results of other tests are not found there."""
-    return {"store": str(stack.settings.store / name), **more}
+    return {"store": str(stack.settings.state / name), **more}
 
 
 def _distill_run(stack: Stack, flow_run: str) -> dict[str, Any] | None:
@@ -117,7 +117,7 @@ def test_a_stage_alone_uses_results_that_are_there(stack: Stack, finished: str) 
 
 def test_a_failed_run_is_retried_without_repeating_finished_stages(stack: Stack) -> None:
     overrides = _store(stack, "retried")
-    students = stack.settings.store / "retried" / "students"
+    students = stack.settings.state / "retried" / "students"
     students.parent.mkdir(parents=True)
     students.write_text("in the way")
     flow_run = stack.trigger("pipeline", recipe="smoke", overrides=overrides)
@@ -206,4 +206,4 @@ def test_two_pipelines_queue_for_one_gpu_and_share_results(stack: Stack) -> None
     reused = [run for run in stack.runs(order[1]) if "stage" in run["tags"]]
     assert {run["tags"].get("reused") for run in reused} == {"true"}
     assert len(reused) == 4
-    assert len(list((stack.settings.store / "shared" / "teacher").glob("*/manifest.json"))) == 1
+    assert len(list((stack.settings.state / "shared" / "teacher").glob("*/manifest.json"))) == 1

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.integration
 
 def _environment(settings: object) -> dict[str, str]:
     return {
-        "SRA_STORE": str(settings.store),  # type: ignore[attr-defined]
+        "SRA_STORE": settings.store,  # type: ignore[attr-defined]
         "SERVICES_HOME": str(settings.home),  # type: ignore[attr-defined]
         "SERVICES_PREFECT_PORT": str(settings.prefect_port),  # type: ignore[attr-defined]
         "SERVICES_MLFLOW_PORT": str(settings.mlflow_port),  # type: ignore[attr-defined]
@@ -194,4 +194,4 @@ def test_postgresql_by_setting(tmp_path: Path, postgres: str) -> None:
         assert created.status_code == 200, created.text
         assert httpx.get(f"{settings.mlflow_url}/health").text == "OK"
     assert not (settings.home / "prefect.db").exists()
-    assert not (settings.store / "mlflow.db").exists()
+    assert not (settings.state / "mlflow.db").exists()

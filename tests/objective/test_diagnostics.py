@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -94,6 +94,20 @@ def test_span_statistics() -> None:
     assert span_statistics(batch, 13, 26)["effective_spans"] < 1
     empty = make(most_spans=(0,))
     assert span_statistics(empty.batch, 13, 26)["effective_spans"] == 0
+
+
+@pytest.mark.parametrize(
+    ("fields", "power"),
+    [({}, 1.0), ({"mass_power": 0.5}, 0.5), ({"weighted_loss": False}, 0.0), ({"name": "uld"}, 1.0)],
+)
+def test_effective_spans_are_those_of_the_loss_weights(fields: dict[str, Any], power: float) -> None:
+    world = make()
+    objective = build_objective(ObjectiveConfig(**{"layers": LAYERS, **fields}), world.context).double()
+    terms = objective(world.batch, world.student)
+    found = diagnose(objective, world.batch, world.student, terms, [world.student.hidden[4]], 13)
+    expected = span_statistics(world.batch, 13, 26, power)["effective_spans"]
+    assert found["effective_spans"] == pytest.approx(expected)
+    assert (found["effective_spans"] == pytest.approx(1.0)) is (power == 0)
 
 
 @pytest.mark.parametrize("name", ["sra", "uld", "sft"])
