@@ -22,7 +22,7 @@ from prefect.logging import get_run_logger
 from sra_core.config import RunConfig
 from sra_core.outbox import Outbox, Report
 from sra_core.redaction import redact_text
-from sra_core.tracking import MlflowWatcher, tracking_uri, ui_command
+from sra_core.tracking import MlflowWatcher, figure_path, tracking_uri, ui_command
 from sra_core.watching import Watcher
 
 if TYPE_CHECKING:
@@ -195,7 +195,7 @@ class PrefectWatcher(Watcher):
         run_id = self._mlflow.run_id if self._mlflow else None
         if not uri.startswith("http") or run_id is None:
             return None
-        return redact_text(f"{uri.rstrip('/')}/get-artifact?path=figures/{name}.png&run_uuid={run_id}")
+        return redact_text(f"{uri.rstrip('/')}/get-artifact?path={figure_path(name)}&run_uuid={run_id}")
 
 
 def _passing(error: Exception) -> bool:

@@ -19,7 +19,16 @@ from sra_core.config import CorpusConfig, DistillConfig, RunConfig, TrackingConf
 from sra_core.errors import ConfigError
 from sra_core.shards import Manifest
 from sra_core.shards.manifest import Upstream
-from sra_core.tracking import MlflowWatcher, PipelineRun, describe, pipeline_run, runs, tracking_uri, ui_command
+from sra_core.tracking import (
+    MlflowWatcher,
+    PipelineRun,
+    describe,
+    figure_path,
+    pipeline_run,
+    runs,
+    tracking_uri,
+    ui_command,
+)
 
 
 @pytest.fixture(scope="session")
@@ -153,7 +162,7 @@ def test_files_are_kept_with_the_run_and_nothing_stays_in_the_spool(config: RunC
     with pipeline_run(config) as parent:
         watch = MlflowWatcher(config, parent)
         watch.begin("prepare", "prepare-fp", config, "", reused=False)
-        watch.figure("coverage", lambda: figure)
+        watch.figure("evaluate/coverage", lambda: figure)
         watch.table("samples", {"question": ["a", "b"], "score": [1, 2.5]})
         watch.markdown("audit", "# fine")
         watch.artifact(extra)
@@ -161,7 +170,7 @@ def test_files_are_kept_with_the_run_and_nothing_stays_in_the_spool(config: RunC
     (run,) = _children(config)
     folder = Path(run.info.artifact_uri.removeprefix("file://"))
     assert folder.is_relative_to(tmp_path / "mlflow-artifacts")
-    assert (folder / "figures" / "coverage.png").read_bytes().startswith(b"\x89PNG")
+    assert (folder / figure_path("evaluate/coverage")).read_bytes().startswith(b"\x89PNG")
     table = {"columns": ["question", "score"], "data": [["a", 1], ["b", 2.5]]}
     assert json.loads((folder / "tables" / "samples.json").read_text()) == table
     assert json.loads(run.data.tags["mlflow.loggedArtifacts"]) == [{"path": "tables/samples.json", "type": "table"}]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sra_core.config import RunConfig
 
-__all__ = ["home", "spool", "tracking_uri", "ui_command"]
+__all__ = ["figure_path", "file_name", "home", "spool", "tracking_uri", "ui_command"]
 
 
 def tracking_uri(config: RunConfig) -> str:
@@ -29,6 +29,16 @@ def ui_command(config: RunConfig, port: int = 5000, host: str = "127.0.0.1") -> 
 def home(config: RunConfig) -> Path:
     """The local folder that holds tracking data: the store, or a folder beside the caller for a remote store."""
     return Path("sra-tracking" if "://" in config.store else config.store).expanduser().absolute()
+
+
+def file_name(name: str) -> str:
+    """The file name of a figure, table or report: its slashes group it in Prefect and are none of folders in MLflow."""
+    return name.replace("/", "-")
+
+
+def figure_path(name: str) -> str:
+    """Where a figure lies among the artifacts of its MLflow run."""
+    return f"figures/{file_name(name)}.png"
 
 
 def spool(config: RunConfig) -> Path:

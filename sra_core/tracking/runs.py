@@ -23,7 +23,7 @@ from sra_core.outbox import Outbox, Report
 from sra_core.redaction import redact, redact_text
 from sra_core.telemetry import quiet_telemetry
 from sra_core.tracking import describe
-from sra_core.tracking.places import home, spool, tracking_uri
+from sra_core.tracking.places import file_name, home, spool, tracking_uri
 from sra_core.watching import Watcher
 
 if TYPE_CHECKING:
@@ -284,7 +284,7 @@ class MlflowWatcher(Watcher):
         """Write a file beside the spool; it is removed once MLflow has it."""
         if not self._key:
             return
-        path = spool(self._config) / "files" / uuid.uuid4().hex / name.replace("/", "-")
+        path = spool(self._config) / "files" / uuid.uuid4().hex / file_name(name)
         try:
             path.parent.mkdir(parents=True)
             write(path)
