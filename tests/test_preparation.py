@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from sra_core.alignment import PairEncoder, align
 from sra_core.config import RunConfig
 from sra_core.errors import AlignmentError, DataError
 from sra_core.preparation import audit_of, load_tokenizers
+from sra_core.preparation.pool import Pool
 from sra_core.recipes import load_config
 from sra_core.shards import Manifest, PreparedSet
 from sra_core.watching import Watcher
@@ -168,3 +170,20 @@ def test_truncation_keeps_both_sides_on_the_same_text(smoke_run: SmokeRun) -> No
         ):
             assert len(ids) <= limits.max_length
             assert tokenizer.decode(ids[first:], skip_special_tokens=True).strip() == row.response.strip()
+
+
+def _parallelism(_: int) -> str | None:
+    return os.environ.get("TOKENIZERS_PARALLELISM")
+
+
+@pytest.mark.parametrize("users", [None, "true"])
+def test_threads_tokenize_alone_unless_the_user_says_otherwise(
+    users: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TOKENIZERS_PARALLELISM")
+    if users:
+        monkeypatch.setenv("TOKENIZERS_PARALLELISM", users)
+    with Pool(_parallelism, 1) as pool:
+        found = [*(each for k in range(20) for each in pool.submit(k)), *pool.drain()]
+    assert found == [users or "false"] * 20
+    assert os.environ.get("TOKENIZERS_PARALLELISM") == users
