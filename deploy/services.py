@@ -7,11 +7,12 @@
 
 Settings are environment variables; each has a default that suits one machine:
 
-    SRA_STORE                 sra-store        results, and the MLflow database unless one is named
+    SRA_STORE                 sra-store        results, and the MLflow database unless one is named; if it
+                                               is a URL, the servers keep their state in ./sra-store
     SERVICES_HOST             127.0.0.1        address that servers listen on
     SERVICES_PREFECT_PORT     4200
     SERVICES_MLFLOW_PORT      5000
-    SERVICES_HOME             <store>/services process ids, logs, Prefect's database
+    SERVICES_HOME             <state>/services process ids, logs, Prefect's database
     SERVICES_PREFECT_DATABASE                  e.g. postgresql+asyncpg://user:password@host/prefect
     SERVICES_MLFLOW_DATABASE                   e.g. postgresql+psycopg2://user:password@host/mlflow
     SERVICES_MLFLOW_AUTH_STRING                user:password (12 letters or more) that MLflow asks for; extra ``auth``

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import subprocess
@@ -185,5 +186,7 @@ def test_threads_tokenize_alone_unless_the_user_says_otherwise(
         monkeypatch.setenv("TOKENIZERS_PARALLELISM", users)
     with Pool(_parallelism, 1) as pool:
         found = [*(each for k in range(20) for each in pool.submit(k)), *pool.drain()]
+        frozen = gc.get_freeze_count()
     assert found == [users or "false"] * 20
+    assert gc.get_freeze_count() == 0 < frozen
     assert os.environ.get("TOKENIZERS_PARALLELISM") == users

@@ -305,8 +305,7 @@ def _training_memory(settings: TrainingConfig, module: DistillModule, tokens: fl
     fixed = sum(parameter.numel() for parameter in module.parameters()) * 4 / (share if settings.zero_stage == 3 else 1)
     state = (_ADAM_BYTES if settings.precision == "float32" else _MIXED_BYTES) - 4
     sizes = module.student.config.get_text_config()
-    number = 4 if settings.precision == "float32" else 2
-    kept = tokens * sizes.hidden_size * _ACTIVATIONS * sizes.num_hidden_layers * number
+    kept = tokens * sizes.hidden_size * _ACTIVATIONS * sizes.num_hidden_layers * _number(settings)
     return fixed + trained * state / share + kept
 
 
@@ -326,8 +325,8 @@ def _plan_adaptation(config: RunConfig, plan: Plan, sample: _Sample, folder: Pat
         adapters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         plan.bytes["adapt"] = sum(4 * each.numel() + _TENSOR_BYTES for each in adapters) + _ADAPTER_CARD_BYTES
     objective = ObjectiveConfig(name="sft")
-    context = objective_context(config.model_copy(update={"objective": objective}), folder, None, model)
-    module = DistillModule(model.train(), build_objective(objective, context), [], 0).to(device)
+    context = objective_context(config, folder, None, model)
+    module = DistillModule(model.train(), build_objective(objective, context), []).to(device)
     data = distill_data(config, MemoryPrepared(sample.rows), None, 0, 0, "teacher")
     steps = _plan_steps(plan, "adapt", settings, module, data)
     plan.bytes["adapt"] += _LOGGED_BYTES * steps / settings.log_every
@@ -366,7 +365,7 @@ def _plan_steps(plan: Plan, stage: str, settings: TrainingConfig, module: Distil
 
 
 def _number(settings: TrainingConfig) -> int:
-    """Bytes of a saved weight."""
+    """Bytes of a saved weight, and of an activation."""
     return 4 if settings.precision == "float32" else 2
 
 

@@ -32,7 +32,7 @@ def home(config: RunConfig) -> Path:
 
 
 def file_name(name: str) -> str:
-    """The file name of a figure, table or report: its slashes group it in Prefect and are none of folders in MLflow."""
+    """The file name of a figure, table or report: slashes, which group names, would make folders of it."""
     return name.replace("/", "-")
 
 

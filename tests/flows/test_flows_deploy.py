@@ -70,12 +70,15 @@ def test_job_templates_use_every_variable_and_ask_for_a_gpu(name: str) -> None:
 def test_a_store_behind_an_address_stays_one_and_the_servers_keep_their_state_here(
     tmp_path: Path, monkeypatch: Any
 ) -> None:
-    from deploy.services import Settings
+    from deploy.services import Settings, services
 
     monkeypatch.chdir(tmp_path)
     remote = Settings.from_environment({"SRA_STORE": "s3://bucket/sra"})
     assert remote.environment()["SRA_STORE"] == "s3://bucket/sra"
     assert remote.home == tmp_path / "sra-store" / "services"
+    mlflow = next(service.command for service in services(remote) if service.name == "mlflow")
+    assert f"sqlite:///{tmp_path}/sra-store/mlflow.db" in mlflow
+    assert f"{tmp_path}/sra-store/mlflow-artifacts" in mlflow
     local = Settings.from_environment({"SRA_STORE": "mine"})
     assert local.environment()["SRA_STORE"] == str(tmp_path / "mine")
     assert local.home == tmp_path / "mine" / "services"

@@ -61,3 +61,19 @@ def test_with_a_known_end_it_says_how_much_is_left(artifacts: Artifacts, monkeyp
     assert percent == 25.0
     assert text.startswith("10 of 40 steps, ")
     assert "left, loss 2" in text
+
+
+def test_an_image_is_linked_to_the_file_that_mlflow_keeps(
+    artifacts: Artifacts, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    class Mlflow:
+        url = "http://mlflow:5000/#/runs/r1"
+        run_id = "r1"
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
+    watch = watching.PrefectWatcher(Mlflow())  # type: ignore[arg-type]
+    watch.begin("evaluate", "f", RunConfig(), "plan", reused=False)
+    watch.figure("evaluate/scores", lambda: pytest.fail("nobody here keeps it"))
+    watch.end(_manifest(tmp_path))
+    (image,) = [data for kind, _, data, _ in artifacts.written if kind == "image"]
+    assert image == "http://mlflow:5000/get-artifact?path=figures/evaluate-scores.png&run_uuid=r1"
