@@ -265,6 +265,15 @@ def test_html_is_one_balanced_page_that_loads_nothing(report):
     assert page.count('class="span"') == sum(len(worst.spans) for worst in report.worst)
 
 
+def test_spans_of_many_tokens_are_counted_without_a_table_of_all_lengths(shared):
+    tokens = 200_000  # a table of all pairs of lengths would take 320 GB
+    spans = SpanMap(*(np.array([[0, n]], np.int32) for n in (tokens, tokens, 9)))
+    ids = np.zeros(tokens + 1, np.int32)
+    example = AlignedExample("long", ids, ids, spans, 0, 0, "", "long text", "s", False, 0)
+    found = audit([example], shared, load(TEACHER), load(STUDENT))
+    assert (found.teacher_lengths, found.student_lengths) == ({tokens: 1}, {tokens: 1})
+
+
 def test_html_escapes_what_the_corpus_holds(shared):
     evil = "<script>alert(1)</script>&"
     spans = SpanMap(*(np.array([[0, n]], np.int32) for n in (1, 1, len(evil))))

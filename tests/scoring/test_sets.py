@@ -197,9 +197,11 @@ def scored(smoke_run: SmokeRun, tmp_path_factory: pytest.TempPathFactory) -> tup
     """A finished evaluation on the own test split and one more set, sampled with two seeds."""
     store = tmp_path_factory.mktemp("scored")
     shutil.copytree(smoke_run.store, store / "store")
+    rows: list[dict[str, object]] = [dict(dialogue(number)) for number in range(4)]
+    rows[1]["summary"] = [rows[1]["summary"], "A talk.", "They speak."]
     talks = DatasetConfig(
         name="talks",
-        source=str(write(store / "talks.jsonl", [dialogue(number) for number in range(4)])),
+        source=str(write(store / "talks.jsonl", rows)),
         layout="instruction",
         columns={"instruction": "dialogue", "response": "summary"},
         instruction="Summarize.",
@@ -228,6 +230,15 @@ def test_prompts_are_cut_at_the_evaluations_limit_alone(scored: tuple[RunConfig,
     assert set(table["prompt_tokens"].to_pylist()) == {config.evaluate.max_prompt}
     assert min(table["prompt_cut"].to_pylist()) > config.alignment.max_prompt
     assert all(text.startswith("Below is an instruction") for text in table["prompt"].to_pylist())
+
+
+def test_answers_are_scored_against_all_references(scored: tuple[RunConfig, Any, Recorder]):
+    config, manifest, _ = scored
+    assert config.evaluate.generate == 2
+    for model in ("teacher", "initial", "student"):
+        table = pq.read_table(Path(manifest.folder) / f"answers-talks-{model}-1-00000.parquet")
+        assert table["reference"].to_pylist() == [dialogue(number)["summary"] for number in range(2)]
+        assert table["other_references"].to_pylist() == [[], ["A talk.", "They speak."]]
 
 
 def test_tables_and_figures_have_the_same_names_in_every_run(
