@@ -31,6 +31,7 @@ _HEADINGS = (
     "teacher shared",
     "student shared",
 )
+_TERMINAL_HEADINGS = ("examples", "bytes", "covered", "spans", "1:1", "tokens\na span", "shared %")
 
 
 def visible(text: str) -> str:
@@ -76,6 +77,17 @@ def _group_rows(groups: dict[str, GroupFigures]) -> list[list[str]]:
     return rows
 
 
+def _terminal_rows(groups: dict[str, GroupFigures]) -> list[list[str]]:
+    """As :func:`_group_rows`, short enough for 80 columns: both sides in one column, no percentiles."""
+    rows = []
+    for name, each in list(groups.items())[:_ROWS]:
+        tokens = f"{each.teacher.mean:.2f} / {each.student.mean:.2f}"
+        shared = f"{100 * each.teacher.shared:.0f} / {100 * each.student.shared:.0f}"
+        figures = [f"{each.examples:,}", f"{each.bytes:,}", f"{each.coverage:.1%}", f"{each.spans:,}"]
+        rows.append([name or "(none)", *figures, f"{each.one_to_one:.1%}", tokens, shared])
+    return rows
+
+
 def _groups(report: AlignmentReport) -> Iterable[tuple[str, dict[str, GroupFigures]]]:
     yield "script", report.by_script
     if len(report.by_source) > 1:
@@ -92,10 +104,19 @@ def render_terminal(report: AlignmentReport, worst: int = 3) -> RenderableType:
         summary.add_row(f"[dim]{label}", _plain(value))
     parts: list[RenderableType] = [summary]
     for title, groups in _groups(report):
-        table = Table(title=f"By {title}", title_justify="left", header_style="bold")
-        for k, heading in enumerate((title, *_HEADINGS)):
-            table.add_column(heading, justify="right" if k else "left")
-        for row in _group_rows(groups):
+        caption = "tokens a span and shared: teacher / student"
+        table = Table(
+            title=f"\nBy {title}",
+            title_justify="left",
+            caption=caption,
+            caption_justify="left",
+            box=None,
+            padding=(0, 2, 0, 0),
+            collapse_padding=True,
+        )
+        for k, heading in enumerate((title, *_TERMINAL_HEADINGS)):
+            table.add_column(heading, justify="right" if k else "left", header_style="bold", vertical="bottom")
+        for row in _terminal_rows(groups):
             table.add_row(*map(_plain, row))
         parts.append(table)
     parts += [_terminal_example(example) for example in report.worst[:worst]]
