@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -79,20 +79,26 @@ def words(text: str) -> list[str]:
 
 
 def find_leaks(
-    evaluation: Sequence[Any], training: Iterable[Any], *, ngram: int = 13, overlap: float = 0.5
+    evaluation: Sequence[Any],
+    training: Iterable[Any],
+    *,
+    references: Mapping[str, Sequence[str]] | None = None,
+    ngram: int = 13,
+    overlap: float = 0.5,
 ) -> LeakReport:
     """Look for evaluation examples in the training data.
 
     Args:
         evaluation: Rows with ``id``, ``prompt`` and ``response``.
         training: The same of the training set; read once, in any order.
+        references: Further responses by ``id``, of examples that have several: each is looked for like the first.
         ngram: Words in an n-gram. Texts with fewer words are compared as a whole only.
         overlap: Share of a prompt's or response's n-grams, in one training example, that makes it a near copy.
 
     What many evaluation examples share (a prompt template, a stock question) says nothing about any of them and is
     left out.
     """
-    index = _Index(evaluation, ngram)
+    index = _Index(evaluation, references or {}, ngram)
     trained = 0
     for row in training:
         trained += 1
@@ -101,53 +107,61 @@ def find_leaks(
 
 
 class _Index:
-    """Whole texts and n-grams of the evaluation set, and the best match of each example so far."""
+    """Whole texts and n-grams of the evaluation set, and the best match of each example so far.
 
-    def __init__(self, rows: Sequence[Any], ngram: int) -> None:
+    An example has one prompt and one response or more; each text is looked for by itself.
+    """
+
+    def __init__(self, rows: Sequence[Any], references: Mapping[str, Sequence[str]], ngram: int) -> None:
         self.ids = [row.id for row in rows]
         self.ngram = ngram
         self.template = _Template(rows)
-        self.whole: dict[Part, dict[int, list[int]]] = {part: {} for part in _PARTS}
-        self.places: dict[Part, dict[int, list[int]]] = {part: {} for part in _PARTS}
-        self.sizes: dict[Part, Counter[int]] = {part: Counter() for part in _PARTS}
+        self.owners: dict[Part, list[int]] = {}
+        self.whole: dict[Part, dict[int, list[int]]] = {}
+        self.places: dict[Part, dict[int, list[int]]] = {}
+        self.sizes: dict[Part, Counter[int]] = {}
         self.exact: dict[int, tuple[Part, str]] = {}
         self.best: dict[int, tuple[float, Part, str]] = {}
-        for part in _PARTS:
-            self._index(part, [self._words(row, part) for row in rows])
+        self._index("prompt", [(number, self._prompt(row)) for number, row in enumerate(rows)])
+        responses = [
+            (number, words(text))
+            for number, row in enumerate(rows)
+            for text in dict.fromkeys((row.response, *references.get(row.id, ())))
+        ]
+        self._index("response", responses)
 
-    def _words(self, row: Any, part: Part) -> list[str]:
-        return self.template.strip(words(row.prompt)) if part == "prompt" else words(row.response)
+    def _prompt(self, row: Any) -> list[str]:
+        return self.template.strip(words(row.prompt))
 
-    def _index(self, part: Part, texts: list[list[str]]) -> None:
-        most = max(2, min(10, len(texts) // 20))
-        whole = defaultdict(list)
-        for number, text in enumerate(texts):
+    def _index(self, part: Part, texts: list[tuple[int, list[str]]]) -> None:
+        """Index the texts of one part, each with the number of its example."""
+        most = max(2, min(10, len(self.ids) // 20))
+        owners = self.owners[part] = [number for number, _ in texts]
+        whole, grams = defaultdict(list), defaultdict(list)
+        for k, (_, text) in enumerate(texts):
             if text and (part == "prompt" or len(text) >= _SHORT):
-                whole[hash(tuple(text))].append(number)
-        self.whole[part] = {digest: numbers for digest, numbers in whole.items() if len(numbers) <= most}
-        grams = [self._grams(text) for text in texts]
-        shared = Counter(gram for found in grams for gram in found)
-        for number, found in enumerate(grams):
-            for gram in found:
-                if shared[gram] <= most:
-                    self.places[part].setdefault(gram, []).append(number)
-                    self.sizes[part][number] += 1
+                whole[hash(tuple(text))].append(k)
+            for gram in self._grams(text):
+                grams[gram].append(k)
+        self.whole[part] = {key: found for key, found in whole.items() if len({owners[k] for k in found}) <= most}
+        self.places[part] = {key: found for key, found in grams.items() if len({owners[k] for k in found}) <= most}
+        self.sizes[part] = Counter(k for found in self.places[part].values() for k in found)
 
     def _grams(self, text: list[str]) -> set[int]:
         return {hash(gram) for gram in zip(*(text[start:] for start in range(self.ngram)), strict=False)}
 
     def see(self, row: Any) -> None:
         """Compare one training example with the whole evaluation set."""
-        for part in _PARTS:
-            text = self._words(row, part)
-            for number in self.whole[part].get(hash(tuple(text)), ()):
-                self.exact.setdefault(number, (part, row.id))
-            places = self.places[part]
-            hits = Counter(number for gram in self._grams(text) for number in places.get(gram, ()))
-            for number, count in hits.items():
-                share = count / self.sizes[part][number]
-                if share > self.best.get(number, (0.0,))[0]:
-                    self.best[number] = (share, part, row.id)
+        texts: dict[Part, list[str]] = {"prompt": self._prompt(row), "response": words(row.response)}
+        for part, text in texts.items():
+            owners, places, sizes = self.owners[part], self.places[part], self.sizes[part]
+            for k in self.whole[part].get(hash(tuple(text)), ()):
+                self.exact.setdefault(owners[k], (part, row.id))
+            hits = Counter(k for gram in self._grams(text) for k in places.get(gram, ()))
+            for k, count in hits.items():
+                share = count / sizes[k]
+                if share > self.best.get(owners[k], (0.0,))[0]:
+                    self.best[owners[k]] = (share, part, row.id)
 
     def leaks(self, overlap: float) -> list[Leak]:
         found = [Leak(self.ids[number], seen, "exact", part, 1.0) for number, (part, seen) in self.exact.items()]

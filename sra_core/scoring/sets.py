@@ -196,7 +196,13 @@ def _without_leaks(
         return found
     aligned = {row.id: row for row in found.rows}
     seen = [aligned.get(row.id, row) for row in found.questions]  # cut as the training examples are
-    report = find_leaks(seen, PreparedSet(prepared, "train"), ngram=settings.leak_ngram, overlap=settings.leak_overlap)
+    report = find_leaks(
+        seen,
+        PreparedSet(prepared, "train"),
+        references=found.references,
+        ngram=settings.leak_ngram,
+        overlap=settings.leak_overlap,
+    )
     counts |= {f"{prefix}leaked_{kind}": count for kind, count in report.counts().items() if count}
     if report.leaks:
         watch.table(f"evaluate/leaks_{found.name}", report.columns())

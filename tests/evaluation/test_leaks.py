@@ -92,6 +92,16 @@ def test_a_stock_question_is_no_evidence(evaluation, training):
     assert find_leaks(evaluation, training).leaks == ()
 
 
+def test_each_of_several_references_is_looked_for(evaluation, training):
+    """References of one example say nearly the same: what they share is evidence, unlike what examples share."""
+    further = {"e3": [f"{evaluation[3].response} {sentence(500 + k, 20)}" for k in range(12)], "e4": [sentence(7)]}
+    training[7].response = further["e3"][5]
+    training[8].response = sentence(7)
+    assert find_leaks(evaluation, training).ids == {"e3"}, "the first reference alone is near enough"
+    leaks = find_leaks(evaluation, training, references=further).leaks
+    assert [(leak.id, leak.training, leak.kind) for leak in leaks] == [("e3", "t7", "exact"), ("e4", "t8", "exact")]
+
+
 def test_scripts_without_spaces(training):
     sentence_ja = "東京は日本の首都であり世界で最も人口の多い都市のひとつです"
     evaluation = [

@@ -105,16 +105,21 @@ def test_the_limit_on_examples_holds_for_each_set(smoke_run: SmokeRun, dialogues
 
 @pytest.mark.parametrize("leaks", ["exclude", "report", "off"])
 def test_leaks_are_looked_for_in_each_set(smoke_run: SmokeRun, tmp_path: Path, leaks: str):
-    seen = PreparedSet(smoke_run.results["prepare"], "train")[0]
+    seen, *others = PreparedSet(smoke_run.results["prepare"], "train")
     question = seen.prompt.partition("### Instruction:\n")[2].partition("\n\n### Response")[0]
-    rows = [{"instruction": question, "response": seen.response}, {"instruction": "New?", "response": "Quite new."}]
+    long = max((row.response for row in others), key=lambda text: len(text.split()))
+    rows: list[dict[str, object]] = [
+        {"instruction": question, "response": seen.response},
+        {"instruction": "New?", "response": "Quite new."},
+        {"instruction": "Old?", "response": ["Of old.", long]},
+    ]
     copied = DatasetConfig(name="copied", source=str(write(tmp_path / "c.jsonl", rows)))
     watch = Recorder()
     sets, counts = sets_of(with_sets(smoke_run, copied, leaks=leaks), smoke_run, tmp_path, watch)
-    assert len(sets[-1].questions) == (1 if leaks == "exclude" else 2)
+    assert len(sets[-1].questions) == (1 if leaks == "exclude" else 3)
     assert any("of copied occur in the training data" in text for text in watch.messages) is (leaks != "off")
     found = {name: count for name, count in counts.items() if name.startswith("copied/leaked")}
-    assert sum(found.values()) == (leaks != "off")
+    assert sum(found.values()) == (0 if leaks == "off" else 2)
     assert ("evaluate/leaks_copied" in watch.tables) is (leaks != "off")
 
 
