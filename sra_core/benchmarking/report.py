@@ -22,6 +22,8 @@ _DIGITS = {"bits_per_byte": 3, "rougeL": 1}
 """One digit more for differences."""
 _SCORE_HEAD = ("variant", "bits/byte ↓", "ROUGE-L ↑", "best step", "s/step", "GiB", "seeds")
 _GAP_HEAD = ("first - second", "difference", "p (Holm)", "b/t/w", "detectable", "seeds")
+_NARROW = {"best step": "best\nstep", "detectable": "detect-\nable"}
+"""Headings that a terminal of 80 columns has no room for."""
 
 
 @dataclass(slots=True)
@@ -76,9 +78,10 @@ def terminal(report: Report) -> list[RenderableType]:
     from rich.text import Text
 
     def table(title: str, head: Sequence[str], rows: Iterator[list[str]]) -> Table:
-        made = Table(title=f"\n{title}", title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+        made = Table(title=f"\n{title}", title_justify="left", box=None, pad_edge=False, padding=(0, 1, 0, 0))
         for place, name in enumerate(head):
-            made.add_column(Text(name), justify="right" if place else "left", no_wrap=place > 0)
+            heading = Text(_NARROW.get(name, name))
+            made.add_column(heading, justify="right" if place else "left", no_wrap=place > 0, vertical="bottom")
         for row in rows:
             made.add_row(*(Text(cell) for cell in row))
         return made
