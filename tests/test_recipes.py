@@ -202,4 +202,6 @@ def test_pairs_of_the_paper_share_its_settings() -> None:
     assert small.distill.lora is not None
     assert small.distill.lora.rank == 16
     assert small.distill.batch_size * small.distill.accumulation == 64
-    assert small.objective.logit_reduction == "sum"
+    weights = small.objective
+    assert (weights.alpha, weights.cosine, weights.geometry, weights.logit) == (0.5, 1, 50, 1)
+    assert weights.logit_reduction == "sum"

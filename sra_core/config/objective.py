@@ -26,9 +26,10 @@ class ObjectiveConfig(Part):
     )
     alpha: float = Field(0.5, ge=0, le=1, description="Weight of cross-entropy; the teacher's terms weigh 1 - alpha.")
     cosine: float | list[float] = Field(
-        1.0, description="Weight lambda of the cosine term: one number, or one a layer pair."
+        10.0,
+        description="Weight lambda of the cosine term: one number, or one a layer pair; 1 in the paper.",
     )
-    geometry: float = Field(50.0, ge=0, description="Weight gamma of the geometry term.")
+    geometry: float = Field(10.0, ge=0, description="Weight gamma of the geometry term; 50 in the paper.")
     logit: float = Field(1.0, ge=0, description="Weight of the span-logit KL; 1 in the paper.")
     trajectory: float = Field(
         0.0, ge=0, description="Weight of the optional trajectory term over consecutive layer pairs."
