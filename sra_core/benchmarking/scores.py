@@ -213,7 +213,7 @@ def _costs(report: Report, variant: str) -> dict[str, float | None]:
 def _frame_rows(found: Sequence[Found]) -> list[dict[str, Any]]:
     """The ceiling and the floor, where a finished cell scored them."""
     rows = []
-    for system, title in (("teacher", "(teacher)"), ("initial", "(student before)")):
+    for system, title in (("teacher", "(teacher)"), ("initial", "(initial student)")):
         models = [each.run.models[system] for each in found if system in each.run.models]
         for metric in MAIN if models else ():
             if (values := _values(metric, models[0])) is not None:
