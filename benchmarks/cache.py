@@ -29,9 +29,8 @@ import numpy as np
 import torch
 
 from benchmarks.stamp import write_json
-from sra_core.capture import TeacherCapture, token_batches
 from sra_core.config import ModelRef
-from sra_core.models import layer_count, load_model
+from sra_core.models import TeacherCapture, layer_count, load_model, token_batches
 from sra_core.shards import PreparedRow, StageFolder, TeacherRow, TeacherSet, teacher_batches, teacher_schema
 
 MODEL = "random:llama?layers=6&width=384&heads=6&vocabulary=1000&positions=2048&seed=1"

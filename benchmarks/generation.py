@@ -23,8 +23,8 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.stamp import write_json
-from sra_core.evaluation.decisions import Sampling
-from sra_core.evaluation.generation import Decoder, generate
+from sra_core.evaluate import Sampling, generate
+from sra_core.evaluate.generation import Decoder
 from tests.evaluation.conftest import Row
 
 GAIN = 2.0

@@ -51,7 +51,7 @@ def write_examples(path: Path, count: int, words: int) -> None:
 
 def config_for(folder: Path, data: Path, workers: int) -> Any:
     """The smoke recipe on generated data, with tokenizers of a real size."""
-    from sra_core.recipes import load_config
+    from sra_core.config.load import load_config
 
     corpus = {"source": str(data), "max_train": None, "max_validation": 1000, "max_test": 1000}
     return load_config(
@@ -92,15 +92,17 @@ def tokenize_alone(data: Path, bare: bool) -> dict[str, Any]:
 
 def run_stage(data: Path, workers: int, cores: int) -> dict[str, Any]:
     """The prepare stage in a fresh store, on so many cores (0: all)."""
-    from sra_core import preparation, stages
+    from sra_core import stages
+    from sra_core.run import Run
 
     if cores and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
     with tempfile.TemporaryDirectory() as store:
         config = config_for(Path(store), data, workers)
-        preparation.prepare_identity(config)
+        run = Run(config)
+        run.identity("prepare")
         started = time.perf_counter()
-        manifest = stages.prepare(config)
+        manifest = stages.prepare(run)
         seconds = time.perf_counter() - started
     peaks = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return {

@@ -23,16 +23,15 @@ import torch
 from benchmarks.stamp import write_json
 from sra_core import stages
 from sra_core.config import RunConfig
-from sra_core.distillation import initial_student
-from sra_core.recipes import load_config
-from sra_core.shards import PreparedSet, TeacherSet
-from sra_core.shards.folder import read_manifest
-from sra_core.tracking import MlflowWatcher
+from sra_core.config.load import load_config
+from sra_core.models import initial_student
+from sra_core.shards import PreparedSet, TeacherSet, read_manifest
 from sra_core.training import DistillData, Job, Order, launch, learning_rate, quiet_libraries
 from sra_core.training.build import build_module
 from sra_core.training.job import Events, History
 from sra_core.training.module import parameter_groups
 from sra_core.training.runtime import make_optimizer
+from sra_core.watch.mlflow import MlflowWatcher
 
 
 def make_job(folder: Path, steps: int, shape: str, batch: int) -> Job:

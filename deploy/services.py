@@ -42,7 +42,7 @@ from typing import Any
 import psutil
 
 from sra_core import __version__
-from sra_core.telemetry import QUIET
+from sra_core.watch import QUIET
 
 ROOT = Path(__file__).resolve().parent.parent
 POOL = "gpu"

@@ -6,9 +6,21 @@ Importing this package sets defaults that Prefect reads once, on its own import:
 
 import os
 
-from sra_core.telemetry import quiet_telemetry
+from sra_core.watch import quiet_telemetry
 
-__all__ = ["adapt", "benchmark", "cache", "common", "distill", "evaluate", "pipeline", "prepare", "watching"]
+__all__ = [
+    "adapt",
+    "benchmark",
+    "cache",
+    "common",
+    "distill",
+    "evaluate",
+    "form",
+    "pipeline",
+    "prepare",
+    "retries",
+    "watcher",
+]
 
 quiet_telemetry()
 os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "sra_core")

@@ -8,7 +8,8 @@ import flows  # noqa: F401  sets defaults that Prefect reads on import
 from prefect import flow
 from pydantic import Field
 
-from flows.common import Overrides, Recipe, run_as_script, run_grid, settle
+from flows.common import run_as_script, run_grid
+from flows.form import Overrides, Recipe, settle
 from sra_core.config import RunConfig
 
 __all__ = ["benchmark"]

@@ -7,7 +7,8 @@ import flows  # noqa: F401  sets defaults that Prefect reads on import
 # isort: split
 from prefect import flow
 
-from flows.common import Overrides, Recipe, run_as_script, run_stages, settle
+from flows.common import run_as_script, run_stage
+from flows.form import Overrides, Recipe, settle
 from sra_core.config import RunConfig
 
 __all__ = ["distill"]
@@ -22,7 +23,7 @@ def distill(recipe: Recipe = "quickstart", config: RunConfig = RunConfig(), over
         config: Fields that differ from their defaults win over the recipe.
         overrides: Dotted fields that win over everything else.
     """
-    return run_stages(["distill"], settle(recipe, config, overrides))["distill"]
+    return run_stage("distill", settle(recipe, config, overrides))
 
 
 if __name__ == "__main__":

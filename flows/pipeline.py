@@ -7,7 +7,8 @@ import flows  # noqa: F401  sets defaults that Prefect reads on import
 # isort: split
 from prefect import flow
 
-from flows.common import Overrides, Recipe, needed, run_as_script, run_stages, settle, tracked_pipeline
+from flows.common import run_as_script, run_pipeline
+from flows.form import Overrides, Recipe, settle
 from sra_core.config import RunConfig
 
 __all__ = ["pipeline"]
@@ -24,9 +25,7 @@ def pipeline(recipe: Recipe = "quickstart", config: RunConfig = RunConfig(), ove
         config: Fields that differ from their defaults win over the recipe.
         overrides: Dotted fields that win over everything else.
     """
-    settled = settle(recipe, config, overrides)
-    with tracked_pipeline(settled) as parent:
-        return run_stages(needed(settled), settled, parent)
+    return run_pipeline(settle(recipe, config, overrides))
 
 
 if __name__ == "__main__":

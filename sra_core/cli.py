@@ -16,13 +16,13 @@ from rich.table import Table
 
 from sra_core import __version__
 from sra_core.errors import ConfigError, EvaluationError, ManifestMismatch, ShardError, SraError
-from sra_core.telemetry import quiet_telemetry
+from sra_core.watch import quiet_telemetry
 
 if TYPE_CHECKING:
     from types import FrameType
 
     from sra_core.config import RunConfig
-    from sra_core.watching import Watcher
+    from sra_core.watch import Watcher
 
 __all__ = ["app", "main"]
 
@@ -58,7 +58,7 @@ def root(
 def run(recipe: Recipe, settings: Settings = None) -> None:
     """Run the whole pipeline: prepare, cache, distill, evaluate."""
     from sra_core import stages
-    from sra_core.tracking import pipeline_run, tracking_uri
+    from sra_core.watch.mlflow import pipeline_run, tracking_uri
 
     config = _config(recipe, settings)
     with pipeline_run(config) as parent:
@@ -98,7 +98,7 @@ def cache(
     """Capture the teacher's span centres."""
     _stage("cache", recipe, settings)
     if check:
-        from sra_core.fidelity import check_cache
+        from sra_core.check_cache import check_cache
 
         config = _config(recipe, settings)
         fidelity = check_cache(config, check)
@@ -123,7 +123,7 @@ def evaluate(recipe: Recipe, settings: Settings = None) -> None:
 def audit(recipe: Recipe, settings: Settings = None) -> None:
     """Show how well the two tokenizers align on the corpus, before any teacher runs."""
     from sra_core.alignment import render_terminal
-    from sra_core.preparation import AUDIT_PAGE, audit_of
+    from sra_core.prepare import AUDIT_PAGE, audit_of
 
     manifest = _stage("prepare", recipe, settings)
     console.print(render_terminal(audit_of(manifest)))
@@ -133,7 +133,7 @@ def audit(recipe: Recipe, settings: Settings = None) -> None:
 @app.command()
 def plan(recipe: Recipe, settings: Settings = None) -> None:
     """Predict examples, tokens, bytes, memory and hours before anything runs; afterwards, compare with what it took."""
-    from sra_core.planning import plan_run
+    from sra_core.plan import plan_run
 
     console.print(plan_run(_config(recipe, settings)).table())
 
@@ -157,7 +157,7 @@ def compare(
 
     Runs other than folders are looked for in the store (`--set store=FOLDER` or SRA_STORE) and its MLflow.
     """
-    from sra_core.evaluation import compare_runs, page_name, read_runs, terminal_report, write_report
+    from sra_core.compare import compare_runs, page_name, read_runs, terminal_report, write_report
 
     config = _config(recipe, settings)
     comparison = compare_runs(read_runs([_finished(config, run) for run in runs]))
@@ -168,7 +168,7 @@ def compare(
     write_report(comparison, page)
     console.print(f"\nThe whole report, for a browser: {page.absolute()}{replaced}", soft_wrap=True)
     if track:
-        from sra_core.tracking import track_comparison
+        from sra_core.compare import track_comparison
 
         console.print(f"In MLflow: run {track_comparison(config, comparison, page)}", soft_wrap=True)
 
@@ -183,26 +183,27 @@ def bench_quality(
     report: Annotated[Path | None, typer.Option(help="Write the report to this Markdown file too.")] = None,
 ) -> None:
     """Train and score every variant with every seed; run it again, or beside itself, to go on with what is missing."""
-    from sra_core import benchmarking, stages
-    from sra_core.tracking import benchmark_run
+    from sra_core import stages
+    from sra_core.bench import Bench, BenchLines, bench_report, listing, markdown, run_cells, terminal
+    from sra_core.watch.mlflow import benchmark_run
 
     config = _config(recipe, settings)
-    grid = benchmarking.Bench(config, _names(cells, config), _numbers(seeds))
+    grid = Bench(config, _names(cells, config), _numbers(seeds))
     if show:
-        console.print(benchmarking.listing(grid))
+        console.print(listing(grid))
         return
     with benchmark_run(config) as parent:
-        benchmarking.run_cells(
+        run_cells(
             grid,
-            lambda stage, own, run, name: stages.STAGES[stage](own, _watcher(own, run)),
+            lambda stage, run, tracked, name: stages.STAGES[stage](run, _watcher(run.config, tracked)),
             parent,
-            benchmarking.BenchLines(),
+            BenchLines(),
         )
-        found = benchmarking.bench_report(grid, _watcher(config, parent), parent)
-        for part in benchmarking.terminal(found):
+        found = bench_report(grid, _watcher(config, parent), parent)
+        for part in terminal(found):
             console.print(part)
         if report:
-            report.write_text(benchmarking.markdown(found))
+            report.write_text(markdown(found))
         if found.manifest:
             console.print(f"\nTables, figure and report: {found.manifest.folder}", soft_wrap=True)
         grid.require_all_ran()
@@ -211,7 +212,7 @@ def bench_quality(
 @app.command()
 def recipes() -> None:
     """List the recipes that come with the package."""
-    from sra_core.recipes import recipe_names, recipe_path
+    from sra_core.config.load import recipe_names, recipe_path
 
     table = Table(box=None, show_header=False, pad_edge=False)
     for name in recipe_names():
@@ -227,13 +228,14 @@ def fields(
     markdown: Annotated[bool, typer.Option("--markdown", help="Print docs/reference.md.")] = False,
 ) -> None:
     """List every field of the config with its default and meaning."""
-    from sra_core import reference
     from sra_core.config import RunConfig
+    from sra_core.config.reference import fields as all_fields
+    from sra_core.config.reference import reference_page
 
     if markdown:
-        sys.stdout.write(reference.reference_page())
+        sys.stdout.write(reference_page())
         return
-    shown = [row for row in reference.fields() if not section or f"{row.name}.".startswith(f"{section}.")]
+    shown = [row for row in all_fields() if not section or f"{row.name}.".startswith(f"{section}.")]
     if not shown:
         near = difflib.get_close_matches(section, RunConfig.model_fields, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"sections are {', '.join(RunConfig.model_fields)}"
@@ -255,12 +257,12 @@ def config(recipe: Recipe, settings: Settings = None) -> None:
 @app.command()
 def verify(recipe: Recipe, settings: Settings = None) -> None:
     """Read every byte of a run's stage results and compare checksums; a damaged stage mends itself when run again."""
-    from sra_core import stages
+    from sra_core.run import Run
 
-    config, damaged = _config(recipe, settings), False
-    for name in stages.needed(config):
+    settled, damaged = Run(_config(recipe, settings)), False
+    for name in settled.stages:
         try:
-            manifest = stages.verified(name, config)
+            manifest = settled.verified(name)
         except ManifestMismatch as error:
             console.print(f"[yellow]{name}[/]  {error.problem}")
         except ShardError as error:
@@ -278,7 +280,7 @@ def ui(recipe: Recipe = "quickstart", settings: Settings = None) -> None:
     """Open the MLflow UI on a recipe's store (loopback only); Ctrl-C ends it."""
     import subprocess
 
-    from sra_core.tracking import ui_command
+    from sra_core.watch.mlflow import ui_command
 
     command = ui_command(_config(recipe, settings))
     console.print(" ".join(command))
@@ -318,7 +320,7 @@ def _interrupted(number: int, frame: FrameType | None) -> None:
 
 def _finished(config: RunConfig, run: str) -> tuple[str | None, Path]:
     """Name, if it has one, and evaluation folder of what a person named, possibly as NAME=RUN."""
-    from sra_core.tracking import find_evaluation
+    from sra_core.compare import find_evaluation
 
     name, _, place = run.rpartition("=")
     if place.endswith(".lock"):
@@ -328,7 +330,7 @@ def _finished(config: RunConfig, run: str) -> tuple[str | None, Path]:
 
 
 def _config(recipe: str, settings: list[str] | None) -> RunConfig:
-    from sra_core.recipes import load_config, parse_overrides
+    from sra_core.config.load import load_config, parse_overrides
 
     return load_config(recipe, parse_overrides(settings or []))
 
@@ -343,8 +345,8 @@ def _stage(name: str, recipe: str, settings: list[str] | None) -> Any:
 
 
 def _watcher(config: RunConfig, parent: Any) -> Watcher:
-    from sra_core.tracking import MlflowWatcher
-    from sra_core.watching import TerminalWatcher, Watchers
+    from sra_core.watch import TerminalWatcher, Watchers
+    from sra_core.watch.mlflow import MlflowWatcher
 
     return Watchers(TerminalWatcher(), MlflowWatcher(config, parent))
 

@@ -15,7 +15,7 @@ from sra_core.config import RunConfig
 from sra_core.errors import SraError
 from sra_core.shards import Remote, is_url, local_copy
 
-__all__ = ["Finding", "examine"]
+__all__ = ["Finding", "check_layers", "check_tools", "examine"]
 
 _PACKAGES = ("torch", "transformers", "datasets", "pyarrow", "deepspeed", "prefect", "mlflow")
 _GIB = 2**30
@@ -113,7 +113,6 @@ def _teacher(config: RunConfig) -> Iterator[Finding]:
 
 
 def _layers(config: RunConfig) -> Iterator[Finding]:
-    from sra_core.stages import check_layers
 
     try:
         check_layers(config)
@@ -122,7 +121,6 @@ def _layers(config: RunConfig) -> Iterator[Finding]:
 
 
 def _evaluation(config: RunConfig) -> Iterator[Finding]:
-    from sra_core.stages import check_tools
 
     try:
         check_tools(config)
@@ -131,7 +129,41 @@ def _evaluation(config: RunConfig) -> Iterator[Finding]:
 
 
 def _tracking(config: RunConfig) -> Iterator[Finding]:
-    from sra_core.tracking import tracking_uri
+    from sra_core.watch.mlflow import tracking_uri
 
     if config.tracking.enabled:
         yield Finding("good", f"MLflow: {tracking_uri(config)}")
+
+
+def check_layers(config: RunConfig) -> None:
+    """Refuse layer pairs that the two models do not have, from their configs alone.
+
+    Raises:
+        ConfigError: Names the layer and how many there are.
+        ModelError: A model cannot be found.
+    """
+    from transformers import AutoConfig
+
+    from sra_core.models import layer_count, resolve, resolve_layer
+
+    student = config.teacher if config.student.source == "teacher" else config.student
+    counts = [
+        layer_count(AutoConfig.from_pretrained(resolve(ref, weights=False), trust_remote_code=ref.trust_remote_code))
+        for ref in (config.teacher, student)
+    ]
+    for pair in config.objective.layers:
+        resolve_layer(counts[0], pair[0])
+        resolve_layer(config.student.keep_layers or counts[1], pair[1])
+
+
+def check_tools(config: RunConfig) -> None:
+    """Refuse an evaluation whose tools are not installed, hours before it would ask for them.
+
+    Raises:
+        ConfigError: Names the field and what to install.
+    """
+    from sra_core.evaluate import pick_backend, require_lm_eval
+    from sra_core.models import pick_device
+
+    require_lm_eval(config.evaluate.lm_eval)
+    pick_backend(config.evaluate.backend, pick_device(config.evaluate.device))

@@ -2,46 +2,30 @@
 
 A stage returns at once if its result is there and whole; else it keeps the finished pieces and does the rest. It finds
 the results that it builds on by their fingerprints and says what to run if one is missing.
+
+Rooms are imported inside the functions: a stage loads what it needs, when it is run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Executor
-from contextlib import contextmanager, nullcontext
-from contextvars import ContextVar
-from typing import Any
 
-from sra_core.cluster import shard_executor
 from sra_core.config import RunConfig
-from sra_core.errors import ConfigError, ManifestMismatch, ShardError
-from sra_core.shards import SCHEMA_VERSION, Manifest, StageFolder, verify
-from sra_core.watching import Watcher, watched
+from sra_core.errors import ConfigError
+from sra_core.processes import shard_executor
+from sra_core.run import Run
+from sra_core.shards import Manifest
+from sra_core.watch import Watcher
 
-__all__ = [
-    "STAGES",
-    "adapt",
-    "adapted",
-    "cache",
-    "check_layers",
-    "check_tools",
-    "distill",
-    "evaluate",
-    "folder_of",
-    "inputs_read_once",
-    "needed",
-    "prepare",
-    "result_of",
-    "run",
-    "verified",
-]
+__all__ = ["STAGES", "adapt", "cache", "distill", "evaluate", "prepare", "run"]
 
 
-def prepare(config: RunConfig, watch: Watcher | None = None, *, executor: Executor | None = None) -> Manifest:
+def prepare(config: RunConfig | Run, watch: Watcher | None = None, *, executor: Executor | None = None) -> Manifest:
     """Tokenize the corpus with both tokenizers, map spans, write shards and the alignment audit.
 
     Args:
-        config: The run config.
+        config: The run config, or a run that is settled already.
         watch: Told of progress.
         executor: Where shards are made: a ``ProcessPoolExecutor``, Dask's ``client.get_executor()``, or any other that
             runs functions in processes which reach the store and have this package. It stays open, and is handed one
@@ -53,22 +37,22 @@ def prepare(config: RunConfig, watch: Watcher | None = None, *, executor: Execut
         AlignmentError: The audit misses a bound of ``alignment.gate``; nothing downstream is run.
         SraError: Input, tokenizer or store cannot be used.
     """
-    from sra_core import preparation
+    from sra_core.prepare import audit_of, prepare_corpus
 
-    folder = _prepare_folder(config)
-    watch = watch or Watcher()
+    run, watch = Run.of(config), watch or Watcher()
+    folder = run.folder("prepare")
 
     def work() -> Manifest:
-        with shard_executor(config, executor) as shards:
-            return preparation.prepare_corpus(config, folder, watch, shards)
+        with shard_executor(run.config, executor) as shards:
+            return prepare_corpus(run.config, folder, watch, shards)
 
     def check(manifest: Manifest) -> None:
-        preparation.audit_of(manifest).require(config.alignment.gate)
+        audit_of(manifest).require(run.config.alignment.gate)
 
-    return _once(folder, config, watch, (), "tokenize both sides and map spans", work, check)
+    return run.once(folder, watch, (), "tokenize both sides and map spans", work, check)
 
 
-def adapt(config: RunConfig, watch: Watcher | None = None) -> Manifest:
+def adapt(config: RunConfig | Run, watch: Watcher | None = None) -> Manifest:
     """Fine-tune the teacher on the training examples; the cache, the student's start and the scores then read it.
 
     Raises:
@@ -76,27 +60,27 @@ def adapt(config: RunConfig, watch: Watcher | None = None) -> Manifest:
         ManifestMismatch: The prepared examples of this config are missing.
         TrainingError: Training stopped; running again resumes from the last checkpoint.
     """
-    from sra_core import adaptation, distillation
+    from sra_core.adapt import adapt_teacher
+    from sra_core.training import join_stage
 
-    if not config.adapt.enabled:
+    run, watch = Run.of(config), watch or Watcher()
+    if not run.config.adapt.enabled:
         raise ConfigError("the teacher is not to be adapted", "set adapt.enabled")
-    prepared = result_of("prepare", config)
-    folder = _adapt_folder(config)
-    if distillation.joins(config.adapt):
-        distillation.join_training(config.adapt, folder)
-    watch = watch or Watcher()
+    prepared = run.result("prepare")
+    folder = run.folder("adapt")
+    join_stage(run.config.adapt, folder)
 
     def work() -> Manifest:
-        return adaptation.adapt_teacher(config, prepared, folder, watch)
+        return adapt_teacher(run.config, prepared, folder, watch)
 
-    return _once(folder, config, watch, (prepared,), "fine-tune the teacher on the corpus", work)
+    return run.once(folder, watch, (prepared,), "fine-tune the teacher on the corpus", work)
 
 
-def cache(config: RunConfig, watch: Watcher | None = None, *, executor: Executor | None = None) -> Manifest:
+def cache(config: RunConfig | Run, watch: Watcher | None = None, *, executor: Executor | None = None) -> Manifest:
     """Run the teacher once over the training examples and keep its span centres, masses and shared LM head rows.
 
     Args:
-        config: The run config.
+        config: The run config, or a run that is settled already.
         watch: Told of progress.
         executor: Where shards are captured, as in `prepare`. Each of its processes loads the teacher for its first task
             and lets it go when no task came for a minute; ``cache.device`` holds there. This process loads the teacher
@@ -108,43 +92,44 @@ def cache(config: RunConfig, watch: Watcher | None = None, *, executor: Executor
         AlignmentError: Their audit misses a bound of ``alignment.gate``.
         SraError: The teacher or the store cannot be used.
     """
-    from sra_core import capture, preparation
+    from sra_core.cache import capture_teacher
+    from sra_core.prepare import audit_of
 
-    prepared = result_of("prepare", config)
-    preparation.audit_of(prepared).require(config.alignment.gate)
-    folder = capture.find_cache(_cache_folder(config))
-    watch = watch or Watcher()
+    run, watch = Run.of(config), watch or Watcher()
+    prepared = run.result("prepare")
+    audit_of(prepared).require(run.config.alignment.gate)
+    folder = run.folder("cache")
 
     def work() -> Manifest:
-        with shard_executor(config, executor) as shards:
-            return capture.capture_teacher(adapted(config), prepared, folder, watch, shards)
+        with shard_executor(run.config, executor) as shards:
+            return capture_teacher(run.adapted, prepared, folder, watch, shards)
 
     plan = f"capture layers {folder.identity['holds']['layers']} of {prepared.rows('train')} examples"
-    return _once(folder, config, watch, (prepared,), plan, work, shared=True)
+    return run.once(folder, watch, (prepared,), plan, work, shared=True)
 
 
-def distill(config: RunConfig, watch: Watcher | None = None) -> Manifest:
+def distill(config: RunConfig | Run, watch: Watcher | None = None) -> Manifest:
     """Train the student with DeepSpeed from the cache; the result is a Hugging Face folder.
 
     Raises:
         ManifestMismatch: The prepared examples or the cache of this config are missing.
         TrainingError: Training stopped; running again resumes from the last checkpoint.
     """
-    from sra_core import distillation
+    from sra_core.distill import distill_student
+    from sra_core.training import join_stage
 
-    upstream = [result_of(stage, config) for stage in _distill_reads(config)]
-    folder = _distill_folder(config)
-    if distillation.joins(config.distill):
-        distillation.join_training(config.distill, folder)
-    watch = watch or Watcher()
+    run, watch = Run.of(config), watch or Watcher()
+    upstream = [run.result(stage) for stage in run.trained_from]
+    folder = run.folder("distill")
+    join_stage(run.config.distill, folder)
 
     def work() -> Manifest:
-        return distillation.distill_student(config, upstream, folder, watch, adapted(config).teacher)
+        return distill_student(run.config, upstream, folder, watch, run.adapted.teacher)
 
-    return _once(folder, config, watch, upstream, f"train with objective {config.objective.name}", work)
+    return run.once(folder, watch, upstream, f"train with objective {run.config.objective.name}", work)
 
 
-def evaluate(config: RunConfig, watch: Watcher | None = None) -> Manifest:
+def evaluate(config: RunConfig | Run, watch: Watcher | None = None) -> Manifest:
     """Score teacher, initial student and student on the held-out test examples and the data sets of the config.
 
     Raises:
@@ -152,65 +137,19 @@ def evaluate(config: RunConfig, watch: Watcher | None = None) -> Manifest:
         ManifestMismatch: The prepared examples or the student of this config are missing.
         EvaluationError: There is nothing to evaluate.
     """
-    from sra_core import scoring
+    from sra_core.evaluate import report_evaluation, score_student
 
-    upstream = [result_of(stage, config) for stage in ("prepare", "distill")]
-    folder = _evaluate_folder(config)
-    watch = watch or Watcher()
+    run, watch = Run.of(config), watch or Watcher()
+    upstream = [run.result(stage) for stage in ("prepare", "distill")]
+    folder = run.folder("evaluate")
 
     def work() -> Manifest:
-        return scoring.score_student(adapted(config), upstream, folder, watch)
+        return score_student(run.adapted, upstream, folder, watch)
 
     def report(manifest: Manifest) -> None:
-        scoring.report_evaluation(manifest, watch)
+        report_evaluation(manifest, watch)
 
-    return _once(folder, config, watch, upstream, "score held-out examples", work, report)
-
-
-def run(config: RunConfig, watch: Watcher | None = None) -> dict[str, Manifest]:
-    """All stages that the config needs, in order; returns their manifests by stage.
-
-    Raises:
-        ConfigError: A layer that teacher or student do not have, or a tool of evaluation that is not installed: found
-            before anything runs.
-    """
-    check_layers(config)
-    check_tools(config)
-    return {name: STAGES[name](config, watch) for name in needed(config)}
-
-
-def check_layers(config: RunConfig) -> None:
-    """Refuse layer pairs that the two models do not have, from their configs alone.
-
-    Raises:
-        ConfigError: Names the layer and how many there are.
-        ModelError: A model cannot be found.
-    """
-    from transformers import AutoConfig
-
-    from sra_core.models import layer_count, resolve, resolve_layer
-
-    student = config.teacher if config.student.source == "teacher" else config.student
-    counts = [
-        layer_count(AutoConfig.from_pretrained(resolve(ref, weights=False), trust_remote_code=ref.trust_remote_code))
-        for ref in (config.teacher, student)
-    ]
-    for pair in config.objective.layers:
-        resolve_layer(counts[0], pair[0])
-        resolve_layer(config.student.keep_layers or counts[1], pair[1])
-
-
-def check_tools(config: RunConfig) -> None:
-    """Refuse an evaluation whose tools are not installed, hours before it would ask for them.
-
-    Raises:
-        ConfigError: Names the field and what to install.
-    """
-    from sra_core.evaluation import pick_backend, require_lm_eval
-    from sra_core.models import pick_device
-
-    require_lm_eval(config.evaluate.lm_eval)
-    pick_backend(config.evaluate.backend, pick_device(config.evaluate.device))
+    return run.once(folder, watch, upstream, "score held-out examples", work, report)
 
 
 STAGES: dict[str, Callable[..., Manifest]] = {
@@ -222,163 +161,16 @@ STAGES: dict[str, Callable[..., Manifest]] = {
 }
 
 
-def needed(config: RunConfig) -> list[str]:
-    """Names of the stages that the config needs, in order."""
-    wanted = {*_distill_reads(config), *(["adapt"] if config.adapt.enabled else []), "distill", "evaluate"}
-    return [name for name in STAGES if name in wanted]
-
-
-def result_of(stage: str, config: RunConfig) -> Manifest:
-    """The finished result of a stage under this config.
+def run(config: RunConfig | Run, watch: Watcher | None = None) -> dict[str, Manifest]:
+    """All stages that the config needs, in order; returns their manifests by stage.
 
     Raises:
-        ManifestMismatch: There is none; names the fields in which the nearest result in the store differs.
+        ConfigError: A layer that teacher or student do not have, or a tool of evaluation that is not installed: found
+            before anything runs.
     """
-    folder = folder_of(stage, config)
-    manifest = folder.manifest()
-    if manifest is None:
-        raise ManifestMismatch(*folder.missing(f"sra {stage}"))
-    return manifest
+    from sra_core.doctor import check_layers, check_tools
 
-
-def folder_of(stage: str, config: RunConfig) -> StageFolder:
-    """The folder that holds, or would hold, the result of a stage under this config."""
-    folder = _FOLDERS[stage](config)
-    if stage == "cache":
-        from sra_core import capture
-
-        return capture.find_cache(folder)
-    return folder
-
-
-def verified(stage: str, config: RunConfig) -> Manifest:
-    """The result of a stage after reading every byte of it.
-
-    A damaged result counts as unfinished from then on: the stage mends it when it is run again.
-
-    Raises:
-        ManifestMismatch: There is none.
-        ShardError: Names the first file that is missing, truncated or changed.
-    """
-    manifest, folder = result_of(stage, config), folder_of(stage, config)
-    try:
-        verify(folder.path, [*manifest.shards, *manifest.files], full=True)
-    except ShardError:
-        folder.reset()
-        raise
-    return manifest
-
-
-def _once(
-    folder: StageFolder,
-    config: RunConfig,
-    watch: Watcher,
-    upstream: Iterable[Manifest],
-    plan: str,
-    work: Callable[[], Manifest],
-    check: Callable[[Manifest], None] = lambda manifest: None,
-    shared: bool = False,
-) -> Manifest:
-    """The stage's result: the one that is there and whole, or the one that ``work`` makes under the folder's lock.
-
-    Where ``shared``, any number of processes may be at it, and ``work`` sees to it that they share.
-    """
-    upstream = list(upstream)
-    lock = folder.lock(lambda: watch.message("another process works on this result; waiting for it"))
-    with nullcontext() if shared else lock:
-        manifest = folder.manifest(upstream)
-        reused = manifest is not None
-        with watched(watch, folder.stage, folder.fingerprint, config, plan, reused=reused):
-            if manifest is None:
-                if not shared:
-                    folder.reset()
-                manifest = work()
-            check(manifest)
-            watch.end(manifest)
-    return manifest
-
-
-_read: ContextVar[dict[str, dict[str, Any]] | None] = ContextVar("_read", default=None)
-
-
-@contextmanager
-def inputs_read_once() -> Iterator[None]:
-    """In the body, what identifies corpus and tokenizers is read once, however many configs share them.
-
-    For grids of configs: that reading is most of what finding a result costs. Inputs must not change meanwhile.
-    """
-    token = _read.set({})
-    try:
-        yield
-    finally:
-        _read.reset(token)
-
-
-def _prepare_identity(config: RunConfig) -> dict[str, Any]:
-    from sra_core import preparation
-
-    known = _read.get()
-    if known is None:
-        return preparation.prepare_identity(config)
-    key = config.model_dump_json(include={"teacher", "student", "corpus", "alignment"})
-    if key not in known:
-        known[key] = preparation.prepare_identity(config)
-    return known[key]
-
-
-def _prepare_folder(config: RunConfig) -> StageFolder:
-    return StageFolder(config.store, "prepare", _prepare_identity(config))
-
-
-def _adapt_folder(config: RunConfig) -> StageFolder:
-    from sra_core import adaptation
-
-    return StageFolder(config.store, "adapt", adaptation.adapt_identity(config, _prepare_folder(config).fingerprint))
-
-
-def adapted(config: RunConfig) -> RunConfig:
-    """The config with the adapted teacher in the teacher's place, where there is to be one."""
-    from sra_core import adaptation
-
-    return adaptation.with_adapted_teacher(config, result_of("adapt", config)) if config.adapt.enabled else config
-
-
-def _cache_folder(config: RunConfig) -> StageFolder:
-    from sra_core import capture
-    from sra_core.models import model_identity
-
-    prepared = _prepare_folder(config).identity
-    teacher = model_identity(adapted(config).teacher)
-    return StageFolder(config.store, "cache", capture.cache_identity(config, prepared, teacher))
-
-
-def _distill_folder(config: RunConfig) -> StageFolder:
-    from sra_core import distillation
-
-    reads = {stage: _FOLDERS[stage](config).fingerprint for stage in _distill_reads(config)}
-    return StageFolder(config.store, "distill", distillation.distill_identity(adapted(config), reads))
-
-
-def _evaluate_folder(config: RunConfig) -> StageFolder:
-    from sra_core import scoring
-
-    made: dict[str, Any] = {
-        "schema": SCHEMA_VERSION,
-        "students": _distill_folder(config).fingerprint,
-        "evaluate": scoring.evaluation_identity(config),
-        **({"adapted": _adapt_folder(config).fingerprint} if config.adapt.enabled else {}),
-    }
-    return StageFolder(config.store, "evaluate", made)
-
-
-def _distill_reads(config: RunConfig) -> tuple[str, ...]:
-    return ("prepare",) if config.objective.name == "sft" else ("prepare", "cache")
-
-
-_FOLDERS: dict[str, Callable[[RunConfig], StageFolder]] = {
-    "prepare": _prepare_folder,
-    "adapt": _adapt_folder,
-    "cache": _cache_folder,
-    "distill": _distill_folder,
-    "evaluate": _evaluate_folder,
-}
+    settled = Run.of(config)
+    check_layers(settled.config)
+    check_tools(settled.config)
+    return {name: STAGES[name](settled, watch) for name in settled.stages}

@@ -21,7 +21,7 @@ os.environ.update(
 )
 
 from sra_core.config import RunConfig
-from sra_core.recipes import load_config
+from sra_core.config.load import load_config
 from sra_core.shards import Manifest
 
 

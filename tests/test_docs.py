@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sra_core.recipes import load_config, parse_overrides
+from sra_core.config.load import load_config, parse_overrides
 from tests.conftest import SmokeRun
 
 ROOT = Path(__file__).parent.parent
@@ -145,7 +145,7 @@ def test_every_page_is_in_the_index() -> None:
 
 
 def test_fields_that_the_docs_name_exist() -> None:
-    from sra_core.reference import fields
+    from sra_core.config.reference import fields
 
     known = {row.name for row in fields()}
     known |= {name.rpartition(".")[0] for name in known}

@@ -2,7 +2,7 @@
 
 from sra_core.alignment.audit import AlignmentAudit, audit
 from sra_core.alignment.cuts import IntArray, SpanMap, align, clean_cuts
-from sra_core.alignment.encode import AlignedExample, PairEncoder
+from sra_core.alignment.encode import AlignedExample, PairEncoder, encoder_of
 from sra_core.alignment.offsets import check_offsets, mend_offsets
 from sra_core.alignment.render import render_figures, render_html, render_markdown, render_terminal
 from sra_core.alignment.report import AlignmentReport, GroupFigures, LongestSpan, SideFigures, SpanView, WorstExample
@@ -27,6 +27,7 @@ __all__ = [
     "audit",
     "check_offsets",
     "clean_cuts",
+    "encoder_of",
     "mend_offsets",
     "render_figures",
     "render_html",

@@ -17,9 +17,10 @@ import numpy.typing as npt
 from sra_core.alignment.cuts import SpanMap, align, clean_cuts
 from sra_core.alignment.offsets import check_offsets, has_no_gaps, mend_offsets, offsets_of, reorders_marks
 from sra_core.alignment.tokens import FastTokenizer, backend_of, end_of_text
+from sra_core.config import RunConfig
 from sra_core.corpus import Example, Rejected, Rendered, RenderError, render
 
-__all__ = ["AlignedExample", "PairEncoder"]
+__all__ = ["AlignedExample", "PairEncoder", "encoder_of"]
 
 Template = Literal["plain", "chat"]
 
@@ -265,3 +266,16 @@ class _Encoder:
         while kept < response and (ids[kept] == self._begin or offsets[kept, 0] == offsets[kept, 1]):
             kept += 1
         return _Side(np.array([*ids[:count], self._end], np.int32), offsets, response, kept)
+
+
+def encoder_of(config: RunConfig, teacher: Any, student: Any) -> PairEncoder:
+    """The encoder of a config with two tokenizers."""
+    return PairEncoder(
+        teacher,
+        student,
+        teacher_template=config.teacher.template,
+        student_template=config.student.template,
+        prompt=config.corpus.prompt,
+        max_length=config.alignment.max_length,
+        max_prompt=config.alignment.max_prompt,
+    )

@@ -11,7 +11,7 @@ from sra_core.config.evaluation import DatasetConfig, EvaluateConfig
 from sra_core.config.mappings import merged, nested
 from sra_core.config.models import ModelRef, StudentConfig, TeacherConfig
 from sra_core.config.objective import ObjectiveConfig
-from sra_core.config.part import identity
+from sra_core.config.part import hashed
 from sra_core.config.run import RunConfig
 from sra_core.config.training import AdaptConfig, DistillConfig, LoraConfig, TrainingConfig
 
@@ -35,7 +35,7 @@ __all__ = [
     "TrackingConfig",
     "TrainingConfig",
     "Variant",
-    "identity",
+    "hashed",
     "merged",
     "nested",
 ]

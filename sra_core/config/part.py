@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-__all__ = ["DType", "Part", "identity", "runtime"]
+__all__ = ["DType", "Part", "hashed", "runtime"]
 
 
 DType = Literal["float32", "bfloat16", "float16"]
@@ -24,7 +24,7 @@ class Part(BaseModel):
     model_config = ConfigDict(extra="forbid", validate_default=True, validate_assignment=True)
 
 
-def identity(part: BaseModel) -> dict[str, Any]:
+def hashed(part: BaseModel) -> dict[str, Any]:
     """The fields of a config part that determine results, nested as in the config and ready for JSON.
 
     Fields marked ``runtime`` are left out.
@@ -43,7 +43,7 @@ def _identity_items(part: BaseModel) -> Iterator[tuple[str, Any]]:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, BaseModel):
-        return identity(value)
+        return hashed(value)
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
     return value

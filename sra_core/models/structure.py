@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sra_core.errors import ConfigError, ModelError
-from sra_core.objective.head import Head
+from sra_core.objective import Head
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

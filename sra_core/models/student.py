@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,11 +18,16 @@ from sra_core.models.importance import layer_importance
 from sra_core.models.loading import load_model, load_tokenizer
 from sra_core.models.references import resolve
 from sra_core.models.structure import check_decoder, layer_count, layers_of
+from sra_core.shards import STUDENT_TOKENIZER, Manifest, PreparedSet
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-__all__ = ["build_student", "spread_layers"]
+__all__ = ["STUDENT", "build_student", "initial_student", "spread_layers"]
+
+STUDENT = "student"
+"""Subfolder of a distilled result that holds the trained student."""
+_SAMPLE = 32
 
 
 def build_student(config: RunConfig, tokenizer: PreTrainedTokenizerFast, sample: Sequence[str] = ()) -> PreTrainedModel:
@@ -167,3 +173,11 @@ def _name_special_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerF
     if hasattr(text, "unk_token_id"):  # GGUF configs name it
         text.unk_token_id = tokenizer.unk_token_id
     model.generation_config = GenerationConfig(**ids)
+
+
+def initial_student(config: RunConfig, prepared: Manifest) -> tuple[Any, Any]:
+    """The student before training and its tokenizer: a pure function of the config and the prepared examples."""
+    tokenizer = load_tokenizer(ModelRef(source=str(Path(prepared.folder) / STUDENT_TOKENIZER)))
+    rows = PreparedSet(prepared, "train")
+    sample = [row.prompt + row.response for row in rows[:_SAMPLE]]
+    return build_student(config, tokenizer, sample), tokenizer

@@ -5,7 +5,15 @@ from sra_core.shards.folder import StageFolder, read_manifest, verify
 from sra_core.shards.locks import Claim, StoreLock
 from sra_core.shards.manifest import SCHEMA_VERSION, FileEntry, Manifest, ShardEntry, differences, fingerprint
 from sra_core.shards.memory import MemoryPrepared, MemoryTeacher
-from sra_core.shards.prepared import PREPARED_SCHEMA, PreparedRow, PreparedSet, prepared_batch
+from sra_core.shards.prepared import (
+    PREPARED_SCHEMA,
+    STUDENT_TOKENIZER,
+    TEACHER_TOKENIZER,
+    PreparedRow,
+    PreparedSet,
+    prepared_batch,
+    prepared_row,
+)
 from sra_core.shards.remote import Remote, is_url, local_copy
 from sra_core.shards.teacher import (
     TeacherBatch,
@@ -21,6 +29,8 @@ from sra_core.shards.teacher import (
 __all__ = [
     "PREPARED_SCHEMA",
     "SCHEMA_VERSION",
+    "STUDENT_TOKENIZER",
+    "TEACHER_TOKENIZER",
     "Claim",
     "FileEntry",
     "Manifest",
@@ -44,6 +54,7 @@ __all__ = [
     "is_url",
     "local_copy",
     "prepared_batch",
+    "prepared_row",
     "read_manifest",
     "teacher_batch",
     "teacher_batches",

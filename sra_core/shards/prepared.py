@@ -15,7 +15,19 @@ from sra_core.errors import ShardError
 from sra_core.shards.manifest import Manifest
 from sra_core.shards.reader import ShardSet
 
-__all__ = ["PREPARED_SCHEMA", "PreparedRow", "PreparedSet", "prepared_batch"]
+__all__ = [
+    "PREPARED_SCHEMA",
+    "STUDENT_TOKENIZER",
+    "TEACHER_TOKENIZER",
+    "PreparedRow",
+    "PreparedSet",
+    "prepared_batch",
+    "prepared_row",
+]
+
+TEACHER_TOKENIZER = "teacher_tokenizer"
+STUDENT_TOKENIZER = "student_tokenizer"
+"""Subfolders of a prepared result that hold the tokenizers."""
 
 _TOKENS = pa.list_(pa.int32())
 _SPANS = pa.list_(pa.list_(pa.int32(), 2))
@@ -153,3 +165,19 @@ def _row(columns: Mapping[str, Any], row: int) -> PreparedRow:
     for name in ("teacher_response", "student_response"):
         values[name] = int(values[name])
     return PreparedRow(**values)
+
+
+def prepared_row(item: Any) -> PreparedRow:
+    """An aligned example (`sra_core.alignment.AlignedExample`) as it is stored."""
+    return PreparedRow(
+        id=item.id,
+        teacher_ids=item.teacher_ids,
+        student_ids=item.student_ids,
+        teacher_spans=item.spans.teacher,
+        student_spans=item.spans.student,
+        teacher_response=item.teacher_response,
+        student_response=item.student_response,
+        prompt=item.prompt,
+        response=item.response,
+        source=item.source,
+    )

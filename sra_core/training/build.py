@@ -7,11 +7,9 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
-from sra_core.capture import load_head
-from sra_core.models import layer_count, pick_device, resolve_layer
+from sra_core.models import layer_count, load_head, pick_device, resolve_layer
 from sra_core.objective import build_objective, student_layers
-from sra_core.shards import PreparedSet, TeacherSet
-from sra_core.shards.folder import read_manifest
+from sra_core.shards import PreparedSet, TeacherSet, read_manifest
 from sra_core.training.adapters import add_adapters
 from sra_core.training.checkpoints import Progress
 from sra_core.training.context import distill_data, objective_context

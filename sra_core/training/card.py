@@ -8,9 +8,9 @@ from typing import Any
 
 import yaml
 
-from sra_core.config import RunConfig, identity
-from sra_core.redaction import redact, redact_text
+from sra_core.config import RunConfig, hashed
 from sra_core.shards import Manifest
+from sra_core.watch import redact, redact_text
 
 __all__ = ["model_card"]
 
@@ -107,8 +107,8 @@ def _scores(result: Mapping[str, float | None], history: Sequence[Mapping[str, A
 
 def _settings(config: RunConfig) -> str:
     parts = ("student", "corpus", "alignment", "adapt", "cache", "objective", "distill")
-    settings = {name: identity(getattr(config, name)) for name in parts if name != "adapt" or config.adapt.enabled}
-    return json.dumps(redact({"seed": config.seed, "teacher": identity(config.teacher), **settings}), default=str)
+    settings = {name: hashed(getattr(config, name)) for name in parts if name != "adapt" or config.adapt.enabled}
+    return json.dumps(redact({"seed": config.seed, "teacher": hashed(config.teacher), **settings}), default=str)
 
 
 def _usage(config: RunConfig) -> str:

@@ -8,11 +8,10 @@ from typing import Any, Literal
 import torch
 
 from sra_core.alignment import token_bytes
-from sra_core.capture import load_head
 from sra_core.config import ModelRef, RunConfig
-from sra_core.models import layer_count, lm_head, load_tokenizer, resolve_layer
+from sra_core.models import layer_count, lm_head, load_head, load_tokenizer, resolve_layer
 from sra_core.objective import ObjectiveContext, teacher_needs
-from sra_core.preparation import STUDENT_TOKENIZER, TEACHER_TOKENIZER
+from sra_core.shards.prepared import STUDENT_TOKENIZER, TEACHER_TOKENIZER
 from sra_core.training.data import DistillData
 
 __all__ = ["distill_data", "objective_context"]

@@ -6,8 +6,12 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
+from typing import TYPE_CHECKING
 
-__all__ = ["read_history", "step_costs"]
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["learning_curves", "read_history", "step_costs"]
 
 
 def read_history(path: Path) -> list[dict[str, float]]:
@@ -20,3 +24,29 @@ def step_costs(history: Sequence[Mapping[str, float]]) -> dict[str, float]:
     seconds = [row["train/seconds_per_step"] for row in history if "train/seconds_per_step" in row]
     memory = [row["train/peak_memory_bytes"] for row in history if "train/peak_memory_bytes" in row]
     return {"seconds_per_step": median(seconds), "peak_memory_bytes": max(memory)} if seconds and memory else {}
+
+
+def learning_curves(history: Sequence[Mapping[str, float]], names: Sequence[str], title: str) -> Figure:
+    """Metrics by step, each in a panel of its own as their scales differ.
+
+    Args:
+        history: Rows with ``step`` and metrics, as training keeps them.
+        names: Metrics to draw; those that were never measured are left out.
+        title: Title of the figure.
+    """
+    curves = {name: [(row["step"], row[name]) for row in history if name in row] for name in names}
+    curves = {name: points for name, points in curves.items() if points}
+    rows = max(1, (len(curves) + 1) // 2)
+    figure = _figure(height=2.2 * rows)
+    for number, (name, points) in enumerate(curves.items(), start=1):
+        axes = figure.add_subplot(rows, 2, number)
+        axes.plot(*zip(*points, strict=True), marker="." if len(points) < 30 else None)
+        axes.set_title(name, fontsize=9)
+    figure.suptitle(title)
+    return figure
+
+
+def _figure(height: float = 4.0) -> Figure:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(7, height), layout="constrained")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from sra_core.config import TrainingConfig
 from sra_core.errors import ConfigError, TrainingError
-from sra_core.training.processes import STARTER, free_port
+from sra_core.processes import STARTER, free_port
 
 __all__ = ["Start", "chosen_launcher", "external_rank", "read_hostfile", "session", "starts"]
 

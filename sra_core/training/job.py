@@ -11,7 +11,11 @@ from typing import Any, Literal
 from sra_core.config import AdaptConfig, ObjectiveConfig, RunConfig, TrainingConfig
 from sra_core.shards import atomic_write
 
-__all__ = ["Events", "History", "Job", "read_events"]
+__all__ = ["WORK", "Events", "History", "Job", "read_events"]
+
+
+WORK = "work"
+"""Subfolder of a stage's folder that holds the job while it lasts."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from sra_core import errors
+from sra_core.config import TrainingConfig
 from sra_core.errors import SraError, StorageError, TrainingError
-from sra_core.training.hosts import chosen_launcher, session, starts
-from sra_core.training.job import Job, read_events
-from sra_core.training.processes import start, stop
-from sra_core.watching import Watcher
+from sra_core.processes import start, stop
+from sra_core.shards import StageFolder
+from sra_core.training.hosts import chosen_launcher, external_rank, session, starts
+from sra_core.training.job import WORK, Job, read_events
+from sra_core.watch import Watcher
 
-__all__ = ["join", "launch"]
+__all__ = ["join_stage", "launch"]
 
 _POLL_SECONDS = 0.1
 _LAST_WORDS = 3.0
@@ -99,7 +101,26 @@ def _hear_last_words(job: Job, processes: Sequence[subprocess.Popen[bytes]]) -> 
             return
 
 
-def join(job_file: Path, result: Path, log: Path) -> None:
+def join_stage(training: TrainingConfig, folder: StageFolder) -> None:
+    """Train to the end beside the first of the processes that torchrun started, where this is another of them.
+
+    The first one makes the job and holds the lock of the stage's folder; it runs the stage and returns here at once.
+
+    Args:
+        training: How to train.
+        folder: The stage's folder.
+
+    Raises:
+        TrainingError: This process failed.
+    """
+    rank = external_rank(training)
+    if rank > 0:
+        work = folder.path / WORK
+        work.mkdir(parents=True, exist_ok=True)
+        _join(work / "job.json", folder.manifest_path, work / f"worker-{rank}.log")
+
+
+def _join(job_file: Path, result: Path, log: Path) -> None:
     """Train as one of the processes that torchrun started, beside the first one, which has made the job.
 
     Args:

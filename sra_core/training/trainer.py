@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sra_core.evaluation import response_likelihood
+from sra_core.models import response_likelihood
 from sra_core.objective import Batch, weighted_terms
 from sra_core.shards import PreparedRow
 from sra_core.training.checkpoints import Checkpoints, Progress, gather

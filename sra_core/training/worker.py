@@ -10,11 +10,11 @@ import traceback
 from pathlib import Path
 
 from sra_core.errors import SraError
+from sra_core.processes import die_with_parent
 from sra_core.shards import atomic_write
 from sra_core.training.checkpoints import Progress
 from sra_core.training.guards import explained, is_out_of_memory
 from sra_core.training.job import Job
-from sra_core.training.processes import die_with_parent
 
 __all__ = ["main"]
 

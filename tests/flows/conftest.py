@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import sys
 import tempfile
-import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,32 +13,30 @@ os.environ["PREFECT_HOME"] = tempfile.mkdtemp(prefix="prefect-")
 os.environ.pop("PREFECT_API_URL", None)
 
 from sra_core.config import RunConfig
+from sra_core.run import Run
 from sra_core.shards import Manifest
-from sra_core.watching import Watcher, watched
+from sra_core.watch import Watcher, watched
 
 STAGES = ("prepare", "cache", "distill", "evaluate")
 
 
-class StubStages(types.ModuleType):
+class StubStages:
     """Stages that record their calls; ``fail[stage]`` holds errors to raise first, one a call."""
 
     def __init__(self) -> None:
-        super().__init__("sra_core.stages")
         self.calls: list[str] = []
         self.configs: list[RunConfig] = []
         self.fail: dict[str, list[BaseException]] = {}
         self.done: set[str] = set()
-        for stage in STAGES:
-            setattr(self, stage, self._stage(stage))
         self.missing: list[Exception] = []
-        self.needed = lambda config: [name for name in STAGES if name != "cache" or config.objective.name != "sft"]
 
     def check_tools(self, config: RunConfig) -> None:
         if self.missing:
             raise self.missing[0]
 
     def _stage(self, stage: str) -> Callable[..., Manifest]:
-        def run(config: RunConfig, watch: Watcher) -> Manifest:
+        def run(settled: Run, watch: Watcher) -> Manifest:
+            config = settled.config
             self.calls.append(stage)
             self.configs.append(config)
             reused = stage in self.done
@@ -91,5 +87,6 @@ def prefect_server() -> Iterator[None]:
 @pytest.fixture
 def stub_stages(monkeypatch: pytest.MonkeyPatch) -> StubStages:
     stages = StubStages()
-    monkeypatch.setitem(sys.modules, "sra_core.stages", stages)
+    monkeypatch.setattr("flows.common.STAGES", {stage: stages._stage(stage) for stage in STAGES})
+    monkeypatch.setattr("flows.common.check_tools", stages.check_tools)
     return stages

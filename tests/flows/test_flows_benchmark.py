@@ -2,39 +2,35 @@
 
 from __future__ import annotations
 
-import sys
-import types
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from flows.benchmark import benchmark
-from sra_core import stages
-from sra_core.benchmarking import Bench
-from sra_core.config import RunConfig
+from sra_core.bench.grid import Bench
+from sra_core.config.load import load_config
 from sra_core.errors import TrainingError
-from sra_core.recipes import load_config
+from sra_core.run import ORDER, Run
 from sra_core.shards import Manifest
-from sra_core.watching import Watcher, watched
-from tests.benchmarking import make
+from sra_core.watch import Watcher, watched
+from tests.bench import make
 from tests.flows.test_flows_run import _artifacts
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
 
-class QuickStages(types.ModuleType):
+class QuickStages:
     """Stages of recipe `quality-smoke` that put finished results into the store; ``fails`` names one that can't."""
 
     def __init__(self, bench: Bench) -> None:
-        super().__init__("sra_core.stages")
         self.bench, self.calls, self.fails = bench, [], ""
-        for stage in ("prepare", "cache", "distill", "evaluate"):
-            setattr(self, stage, lambda config, watch, stage=stage: self.work(stage, config, watch))
 
-    def work(self, stage: str, config: RunConfig, watch: Watcher) -> Manifest:
+    def work(self, stage: str, run: Run, watch: Watcher) -> Manifest:
+        config = run.config
         self.calls.append((stage, config.objective.name, config.seed))
-        folder = stages.folder_of(stage, config)
+        folder = run.folder(stage)
         with watched(watch, stage, folder.fingerprint, config, "at once"):
             if stage == "distill" and config.objective.name == self.fails:
                 raise TrainingError("the loss is not a number", "lower the rate")
@@ -56,9 +52,9 @@ def settings(tmp_path: Path) -> dict[str, Any]:
 @pytest.fixture
 def quick(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> QuickStages:
     config = load_config("quality-smoke", {"store": settings["store"], "tracking": {"enabled": False}})
-    module = QuickStages(Bench(config))
-    monkeypatch.setitem(sys.modules, "sra_core.stages", module)
-    return module
+    quick = QuickStages(Bench(config))
+    monkeypatch.setattr("flows.common.STAGES", {stage: partial(quick.work, stage) for stage in ORDER})
+    return quick
 
 
 def test_cells_run_as_tasks_and_the_report_is_shown(quick: QuickStages, settings: dict[str, Any]) -> None:

@@ -10,24 +10,26 @@ from prefect.utilities.callables import parameter_schema
 from pydantic import BaseModel
 
 from flows import adapt, cache, common, distill, evaluate, pipeline, prepare
+from flows.form import settle
+from flows.retries import is_passing
 from sra_core.config import DistillConfig, LoraConfig, ObjectiveConfig, RunConfig
+from sra_core.config.load import load_config, recipe_names
 from sra_core.errors import AlignmentError, ConfigError, DataError, ModelError, ShardError, StorageError, TrainingError
-from sra_core.recipes import load_config, recipe_names
 
 FLOWS = [prepare.prepare, adapt.adapt, cache.cache, distill.distill, evaluate.evaluate, pipeline.pipeline]
 
 
 def test_untouched_form_is_the_recipe() -> None:
-    assert common.settle("smoke", RunConfig(), {}) == load_config("smoke")
+    assert settle("smoke", RunConfig(), {}) == load_config("smoke")
 
 
 def test_no_recipe_starts_from_the_defaults() -> None:
-    assert common.settle("none", RunConfig(), {}) == load_config(None)
+    assert settle("none", RunConfig(), {}) == load_config(None)
 
 
 def test_touched_fields_win_over_the_recipe_and_leave_the_rest() -> None:
     form = RunConfig(name="mine", distill=DistillConfig(epochs=3, lora=LoraConfig(rank=2)))
-    settled = common.settle("smoke", form, {})
+    settled = settle("smoke", form, {})
     smoke = load_config("smoke")
     assert (settled.name, settled.distill.epochs, settled.distill.lora) == ("mine", 3, LoraConfig(rank=2))
     assert settled.distill.batch_size == smoke.distill.batch_size
@@ -36,14 +38,14 @@ def test_touched_fields_win_over_the_recipe_and_leave_the_rest() -> None:
 
 def test_overrides_win_over_the_form_and_may_restore_a_default() -> None:
     form = RunConfig(distill=DistillConfig(epochs=3))
-    assert common.settle("smoke", form, {"distill.epochs": 7, "seed": 4}).distill.epochs == 7
+    assert settle("smoke", form, {"distill.epochs": 7, "seed": 4}).distill.epochs == 7
     default = RunConfig().alignment.max_length
-    assert common.settle("smoke", form, {"alignment.max_length": default}).alignment.max_length == default
+    assert settle("smoke", form, {"alignment.max_length": default}).alignment.max_length == default
 
 
 def test_list_of_layer_pairs_survives_the_form() -> None:
     form = RunConfig(objective=ObjectiveConfig(layers=[(2, 1), (-1, -1)]))
-    assert common.settle("smoke", form, {}).objective.layers == [(2, 1), (-1, -1)]
+    assert settle("smoke", form, {}).objective.layers == [(2, 1), (-1, -1)]
 
 
 @pytest.mark.parametrize(
@@ -51,12 +53,12 @@ def test_list_of_layer_pairs_survives_the_form() -> None:
 )
 def test_a_bad_override_is_refused_by_name(overrides: dict[str, object], named: str) -> None:
     with pytest.raises(ConfigError, match=named):
-        common.settle("smoke", RunConfig(), overrides)
+        settle("smoke", RunConfig(), overrides)
 
 
 def test_an_unknown_recipe_is_refused() -> None:
     with pytest.raises(ConfigError, match="smoek"):
-        common.settle("smoek", RunConfig(), {})
+        settle("smoek", RunConfig(), {})
 
 
 def _caused(error: Exception, cause: Exception) -> Exception:
@@ -88,7 +90,7 @@ def _caused(error: Exception, cause: Exception) -> Exception:
     ],
 )
 def test_only_passing_causes_are_worth_a_second_try(error: BaseException | None, passing: bool) -> None:
-    assert common.is_passing(error) is passing
+    assert is_passing(error) is passing
 
 
 @pytest.mark.parametrize("flow", FLOWS, ids=lambda flow: flow.name)
@@ -132,7 +134,7 @@ def test_an_error_with_a_secret_gives_way_to_one_without(
     assert type(hidden) is kind
     assert "***" in str(hidden)
     assert "correct-horse" not in f"{hidden!r} {hidden.__cause__!r}"
-    assert common.is_passing(hidden) is passing
+    assert is_passing(hidden) is passing
 
 
 def test_an_error_without_a_secret_stays_itself() -> None:

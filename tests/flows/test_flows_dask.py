@@ -10,7 +10,7 @@ import pytest
 from flows.cache import cache
 from flows.prepare import prepare
 from sra_core import stages
-from sra_core.recipes import load_config
+from sra_core.config.load import load_config
 from sra_core.shards import Manifest, StageFolder
 
 pytestmark = [pytest.mark.usefixtures("prefect_server"), pytest.mark.slow]

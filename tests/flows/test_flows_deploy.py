@@ -18,8 +18,8 @@ import pytest
 import yaml
 from prefect.flows import load_flow_from_entrypoint
 
-from flows.common import MOST_STARTS
-from sra_core.telemetry import QUIET
+from flows.retries import MOST_STARTS
+from sra_core.watch import QUIET
 
 ROOT = Path(__file__).resolve().parents[2]
 COMPOSE = yaml.safe_load((ROOT / "docker" / "compose.yaml").read_text())

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from flows import watching
+from flows import watcher
 from sra_core.config import RunConfig
 from sra_core.shards import Manifest
 
@@ -26,8 +26,8 @@ class Artifacts:
 @pytest.fixture
 def artifacts(monkeypatch: pytest.MonkeyPatch) -> Artifacts:
     kept = Artifacts()
-    monkeypatch.setattr(watching, "ArtifactWriter", lambda: kept)
-    monkeypatch.setattr(watching, "get_run_logger", lambda: logging.getLogger("test"))
+    monkeypatch.setattr(watcher, "ArtifactWriter", lambda: kept)
+    monkeypatch.setattr(watcher, "get_run_logger", lambda: logging.getLogger("test"))
     return kept
 
 
@@ -42,7 +42,7 @@ def _manifest(folder: Path) -> Manifest:
 
 
 def test_without_a_known_end_it_counts_and_is_whole_at_the_end(artifacts: Artifacts, tmp_path: Path) -> None:
-    watch = watching.PrefectWatcher()
+    watch = watcher.PrefectWatcher()
     watch.begin("prepare", "f", RunConfig(), "plan", reused=False)
     watch.progress(12, 0, "examples")
     assert _progress(artifacts)[0][0] == 0.0
@@ -52,8 +52,8 @@ def test_without_a_known_end_it_counts_and_is_whole_at_the_end(artifacts: Artifa
 
 
 def test_with_a_known_end_it_says_how_much_is_left(artifacts: Artifacts, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watching, "_EVERY", 0.0)
-    watch = watching.PrefectWatcher()
+    monkeypatch.setattr(watcher, "_EVERY", 0.0)
+    watch = watcher.PrefectWatcher()
     watch.begin("distill", "f", RunConfig(), "plan", reused=False)
     watch.progress(0, 40, "steps")
     watch.progress(10, 40, "steps", "loss 2")
@@ -71,7 +71,7 @@ def test_an_image_is_linked_to_the_file_that_mlflow_keeps(
         run_id = "r1"
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
-    watch = watching.PrefectWatcher(Mlflow())  # type: ignore[arg-type]
+    watch = watcher.PrefectWatcher(Mlflow())  # type: ignore[arg-type]
     watch.begin("evaluate", "f", RunConfig(), "plan", reused=False)
     watch.figure("evaluate/scores", lambda: pytest.fail("nobody here keeps it"))
     watch.end(_manifest(tmp_path))

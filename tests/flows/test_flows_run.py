@@ -19,7 +19,7 @@ from prefect.client.schemas.filters import (
 )
 from prefect.states import State
 
-from flows import common
+from flows import common, retries
 from flows.distill import distill
 from flows.pipeline import pipeline
 from sra_core.config import RunConfig
@@ -83,7 +83,7 @@ def test_retries_end(stub_stages: Any, settings: dict[str, Any], monkeypatch: py
     stub_stages.fail["prepare"] = [OSError("disk")] * 9
     state = pipeline(recipe="smoke", overrides=settings, return_state=True)
     assert state.is_failed()
-    assert stub_stages.calls == ["prepare"] * (1 + common.RETRIES)
+    assert stub_stages.calls == ["prepare"] * (1 + retries.RETRIES)
 
 
 def test_a_cause_that_lasts_fails_at_once(stub_stages: Any, settings: dict[str, Any]) -> None:
@@ -110,7 +110,7 @@ def test_a_value_that_the_form_should_refuse_is_refused_by_the_flow(stub_stages:
 def test_a_run_that_keeps_crashing_is_not_started_for_ever(
     stub_stages: Any, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(common, "MOST_STARTS", 0)
+    monkeypatch.setattr(retries, "MOST_STARTS", 0)
     state = pipeline(recipe="smoke", overrides=settings, return_state=True)
     assert state.is_failed()
     assert "never came to its end" in (state.message or "")
@@ -127,7 +127,7 @@ def test_cancellation_passes_through_the_task(stub_stages: Any, settings: dict[s
 def test_mlflow_and_prefect_name_each_other(stub_stages: Any, settings: dict[str, Any]) -> None:
     from mlflow import MlflowClient
 
-    from sra_core.tracking import tracking_uri
+    from sra_core.watch.mlflow import tracking_uri
 
     config = RunConfig(store=settings["store"])
     state = pipeline(recipe="smoke", overrides={**settings, "tracking.enabled": True}, return_state=True)
@@ -177,7 +177,7 @@ def test_a_planted_secret_reaches_neither_log_nor_state_nor_artifact(
 def test_a_second_run_records_reused_stages(stub_stages: Any, settings: dict[str, Any]) -> None:
     from mlflow import MlflowClient
 
-    from sra_core.tracking import tracking_uri
+    from sra_core.watch.mlflow import tracking_uri
 
     tracked = {**settings, "tracking.enabled": True}
     for _ in range(2):
@@ -233,9 +233,9 @@ def test_a_script_explains_a_wrong_config(capsys: pytest.CaptureFixture[str], st
 
 def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     """No waiting between tries."""
-    real = common.task
+    real = retries.task
 
     def quick(function: Callable[..., Any], **options: Any) -> Any:
         return real(function, **{**options, "retry_delay_seconds": 0.01, "retry_jitter_factor": None})
 
-    monkeypatch.setattr(common, "task", quick)
+    monkeypatch.setattr(retries, "task", quick)

@@ -19,9 +19,10 @@ import pytest
 
 from sra_core import stages
 from sra_core.config import RunConfig
-from sra_core.recipes import load_config
+from sra_core.config.load import load_config
+from sra_core.run import Run
 from sra_core.shards import Manifest, TeacherSet
-from sra_core.tracking import MlflowWatcher, pipeline_run, tracking_uri
+from sra_core.watch.mlflow import MlflowWatcher, pipeline_run, tracking_uri
 from tests.golden.make import write_corpus, write_gpt2, write_llama
 
 VALUES = Path(__file__).with_name("values.json")
@@ -89,8 +90,8 @@ def check_close(name: str, found: Any, rtol: float) -> None:
 )
 def test_fingerprints(recipe: str, changes: dict[str, Any], inputs: dict[str, Any], request: Any) -> None:
     config = load_config(recipe, {**inputs, **changes})
-    of = ("prepare", "adapt") if config.adapt.enabled else stages.needed(config)
-    found = {stage: stages.folder_of(stage, config).fingerprint for stage in of}
+    of = ("prepare", "adapt") if config.adapt.enabled else Run(config).stages
+    found = {stage: Run(config).folder(stage).fingerprint for stage in of}
     check(request.node.name, found)
 
 

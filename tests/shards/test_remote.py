@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from sra_core.errors import ShardError, StorageError
-from sra_core.shards import StageFolder, TeacherSet
-from sra_core.shards.remote import Lease, Remote, is_url, local_copy
+from sra_core.shards import Remote, StageFolder, TeacherSet, is_url, local_copy
+from sra_core.shards.remote import Lease
 from tests.shards.make import teacher_rows, write_teacher
 
 IDENTITY = {"layers": [2, 5]}
@@ -156,8 +156,8 @@ def test_a_protocol_without_its_library_says_what_to_install(machine) -> None:
 
 
 def test_the_doctor_tries_a_remote_store(url: str, tmp_path: Path, machine) -> None:
+    from sra_core.config.load import load_config
     from sra_core.doctor import _store
-    from sra_core.recipes import load_config
 
     machine("a")
     (finding,) = _store(load_config("smoke", {"store": f"{url}/new"}))

@@ -11,9 +11,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sra_core.alignment import SharedVocabulary
-from sra_core.capture import save_head
 from sra_core.config import ModelRef, RunConfig
-from sra_core.models import resolve
+from sra_core.models import resolve, save_head
 from sra_core.objective import Head
 from sra_core.shards import (
     PREPARED_SCHEMA,

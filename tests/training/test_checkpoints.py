@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from sra_core.errors import StorageError
+from sra_core.processes import free_port
 from sra_core.training import Checkpoints, Progress
 from sra_core.training.checkpoints import random_state, restore_random_state
-from sra_core.training.processes import free_port
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -15,11 +15,10 @@ import pytest
 
 from sra_core.config import DistillConfig, RunConfig
 from sra_core.errors import ConfigError, TrainingError
-from sra_core.training import Job, hosts, launch
+from sra_core.processes import free_port
+from sra_core.training import Job, hosts, launch, launcher
 from sra_core.training.hosts import chosen_launcher, read_hostfile, session, starts
-from sra_core.training.launcher import join
-from sra_core.training.processes import free_port
-from sra_core.watching import Watcher
+from sra_core.watch import Watcher
 
 ROOT = Path(__file__).parents[2]
 
@@ -117,7 +116,7 @@ sys.path.insert(0, {str(ROOT)!r})
 import signal
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 from sra_core.training import hosts, launch
-from sra_core.watching import Watcher
+from sra_core.watch import Watcher
 from tests.training.test_launcher import make
 hosts.WORKER = "tests.training.stub_worker"
 launch(make(Path({str(folder)!r}), {what!r}, processes={processes}), Watcher())
@@ -181,12 +180,14 @@ def test_processes_that_torchrun_started_join(tmp_path: Path, monkeypatch: pytes
     assert chosen_launcher(job.training) == "torchrun"
     assert launch(job, Watcher()) == {"steps": 3}
     monkeypatch.setenv("RANK", "1")
-    join(job.folder / "job.json", tmp_path / "manifest.json", job.folder / "worker-1.log")
+    launcher._join(job.folder / "job.json", tmp_path / "manifest.json", job.folder / "worker-1.log")
     assert sorted(path.name for path in job.folder.glob("pid-*")) == ["pid-0", "pid-1"]
     monkeypatch.setenv("MASTER_PORT", "1")
     assert Job.load(job.folder / "job.json").session != session()
     (tmp_path / "manifest.json").touch()
-    join(job.folder / "job.json", tmp_path / "manifest.json", job.folder / "worker-1.log")  # done: returns at once
+    launcher._join(
+        job.folder / "job.json", tmp_path / "manifest.json", job.folder / "worker-1.log"
+    )  # done: returns at once
 
 
 TORCHRUN = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "a", "MASTER_PORT": "1"}

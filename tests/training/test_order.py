@@ -11,8 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sra_core.config import DistillConfig
-from sra_core.shards import PreparedSet
-from sra_core.shards.folder import read_manifest
+from sra_core.shards import PreparedSet, read_manifest
 from sra_core.training import DistillData, Order, learning_rate, total_steps
 from sra_core.training.data import prefetch
 from tests.training.make import make_config, make_job

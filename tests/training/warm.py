@@ -13,8 +13,9 @@ from multiprocessing import get_context
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-from sra_core.training.job import Job, read_events
-from sra_core.training.processes import free_port
+from sra_core.processes import free_port
+from sra_core.training import Job
+from sra_core.training.job import read_events
 
 __all__ = ["Run", "finish"]
 

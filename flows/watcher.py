@@ -1,0 +1,239 @@
+"""What a person sees of a stage in the Prefect UI: progress, live numbers, tables, reports and the link to MLflow.
+
+Artifacts leave through an outbox, so a stage goes on while the Prefect server is away and reports when it is back.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import httpx
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
+from prefect.context import FlowRunContext, TaskRunContext
+from prefect.exceptions import PrefectHTTPStatusError
+from prefect.logging import get_run_logger
+
+from sra_core.config import RunConfig
+from sra_core.watch import Outbox, Report, Watcher, redact_text
+from sra_core.watch.mlflow import MlflowWatcher, figure_path, tracking_uri, ui_command
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from sra_core.shards import Manifest
+
+__all__ = ["ArtifactWriter", "PrefectWatcher", "artifact_key"]
+
+_EVERY = 2.0
+_ROWS = 40
+PATIENCE = 20.0
+"""Seconds that the end of a stage waits for a Prefect server that does not answer."""
+_MLFLOW_PATIENCE = 5.0
+"""Seconds that the end of a stage waits for MLflow to name its run, so that a short stage is linked too."""
+
+
+def artifact_key(*parts: str) -> str:
+    """An artifact key: lower-case letters, digits and dashes."""
+    return re.sub(r"[^a-z0-9]+", "-", "-".join(parts).lower()).strip("-")
+
+
+class ArtifactWriter:
+    """Creates artifacts of the current flow or task run in the background; one key again updates the same artifact."""
+
+    def __init__(self) -> None:
+        flow_run, task_run = FlowRunContext.get(), TaskRunContext.get()
+        self._owner = {
+            "flow_run_id": task_run.task_run.flow_run_id if task_run else flow_run.flow_run.id if flow_run else None,
+            "task_run_id": task_run.task_run.id if task_run else None,
+        }
+        self._ids: dict[str, Any] = {}
+        context = contextvars.copy_context()  # settings of the run are context variables
+        self._outbox = Outbox(
+            lambda report: context.run(self._deliver, report), passing=_passing, merge=_latest, pause=0.2
+        )
+
+    def write(self, kind: str, key: str, data: Any, description: str | None = None) -> None:
+        """Queue an artifact: ``progress`` (percent), ``table`` (JSON rows), ``markdown`` or ``image`` (address)."""
+        self._outbox.put({"kind": kind, "key": key, "data": data, "description": description})
+
+    def close(self, patience: float = PATIENCE) -> None:
+        """Deliver what is left, waiting at most ``patience`` seconds for a server that does not answer."""
+        self._outbox.close(patience)
+
+    def _deliver(self, report: Report) -> None:
+        with get_client(sync_client=True) as client:
+            known = self._ids.get(report["key"])
+            if known is None:
+                fields = {"type": report["kind"], **self._owner}
+                created = client.create_artifact(
+                    ArtifactCreate(key=report["key"], data=report["data"], description=report["description"], **fields)
+                )
+                self._ids[report["key"]] = created.id
+            else:
+                update = ArtifactUpdate(data=report["data"], description=report["description"])
+                client.update_artifact(known, update)
+
+
+class PrefectWatcher(Watcher):
+    """Shows stages in the run that it was made in.
+
+    Args:
+        mlflow: The watcher that tracks the same stages, to link to.
+    """
+
+    def __init__(self, mlflow: MlflowWatcher | None = None) -> None:
+        self._mlflow = mlflow
+        self._log = get_run_logger()
+        self._artifacts = ArtifactWriter()
+        self._begin_stage("", None)
+
+    def _begin_stage(self, stage: str, config: RunConfig | None) -> None:
+        self._stage, self._config = stage, config
+        self._started = self._shown = time.monotonic()
+        self._first_done: int | None = None
+        self._history: list[dict[str, Any]] = []
+        self._figures: list[str] = []
+        self._linked = False
+        self._endless = ""  # what was last said of progress whose end nobody knows
+
+    def begin(self, stage: str, fingerprint: str, config: RunConfig, plan: str, *, reused: bool) -> None:
+        self._begin_stage(stage, config)
+        self._log.info("%s %s: %s", stage, fingerprint, "already done" if reused else redact_text(plan))
+        self._link()
+
+    def progress(self, done: int, total: int, unit: str, note: str = "") -> None:
+        now = time.monotonic()
+        if self._first_done is None:
+            self._first_done, self._started = done, now
+        elif done < total and now - self._shown < _EVERY:
+            return
+        self._shown = now
+        rate = (done - self._first_done) / max(now - self._started, 1e-9)
+        left = f", {_duration((total - done) / rate)} left" if rate and done < total else ""
+        count = f"{done} of {total} {unit}" if total else f"{done} {unit}"
+        text = f"{count}, {rate:.3g} a second{left}" + (f", {note}" if note else "")
+        self._endless = "" if total else text
+        percent = 100.0 * done / total if total else 0.0
+        self._artifacts.write("progress", artifact_key(self._stage, "progress"), percent, text)
+        self._link()
+
+    def metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
+        if step is None:
+            return
+        shown = {name: float(f"{value:.5g}") for name, value in values.items()}
+        if self._history and self._history[-1]["step"] == step:
+            self._history[-1].update(shown)
+        else:
+            self._history.append({"step": step, **shown})
+        stride = max(1, len(self._history) // _ROWS)
+        rows = self._history[::-1][::stride]
+        self._artifacts.write("table", artifact_key(self._stage, "live"), _table(rows), "Live numbers, latest first")
+
+    def figure(self, name: str, draw: Callable[[], Figure]) -> None:
+        self._figures.append(name)
+
+    def table(self, name: str, columns: Mapping[str, Sequence[Any]]) -> None:
+        rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+        self._artifacts.write("table", artifact_key(self._stage, name), _table(rows), name)
+
+    def markdown(self, name: str, text: str) -> None:
+        self._artifacts.write("markdown", artifact_key(self._stage, name), redact_text(text), name)
+
+    def artifact(self, path: Path) -> None:
+        self._log.info("kept %s", path)
+
+    def message(self, text: str) -> None:
+        self._log.info("%s", redact_text(text))
+
+    def end(self, manifest: Manifest) -> None:
+        if self._endless:
+            self._artifacts.write("progress", artifact_key(self._stage, "progress"), 100.0, self._endless)
+        limit = time.monotonic() + _MLFLOW_PATIENCE
+        self._link()
+        while not self._linked and self._is_tracked() and time.monotonic() < limit:
+            time.sleep(0.1)
+            self._link()
+        for name in self._figures:
+            address = self._figure_address(name)
+            if address:
+                self._artifacts.write("image", artifact_key(self._stage, name), address, name)
+        self._artifacts.write("markdown", artifact_key(self._stage, "result"), _result(manifest), "Result of the stage")
+        kept = ", ".join(f"{count} {name}" for name, count in manifest.counts.items() if count)
+        self._log.info("%s done: %s", manifest.stage, kept)
+
+    def failed(self, error: BaseException) -> None:
+        self._log.error("%s stopped: %s", self._stage, redact_text(f"{type(error).__name__}: {error}"))
+
+    def close(self, patience: float = PATIENCE) -> None:
+        """Deliver the artifacts that are left."""
+        self._artifacts.close(patience)
+
+    def _link(self) -> None:
+        """Link to the MLflow run as soon as it has an address."""
+        if self._linked or self._mlflow is None or self._config is None or not self._is_tracked():
+            return
+        address = self._mlflow.url
+        if address is None and tracking_uri(self._config).startswith("http"):
+            return
+        text = f"[{address}]({address})" if address else f"`{redact_text(' '.join(ui_command(self._config)))}`"
+        self._artifacts.write("markdown", artifact_key(self._stage, "mlflow"), f"MLflow run: {text}", "MLflow run")
+        self._linked = True
+
+    def _is_tracked(self) -> bool:
+        return self._mlflow is not None and self._config is not None and self._config.tracking.enabled
+
+    def _figure_address(self, name: str) -> str | None:
+        uri = tracking_uri(self._config) if self._config else ""
+        run_id = self._mlflow.run_id if self._mlflow else None
+        if not uri.startswith("http") or run_id is None:
+            return None
+        return redact_text(f"{uri.rstrip('/')}/get-artifact?path={figure_path(name)}&run_uuid={run_id}")
+
+
+def _passing(error: Exception) -> bool:
+    """The server is away or overloaded, and not: it refused the artifact."""
+    if isinstance(error, (PrefectHTTPStatusError, httpx.HTTPStatusError)):
+        return error.response.status_code >= 500 or error.response.status_code in (408, 429)
+    return isinstance(error, (httpx.TransportError, OSError, RuntimeError))
+
+
+def _latest(first: Report, second: Report) -> Report | None:
+    return second if first["key"] == second["key"] else None
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> str:
+    import json
+
+    return json.dumps([{key: _cell(value) for key, value in row.items()} for row in rows], default=str)
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, float) and value != value:
+        return None
+    return redact_text(value) if isinstance(value, str) else value
+
+
+def _result(manifest: Manifest) -> str:
+    """The manifest of a finished stage as Markdown."""
+    lines = [f"**{manifest.stage}** `{manifest.fingerprint}` in `{redact_text(manifest.folder)}`", ""]
+    for title, values in (("score", manifest.metrics), ("count", manifest.counts)):
+        if values:
+            lines += [f"| {title} | value |", "| --- | --- |"]
+            lines += [
+                f"| {name} | {value:.5g} |" if isinstance(value, float) else f"| {name} | {value} |"
+                for name, value in values.items()
+            ]
+            lines.append("")
+    return "\n".join(lines)
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"

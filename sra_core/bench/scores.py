@@ -1,0 +1,234 @@
+"""From finished cells to scores with intervals and paired differences.  Shapes: E examples, S seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sra_core.bench.grid import Bench, Cell
+from sra_core.bench.report import Report
+from sra_core.compare import Comparison, EvaluatedRun, Interval, ModelScores, compare_all, interval, read_run
+from sra_core.compare.results import METRICS, Metric
+from sra_core.errors import EvaluationError
+
+__all__ = ["Found", "collect", "compare"]
+
+Floats = NDArray[np.float64]
+MAIN = tuple(metric for metric in METRICS if metric.name in ("bits_per_byte", "rougeL"))
+CURVE = "validation/bits_per_byte"
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A finished cell.
+
+    Attributes:
+        cell: Which.
+        run: Its evaluation.
+        costs: Metrics of its training.
+        curve: Held-out bits per byte while it trained, by step.
+    """
+
+    cell: Cell
+    run: EvaluatedRun
+    costs: Mapping[str, float]
+    curve: list[tuple[int, float]]
+
+
+def collect(bench: Bench, cells: Sequence[Cell]) -> list[Found]:
+    """The cells that are done, in the order of the grid."""
+    found = []
+    for cell in cells:
+        scores, student = bench.scores(cell), bench.student(cell)
+        if scores is not None and student is not None:
+            run = read_run(Path(scores.folder), cell.name)
+            found.append(Found(cell, run, student.metrics, run.curves.get(CURVE, [])))
+    return found
+
+
+def compare(bench: Bench, found: Sequence[Found]) -> Report:
+    """Scores of every variant, and every pair that the grid asks about, over the cells that are done.
+
+    Raises:
+        EvaluationError: Cells that were scored on other examples.
+    """
+    done = [each.cell.name for each in found]
+    report = Report(
+        title=bench.config.name,
+        reference=bench.config.bench.reference,
+        variants=list(dict.fromkeys(cell.variant for cell in bench.cells)),
+        done=done,
+        missing=[(cell.name, _why(bench, cell)) for cell in bench.cells if cell.name not in done],
+        cells=[_cell_row(each) for each in found],
+        curves={(each.cell.variant, each.cell.seed): each.curve for each in found},
+    )
+    rivals = {cell.variant for cell in bench.cells if cell.config.objective.name != "sra"}
+    for metric in MAIN:
+        scores = {each.cell: values for each in found if (values := _values(metric, each.run.models["student"]))}
+        if scores:
+            _compare_metric(report, metric, scores, rivals)
+    report.scores += _frame_rows(found)
+    report.notes = list(_notes(report))
+    return report
+
+
+def _why(bench: Bench, cell: Cell) -> str:
+    if cell in bench.failed:
+        return f"failed: {str(bench.failed[cell]).splitlines()[0]}"
+    return bench.state(cell)
+
+
+def _cell_row(found: Found) -> dict[str, Any]:
+    """One row a cell, for tables that are read by machines."""
+    row: dict[str, Any] = {"variant": found.cell.variant, "seed": found.cell.seed}
+    for metric in MAIN:
+        values = _values(metric, found.run.models["student"])
+        row[metric.name] = _score(*values).estimate if values else None
+    wanted = ("best_bits_per_byte", "best_step", "steps", "seconds", "seconds_per_step", "peak_memory_bytes")
+    return row | {name: found.costs.get(f"distill/{name}") for name in wanted} | {"folder": found.run.folder.name}
+
+
+def _values(metric: Metric, scores: ModelScores) -> tuple[list[tuple[str, str]], Floats, Floats] | None:
+    """Keys, (E,) numerators (answers of several sampling seeds averaged) and (E,) denominators."""
+    values = scores.values(metric.name)
+    return None if values is None else (values[0], values[1].mean(1), values[2])
+
+
+def _score(keys: Sequence[tuple[str, str]], values: Floats, weights: Floats) -> Interval:
+    """The score with its interval; over several data sets the mean of theirs."""
+    return interval(values, weights, strata=_strata(keys))
+
+
+def _strata(keys: Sequence[tuple[str, str]]) -> NDArray[np.int64] | None:
+    """(E,) number of each example's data set; None where there is one."""
+    names = {dataset: number for number, dataset in enumerate(dict.fromkeys(dataset for dataset, _ in keys))}
+    return np.array([names[dataset] for dataset, _ in keys]) if len(names) > 1 else None
+
+
+def _compare_metric(
+    report: Report,
+    metric: Metric,
+    scores: Mapping[Cell, tuple[list[tuple[str, str]], Floats, Floats]],
+    rivals: set[str],
+) -> None:
+    """Add the rows of one metric."""
+    keys, _, weights = next(iter(scores.values()))
+    for cell, (other, _, bytes_) in scores.items():
+        if other != keys or not np.array_equal(bytes_, weights):
+            raise EvaluationError(
+                f"{cell.name} was scored on other examples than the first cell",
+                "leave corpus, tokenizers, alignment and evaluate alike in all variants",
+            )
+    by_variant: dict[str, dict[int, Floats]] = {}
+    for cell, (_, values, _) in scores.items():
+        by_variant.setdefault(cell.variant, {})[cell.seed] = values
+    means = {}
+    for variant, by_seed in by_variant.items():
+        score = _score(keys, np.stack(list(by_seed.values()), 1), weights)
+        means[variant] = score.estimate
+        report.scores.append(
+            {"variant": variant, "metric": metric.name, "score": score.estimate, "low": score.low, "high": score.high}
+            | {"examples": score.examples, "seeds": score.seeds, **_costs(report, variant)}
+        )
+    best = _best(metric, {name: mean for name, mean in means.items() if name in rivals})
+    for pair, result, seeds in _pairs(report, by_variant, weights, _strata(keys), rivals, best):
+        report.differences.append(_difference_row(metric, pair, result, seeds, best))
+
+
+def _best(metric: Metric, means: Mapping[str, float]) -> str | None:
+    if not means:
+        return None
+    return (max if metric.higher else min)(means, key=lambda name: means[name])
+
+
+def _pairs(
+    report: Report,
+    by_variant: Mapping[str, Mapping[int, Floats]],
+    weights: Floats,
+    strata: NDArray[np.int64] | None,
+    rivals: set[str],
+    best: str | None,
+) -> Iterator[tuple[tuple[str, str], Comparison, list[int]]]:
+    """Every variant against the reference, and every one of SRA against the best rival, on the seeds that both have."""
+    wanted = [(name, report.reference) for name in by_variant if name != report.reference]
+    wanted += [(name, best) for name in by_variant if best not in (None, report.reference) and name not in rivals]
+    possible = {}
+    for first, second in wanted:
+        seeds = sorted(by_variant[first].keys() & by_variant.get(second, {}).keys())
+        if seeds:
+            possible[first, second] = seeds
+    tables: dict[str, Floats] = {}
+    for (first, second), seeds in possible.items():
+        for name in (first, second):
+            tables[f"{name}\0{seeds}"] = np.stack([by_variant[name][seed] for seed in seeds], 1)
+    asked = {
+        (f"{first}\0{seeds}", f"{second}\0{seeds}"): (first, second) for (first, second), seeds in possible.items()
+    }
+    for key, result in compare_all(tables, weights, list(asked), strata=strata).items():
+        yield asked[key], result, possible[asked[key]]
+
+
+def _difference_row(
+    metric: Metric, pair: tuple[str, str], result: Comparison, seeds: list[int], best: str | None
+) -> dict[str, Any]:
+    gap = result.difference
+    better, worse = (result.wins, result.losses) if metric.higher else (result.losses, result.wins)
+    return {
+        "metric": metric.name,
+        "first": pair[0],
+        "second": pair[1],
+        "best_rival": pair[1] == best,
+        "difference": gap.estimate,
+        "low": gap.low,
+        "high": gap.high,
+        "p": result.adjusted,
+        "better": better,
+        "ties": result.ties,
+        "worse": worse,
+        "detectable": result.detectable,
+        "seeds": len(seeds),
+    }
+
+
+def _costs(report: Report, variant: str) -> dict[str, float | None]:
+    """Median step time, highest memory and mean best step of a variant's cells."""
+    rows = [row for row in report.cells if row["variant"] == variant]
+    times = [row["seconds_per_step"] for row in rows if row["seconds_per_step"] is not None]
+    memory = [row["peak_memory_bytes"] for row in rows if row["peak_memory_bytes"] is not None]
+    steps = [row["best_step"] for row in rows if row["best_step"] is not None]
+    return {
+        "seconds_per_step": median(times) if times else None,
+        "peak_memory_bytes": max(memory) if memory else None,
+        "best_step": sum(steps) / len(steps) if steps else None,
+    }
+
+
+def _frame_rows(found: Sequence[Found]) -> list[dict[str, Any]]:
+    """The ceiling and the floor, where a finished cell scored them."""
+    rows = []
+    for system, title in (("teacher", "(teacher)"), ("initial", "(initial student)")):
+        models = [each.run.models[system] for each in found if system in each.run.models]
+        for metric in MAIN if models else ():
+            if (values := _values(metric, models[0])) is not None:
+                score = _score(*values)
+                row = {"variant": title, "metric": metric.name, "score": score.estimate, "low": score.low}
+                row |= {"high": score.high, "examples": score.examples, "seeds": 1}
+                rows.append(row | {"seconds_per_step": None, "peak_memory_bytes": None, "best_step": None})
+    return rows
+
+
+def _notes(report: Report) -> Iterator[str]:
+    if report.missing:
+        names = "; ".join(f"{name} ({why})" for name, why in report.missing)
+        yield f"{len(report.missing)} of {len(report.missing) + len(report.done)} cells are missing: {names}."
+    if report.done and not any(row["variant"] == report.reference for row in report.cells):
+        yield f"Nothing of the reference {report.reference} is done, so no pair is compared with it."
+    uneven = {row["seeds"] for row in report.scores if not row["variant"].startswith("(")}
+    if len(uneven) > 1:
+        yield "Variants have different numbers of seeds so far; pairs are compared on the seeds that both have."

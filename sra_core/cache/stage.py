@@ -1,0 +1,110 @@
+"""The cache stage: load the teacher, keep its head, capture every shard, measure what storing changed."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import Executor
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from sra_core.cache.fidelity import check_stored
+from sra_core.cache.holdings import Holdings
+from sra_core.cache.tasks import elsewhere
+from sra_core.cache.teacher import load_teacher, make_capture
+from sra_core.cache.workers import helpers
+from sra_core.cache.writer import capture_shards
+from sra_core.config import RunConfig
+from sra_core.errors import ConfigError
+from sra_core.models import (
+    layer_count,
+    lm_head,
+    load_tokenizers,
+    save_head,
+    shared_tokens,
+    tokenizer_identity,
+)
+from sra_core.models.structure import unwrap
+from sra_core.objective import teacher_needs
+from sra_core.shards import Manifest, ShardEntry, StageFolder
+from sra_core.watch import Watcher
+
+__all__ = ["capture_teacher"]
+
+
+def capture_teacher(
+    config: RunConfig, prepared: Manifest, folder: StageFolder, watch: Watcher, executor: Executor | None = None
+) -> Manifest:
+    """Capture what ``folder`` lacks and write its manifest.
+
+    Other processes may do the same for the same folder at the same time: they share the shards, and the first one to
+    see them all finished writes the manifest.
+
+    Args:
+        config: The run config.
+        prepared: Result of the prepare stage.
+        folder: Where the cache goes.
+        watch: Told of progress.
+        executor: Where shards are captured; unset uses this machine, as ``cache.workers`` says.
+
+    Raises:
+        ConfigError: The objective does not fit the tokenizers.
+        ModelError: The teacher cannot be loaded.
+        ShardError: What is stored differs from what the teacher computes by more than ``cache`` allows.
+        StorageError: The store cannot be written.
+    """
+    teacher, student = load_tokenizers(Path(prepared.folder))
+    _refuse_other_tokenizer(config, teacher, student)
+    with folder.guard():
+        if (made := folder.manifest([prepared])) is not None:
+            return made
+        folder.reset()
+    started = time.monotonic()
+    with ExitStack() as stack:
+        stack.enter_context(
+            elsewhere(executor, config, prepared, folder, watch)
+            if executor
+            else helpers(config, prepared, folder, watch)
+        )
+        model = load_teacher(config)
+        shared = shared_tokens(config, Path(prepared.folder))
+        head, tokens = lm_head(model), Holdings.parse(folder.identity["holds"]).tokens
+        with folder.guard():
+            embedding = unwrap(model).get_input_embeddings().weight if tokens else None
+            files = save_head(folder.path, head, shared, layer_count(model), embedding)
+        capture = make_capture(config, folder, model)
+        if executor:
+            stack.close()  # the tasks are through; what they left to others is waited for below
+        shards = capture_shards(capture, prepared, folder, watch)
+    metrics = check_stored(config, capture, prepared, folder, shards)
+    metrics |= {**_sizes(shards), "cache/seconds": time.monotonic() - started}
+    with folder.guard():
+        return folder.manifest([prepared]) or folder.commit(
+            upstream=[prepared],
+            shards=shards,
+            files=[folder.entry(name) for name in files],
+            counts={**_counts(shards), "shared_vocabulary": len(shared)},
+            metrics=metrics,
+        )
+
+
+def _refuse_other_tokenizer(config: RunConfig, teacher: Any, student: Any) -> None:
+    same = tokenizer_identity(teacher)["tokenizer"] == tokenizer_identity(student)["tokenizer"]
+    if teacher_needs(config.objective).same_tokenizer and not same:
+        raise ConfigError(
+            f"objective {config.objective.name} needs the same tokenizer on both sides",
+            "choose sra, uld, mined, dskd, multilevel_ot or alm, or a student with the teacher's tokenizer",
+        )
+
+
+def _sizes(shards: list[ShardEntry]) -> dict[str, float]:
+    size, counts = sum(shard.bytes for shard in shards), _counts(shards)
+    metrics = {"cache/bytes": float(size)}
+    if counts["spans"]:
+        metrics["cache/bytes_per_span"] = size / counts["spans"]
+    return metrics
+
+
+def _counts(shards: list[ShardEntry]) -> dict[str, int]:
+    totals = {name: sum(shard.counts[name] for shard in shards) for name in ("spans", "states")}
+    return {"examples": sum(shard.rows for shard in shards), **totals}

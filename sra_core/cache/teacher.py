@@ -1,0 +1,30 @@
+"""The teacher, set up for capturing: by the stage, by each task on a cluster, by each helper process."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sra_core.cache.holdings import Holdings
+from sra_core.config import RunConfig
+from sra_core.models import TeacherCapture, load_model, pick_device
+from sra_core.models.structure import layers_of
+from sra_core.shards import StageFolder
+
+__all__ = ["load_teacher", "make_capture"]
+
+
+def load_teacher(config: RunConfig, device: str | None = None) -> Any:
+    """The teacher as the config wants it for capturing."""
+    model = load_model(config.teacher, config.cache.compute_dtype, pick_device(device or config.cache.device))
+    if config.cache.compile:
+        for layer in layers_of(model):
+            layer.compile(dynamic=True)
+    return model
+
+
+def make_capture(config: RunConfig, folder: StageFolder, model: Any) -> TeacherCapture:
+    """The capture that fills a cache folder."""
+    holds = Holdings.parse(folder.identity["holds"])
+    return TeacherCapture(
+        model, holds.layers, config.cache.tokens_per_batch, holds.pooling != "mean", token_states=holds.tokens
+    )

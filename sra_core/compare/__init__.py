@@ -1,0 +1,38 @@
+"""`sra compare`: finished results side by side: scores, intervals, tables, page, charts. Nothing here loads torch."""
+
+from sra_core.compare.charts import figures
+from sra_core.compare.comparison import RunComparison, compare_runs
+from sra_core.compare.find import find_evaluation
+from sra_core.compare.intervals import Comparison, Interval, compare_all, detectable_difference, interval, paired
+from sra_core.compare.page import html_report, page_name, report_tables, terminal_report, write_report
+from sra_core.compare.results import ANSWER_SCHEMA, EvaluatedRun, ModelScores, read_answers, read_run, read_runs
+from sra_core.compare.scores import AnswerCounts, count_answers, rouge_scores
+from sra_core.compare.track import track_comparison
+
+__all__ = [
+    "ANSWER_SCHEMA",
+    "AnswerCounts",
+    "Comparison",
+    "EvaluatedRun",
+    "Interval",
+    "ModelScores",
+    "RunComparison",
+    "compare_all",
+    "compare_runs",
+    "count_answers",
+    "detectable_difference",
+    "figures",
+    "find_evaluation",
+    "html_report",
+    "interval",
+    "page_name",
+    "paired",
+    "read_answers",
+    "read_run",
+    "read_runs",
+    "report_tables",
+    "rouge_scores",
+    "terminal_report",
+    "track_comparison",
+    "write_report",
+]

@@ -1,0 +1,359 @@
+"""Two or more runs on the same examples: scores with intervals, paired differences, breakdowns, wins and losses.
+
+Where there are several data sets, a score is the mean of theirs (the paper's table), and its parts are kept beside it.
+
+Shapes: E examples, S seeds.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations, product
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sra_core.compare.intervals import Comparison, Interval, compare_all, interval
+from sra_core.compare.results import TITLES, EvaluatedRun, Metric, ModelScores, Values
+from sra_core.compare.scores import AnswerCounts, count_answers
+from sra_core.errors import EvaluationError
+
+__all__ = ["Breakdown", "Case", "MetricResult", "RunComparison", "compare_runs"]
+
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+Key = tuple[str, str]
+BANDS = 4
+SOURCES = 12
+"""Sources shown by name; examples of the smaller ones are taken together."""
+
+
+@dataclass(slots=True)
+class MetricResult:
+    """One metric over all systems, on the examples that every one of them was scored on.
+
+    Attributes:
+        metric: Which.
+        scores: Interval by system.
+        pairs: Comparison by (first, second) system; differences are first minus second.
+        examples: Examples shared.
+        missing: Examples that some system was scored on and another was not.
+        parts: Interval by data set and system, where there are several sets; ``scores`` are then their mean.
+    """
+
+    metric: Metric
+    scores: dict[str, Interval]
+    pairs: dict[tuple[str, str], Comparison]
+    examples: int
+    missing: int
+    parts: dict[str, dict[str, Interval]] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Breakdown:
+    """A metric by group: source or prompt length.
+
+    Attributes:
+        title: What the groups are.
+        metric: Which metric.
+        groups: Interval by group and system.
+    """
+
+    title: str
+    metric: Metric
+    groups: dict[str, dict[str, Interval]]
+
+
+@dataclass(slots=True)
+class Case:
+    """One example with every system's answer.
+
+    Attributes:
+        dataset, id, source, prompt, reference: The example.
+        answers: Text by system, of the first seed.
+        scores: ROUGE-L times 100 by system, averaged over seeds.
+        gap: Score of the first student minus that of the one compared with.
+    """
+
+    dataset: str
+    id: str
+    source: str
+    prompt: str
+    reference: str
+    answers: dict[str, str]
+    scores: dict[str, float]
+    gap: float
+
+
+@dataclass(slots=True)
+class RunComparison:
+    """All that a report shows.
+
+    Attributes:
+        runs: The runs, in the order given.
+        systems: Names of all models compared; students carry their run's name.
+        students: The students among them.
+        pair: The two whose answers are set against each other.
+        metrics: By metric name.
+        breakdowns: By source and by prompt length, all data sets together.
+        cases: Examples with answers, the largest gaps first.
+        differing: Settings and inputs in which the runs differ, with each run's value.
+        answers: What each system's average ROUGE is made of.
+        notes: What a reader should know: what was left out and why.
+    """
+
+    runs: list[EvaluatedRun]
+    systems: list[str]
+    students: list[str]
+    pair: tuple[str, str] | None
+    metrics: dict[str, MetricResult] = field(default_factory=dict)
+    breakdowns: list[Breakdown] = field(default_factory=list)
+    cases: list[Case] = field(default_factory=list)
+    differing: dict[str, list[str]] = field(default_factory=dict)
+    answers: dict[str, AnswerCounts] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Scored:
+    """A metric as arrays over shared examples."""
+
+    keys: list[Key]
+    values: dict[str, Floats]
+    weights: Floats
+    missing: int
+
+    @property
+    def datasets(self) -> list[str]:
+        return list(dict.fromkeys(dataset for dataset, _ in self.keys))
+
+    @property
+    def strata(self) -> Integers | None:
+        """(E,) number of each example's data set; None where there is one."""
+        names = {name: number for number, name in enumerate(self.datasets)}
+        return np.array([names[dataset] for dataset, _ in self.keys]) if len(names) > 1 else None
+
+
+def compare_runs(runs: Sequence[EvaluatedRun], *, resamples: int = 2000, seed: int = 0) -> RunComparison:
+    """Compare finished runs on the examples that they share.
+
+    Teachers and initial students that score the same in every run are shown once.
+
+    Args:
+        runs: One or more; names must differ.
+        resamples: Bootstrap resamples and random swaps.
+        seed: Seed of both.
+
+    Raises:
+        EvaluationError: No run, names that repeat, or no example in common.
+    """
+    if not runs:
+        raise EvaluationError("there is no run to compare", "name at least one evaluation folder")
+    if len({run.name for run in runs}) < len(runs):
+        raise EvaluationError("two runs have the same name", "give each folder a name of its own")
+    systems = _systems(runs)
+    students = [run.name for run in runs]
+    result = RunComparison(list(runs), list(systems), students, _pair(students, systems))
+    for metric in _metrics(systems):
+        scored = _shared(metric.name, systems)
+        if scored is None:
+            continue
+        result.metrics[metric.name] = _metric_result(metric, scored, students, resamples, seed)
+        if metric.name in ("bits_per_byte", "rougeL"):
+            result.breakdowns += _breakdowns(metric, scored, runs[0], resamples, seed)
+    if not result.metrics:
+        raise EvaluationError("the runs have no example in common", "evaluate them on the same test examples")
+    result.cases = _cases(systems, result.pair)
+    result.differing = _differing(runs)
+    result.answers = {
+        name: count_answers(
+            *(scores.answers[column].to_pylist() for column in ("reference", "answer", "finish_reason"))
+        )
+        for name, scores in systems.items()
+        if scores.answers is not None
+    }
+    result.notes = _notes(result)
+    return result
+
+
+def _metrics(systems: Mapping[str, ModelScores]) -> list[Metric]:
+    """Metrics of all systems, each once."""
+    return list({metric.name: metric for scores in systems.values() for metric in scores.metrics()}.values())
+
+
+def _systems(runs: Sequence[EvaluatedRun]) -> dict[str, ModelScores]:
+    systems: dict[str, ModelScores] = {}
+    for role in ("teacher", "initial"):
+        found = {run.name: run.models[role] for run in runs if role in run.models}
+        alike = all(_same(scores, next(iter(found.values()))) for scores in found.values())
+        for name, scores in list(found.items())[: 1 if alike else None]:
+            systems[TITLES[role] if alike else f"{TITLES[role]} ({name})"] = scores
+    return systems | {run.name: run.models["student"] for run in runs}
+
+
+def _same(one: ModelScores, other: ModelScores) -> bool:
+    for name in ("bits_per_byte", "rougeL"):
+        left, right = one.values(name), other.values(name)
+        if left is None or right is None:
+            if left is not right:
+                return False
+        elif left[0] != right[0] or left[1].shape != right[1].shape or not np.allclose(left[1], right[1], rtol=1e-4):
+            return False
+    return True
+
+
+def _pair(students: list[str], systems: dict[str, ModelScores]) -> tuple[str, str] | None:
+    """The students of the first two runs, or the only student and what it started from."""
+    if len(students) > 1:
+        return students[0], students[1]
+    other = next((name for name in (TITLES["initial"], TITLES["teacher"]) if name in systems), None)
+    return (students[0], other) if other else None
+
+
+def _shared(metric: str, systems: dict[str, ModelScores]) -> _Scored | None:
+    tables = {name: found for name, scores in systems.items() if (found := scores.values(metric)) is not None}
+    if not tables:
+        return None
+    places = {name: {key: index for index, key in enumerate(keys)} for name, (keys, _, _) in tables.items()}
+    first: Values = next(iter(tables.values()))
+    keys = [key for key in first[0] if all(key in place for place in places.values())]
+    picks = {name: [place[key] for key in keys] for name, place in places.items()}
+    weights = np.stack([table[picks[name]] for name, (_, _, table) in tables.items()])
+    # the same example with another number of bytes is another text: it was cut elsewhere
+    alike = np.flatnonzero((weights == weights[0]).all(0))
+    if not len(alike):
+        return None
+    return _Scored(
+        keys=[keys[index] for index in alike],
+        values={name: values[picks[name]][alike] for name, (_, values, _) in tables.items()},
+        weights=weights[0][alike],
+        missing=len(set().union(*places.values())) - len(alike),
+    )
+
+
+def _metric_result(metric: Metric, scored: _Scored, students: list[str], resamples: int, seed: int) -> MetricResult:
+    """Students against each other, then against where they started and against the teacher."""
+    others = [name for name in reversed(scored.values) if name not in students]
+    own = [name for name in students if name in scored.values]
+    pairs = [*combinations(own, 2), *product(own, others)]
+    strata = scored.strata
+    options: dict[str, Any] = {"resamples": resamples, "seed": seed}
+    return MetricResult(
+        metric=metric,
+        scores={
+            name: interval(values, scored.weights, strata=strata, **options) for name, values in scored.values.items()
+        },
+        pairs=compare_all(scored.values, scored.weights, pairs, strata=strata, **options),
+        examples=len(scored.keys),
+        missing=scored.missing,
+        parts={} if strata is None else _grouped(scored, _by_name([key[0] for key in scored.keys]), **options),
+    )
+
+
+def _grouped(scored: _Scored, groups: Mapping[str, Integers], **options: Any) -> dict[str, dict[str, Interval]]:
+    """Intervals by group and system, each group by itself."""
+    return {
+        group: {name: interval(values[part], scored.weights[part], **options) for name, values in scored.values.items()}
+        for group, part in groups.items()
+    }
+
+
+def _breakdowns(metric: Metric, scored: _Scored, run: EvaluatedRun, resamples: int, seed: int) -> list[Breakdown]:
+    facts = _facts(run)
+    sources = [facts.get(key, ("", 0))[0] or "unnamed" for key in scored.keys]
+    kept = {name for name, _ in Counter(sources).most_common(SOURCES)}
+    lengths = np.array([facts.get(key, ("", 0))[1] for key in scored.keys])
+    groups = {"source": _by_name([name if name in kept else "all others" for name in sources])}
+    groups["prompt length"] = _by_length(lengths)
+    return [
+        Breakdown(title, metric, _grouped(scored, _counted(parts), resamples=resamples, seed=seed))
+        for title, parts in groups.items()
+        if len(parts) > 1
+    ]
+
+
+def _counted(groups: Mapping[str, Integers]) -> dict[str, Integers]:
+    return {f"{name} ({len(part)})": part for name, part in groups.items()}
+
+
+def _by_name(names: list[str]) -> dict[str, Integers]:
+    """Examples of each name, in the order in which the names come."""
+    return {name: np.flatnonzero(np.array(names) == name) for name in dict.fromkeys(names)}
+
+
+def _by_length(lengths: Integers) -> dict[str, Integers]:
+    """Bands that hold about as many examples each."""
+    edges = np.unique(np.quantile(lengths, np.linspace(0, 1, BANDS + 1)[1:], method="higher"))
+    bands = np.searchsorted(edges, lengths)
+    return {f"up to {edge:,} bytes": np.flatnonzero(bands == number) for number, edge in enumerate(edges)}
+
+
+def _facts(run: EvaluatedRun) -> dict[Key, tuple[str, int]]:
+    """Source and prompt bytes of each example."""
+    facts: dict[Key, tuple[str, int]] = {}
+    for scores in run.models.values():
+        if scores.answers is not None:
+            table = scores.answers.select(["dataset", "id", "source", "prompt"]).to_pylist()
+            facts |= {(row["dataset"], row["id"]): (row["source"], len(row["prompt"].encode())) for row in table}
+        if scores.likelihood is not None:
+            table = scores.likelihood.select(["dataset", "id", "source", "prompt_bytes"]).to_pylist()
+            facts |= {(row["dataset"], row["id"]): (row["source"], row["prompt_bytes"]) for row in table}
+    return facts
+
+
+def _cases(systems: dict[str, ModelScores], pair: tuple[str, str] | None) -> list[Case]:
+    tables = {name: scores.answers.to_pylist() for name, scores in systems.items() if scores.answers is not None}
+    cases: dict[Key, Case] = {}
+    totals: dict[tuple[Key, str], list[float]] = {}
+    for name, rows in tables.items():
+        for row in rows:
+            key = row["dataset"], row["id"]
+            case = cases.setdefault(key, Case(*key, row["source"], row["prompt"], row["reference"], {}, {}, 0.0))
+            case.answers.setdefault(name, row["answer"])
+            totals.setdefault((key, name), []).append(100 * row["rougeL"])
+    for (key, name), values in totals.items():
+        cases[key].scores[name] = float(np.mean(values))
+    for case in cases.values():
+        if pair and all(name in case.scores for name in pair):
+            case.gap = round(case.scores[pair[0]] - case.scores[pair[1]], 9)  # a rounding error is no win
+    return sorted(cases.values(), key=lambda case: (-abs(case.gap), case.dataset, case.id))
+
+
+def _differing(runs: Sequence[EvaluatedRun]) -> dict[str, list[str]]:
+    """Settings with other values in some runs; one that a run has no use for (sft: the cache's) is no difference."""
+    names = dict.fromkeys(name for run in runs for name in run.lineage)
+    values = {name: {run.lineage[name] for run in runs if name in run.lineage} for name in names}
+    return {name: [run.lineage.get(name, "") for run in runs] for name, found in values.items() if len(found) > 1}
+
+
+def _notes(result: RunComparison) -> list[str]:
+    notes = []
+    for found in result.metrics.values():
+        if found.missing:
+            notes.append(
+                f"{found.metric.title}: compared on the {found.examples} examples that all share; "
+                f"{found.missing} others were scored for some models only, or were cut elsewhere."
+            )
+    for run in result.runs:
+        for dataset, (leaked, excluded) in _leaks(run).items():
+            where = f" of {dataset}" if len(run.datasets) > 1 else ""
+            what = "left out of the scores" if excluded else "still in the scores"
+            notes.append(f"{run.name}: {leaked} test examples{where} occur in the training data; they are {what}.")
+    return notes
+
+
+def _leaks(run: EvaluatedRun) -> dict[str, tuple[int, int]]:
+    """Leaked and excluded examples by data set, where there are any."""
+    found: dict[str, tuple[int, int]] = {}
+    for name, count in run.counts.items():
+        dataset, _, kind = name.rpartition("/")
+        dataset = dataset or run.datasets[0]
+        leaked, excluded = found.get(dataset, (0, 0))
+        if kind.startswith("leaked_"):
+            found[dataset] = leaked + count, excluded
+        elif kind == "excluded":
+            found[dataset] = leaked, count
+    return {dataset: counts for dataset, counts in found.items() if counts[0]}

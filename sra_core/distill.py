@@ -1,0 +1,136 @@
+"""The distill stage: start the student, train it, export it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sra_core.config import ModelRef, RunConfig, TeacherConfig, hashed
+from sra_core.models import STUDENT, initial_student, load_tokenizer, model_identity
+from sra_core.run import Run
+from sra_core.shards import SCHEMA_VERSION, Manifest, StageFolder
+from sra_core.shards.prepared import STUDENT_TOKENIZER
+from sra_core.training import learning_curves
+from sra_core.watch import Watcher
+
+if TYPE_CHECKING:
+    from sra_core.training import Job
+
+__all__ = [
+    "ADAPTER",
+    "LAST",
+    "distill_student",
+    "identity",
+]
+
+LAST = "last"
+"""Subfolder of the weights of the last step, where they are kept."""
+ADAPTER = "adapter"
+"""Subfolder of the adapter that was merged into the student, where it is kept."""
+HISTORY = "history.jsonl"
+"""Metrics by step."""
+_COSINE = "diagnose/center_cosine_"
+_TERMS = ("loss", "ce", "cosine", "geometry", "logit", "trajectory", "gradient_norm")
+_CURVES = ("validation/bits_per_byte", *(f"train/{name}" for name in _TERMS))
+
+
+def identity(run: Run) -> dict[str, Any]:
+    """All that determines a trained student."""
+    config = run.adapted
+    ref = config.teacher if config.student.source == "teacher" else config.student
+    return {
+        "schema": SCHEMA_VERSION,
+        **{stage: run.fingerprint(stage) for stage in run.trained_from},
+        "student": {**hashed(config.student), "source": model_identity(ref)},
+        "objective": hashed(config.objective),
+        "distill": hashed(config.distill),
+        "seed": config.seed,
+    }
+
+
+def distill_student(
+    config: RunConfig, upstream: Sequence[Manifest], folder: StageFolder, watch: Watcher, teacher: TeacherConfig
+) -> Manifest:
+    """Train in processes of their own, export the result, write the manifest and drop the scratch files.
+
+    Args:
+        config: The run config.
+        upstream: Results that training reads.
+        folder: Where the student goes; its lock is held.
+        watch: Told of progress.
+        teacher: The teacher as it is captured: adapted to the corpus, where the config asks for it.
+
+    Raises:
+        TrainingError: Training stopped; its checkpoints stay for the next try.
+    """
+    from sra_core.training import WORK, Job, launch, quiet_libraries, read_history, step_costs
+
+    quiet_libraries()
+    results = {manifest.stage: Path(manifest.folder) for manifest in upstream}
+    prepared = next(manifest for manifest in upstream if manifest.stage == "prepare")
+    work = folder.path / WORK
+    job = Job(config, results["prepare"], results.get("cache"), work / "initial", work)
+    _save_initial(config.model_copy(update={"teacher": teacher}), prepared, job.initial)
+    result = launch(job, watch)
+    written = _export(job, upstream, result, folder.path)
+    shutil.copyfile(job.history, folder.path / HISTORY)
+    history = read_history(job.history)
+    title = f"{config.name}: {config.objective.name}"
+    watch.figure("loss_terms", partial(learning_curves, history, _CURVES, title))
+    manifest = folder.commit(
+        upstream=upstream,
+        files=[entry for name in written for entry in folder.entries(name)] + [folder.entry(HISTORY)],
+        counts={name: int(result[name]) for name in ("steps", "tokens", "skipped")},
+        metrics={
+            f"distill/{name}": float(value)
+            for name, value in {**result, **step_costs(history), **_cosines(history)}.items()
+            if value is not None
+        },
+    )
+    folder.remove(WORK)
+    return manifest
+
+
+def _cosines(history: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Cosine of student's and teacher's centres before and after training, where it was looked at."""
+    looks = [row for row in history if any(name.startswith(_COSINE) for name in row)]
+    return (
+        {
+            f"{name.removeprefix('diagnose/')}_{when}": row[name]
+            for when, row in (("before", looks[0]), ("after", looks[-1]))
+            for name in row
+            if name.startswith(_COSINE)
+        }
+        if looks
+        else {}
+    )
+
+
+def _export(job: Job, upstream: Sequence[Manifest], result: Mapping[str, Any], folder: Path) -> list[str]:
+    """Write the student, and what else the config keeps; returns the subfolders."""
+    from sra_core.training import KeptWeights, export_model, model_card, read_history
+
+    training = job.config.distill
+    weights = KeptWeights(job.weights, rank=0)
+    tokenizer = load_tokenizer(ModelRef(source=str(job.prepared / STUDENT_TOKENIZER)))
+    card = model_card(job.config, upstream, result, read_history(job.history))
+    adapter = folder / ADAPTER if training.keep_adapter and training.lora else None
+    best = weights.path(int(result["best_step"]))
+    export_model(training, job.initial, best, tokenizer, folder / STUDENT, adapter=adapter, card=card)
+    if training.keep_last:
+        last = weights.path(int(result["steps"]))
+        export_model(training, job.initial, last, tokenizer, folder / LAST, card=card)
+    return [STUDENT, *([ADAPTER] if adapter else []), *([LAST] if training.keep_last else [])]
+
+
+def _save_initial(config: RunConfig, prepared: Manifest, path: Path) -> None:
+    if path.exists():
+        return
+    partial = path.with_name(".initial.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    model, _ = initial_student(config, prepared)
+    model.save_pretrained(partial)
+    partial.rename(path)

@@ -1,0 +1,270 @@
+"""Teacher, initial student and student, scored one at a time on the same examples."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+
+from sra_core.alignment import SharedVocabulary
+from sra_core.compare import ModelScores, read_answers
+from sra_core.compare.results import TASKS, TITLES, file_name
+from sra_core.config import ModelRef, RunConfig
+from sra_core.evaluate.agreement import agreement_table, teacher_agreement
+from sra_core.evaluate.answers import AnswerSet
+from sra_core.evaluate.sets import EvaluationSet
+from sra_core.evaluate.settings import AnswerSettings, pick_backend
+from sra_core.models import (
+    STUDENT,
+    TeacherCapture,
+    initial_student,
+    layer_count,
+    likelihood_table,
+    lm_head,
+    load_model,
+    load_tokenizer,
+    pick_device,
+    resolve,
+    response_likelihood,
+    shared_tokens,
+)
+from sra_core.objective import Head
+from sra_core.shards import Manifest, atomic_write, fingerprint
+from sra_core.watch import Watcher
+
+__all__ = ["Scoring"]
+
+_KEY = b"sra"
+_TOKENS = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class _Contender:
+    """A model under evaluation: ``teacher``, ``initial`` or ``student``; ``model`` tells one version from another."""
+
+    name: str
+    side: Literal["teacher", "student"]
+    dtype: str
+    load: Callable[[], tuple[Any, Any]]
+    folder: Callable[[Path], str | Path]
+    """Local folder of the model; one that exists in memory only is written into the scratch folder given."""
+    model: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _TeacherView:
+    """What agreement with the teacher is measured against: its last layer's centres of each row, and its head rows."""
+
+    centers: list[NDArray[Any]]
+    head: Head
+
+
+class Scoring:
+    """Scores of all contenders on the same examples; tables that are on disk already are read.
+
+    Args:
+        config: The run config, the teacher adapted where it is to be.
+        prepared: Prepared examples.
+        trained: The trained student.
+        sets: What to score on.
+        folder: Where tables go.
+        watch: Told of progress.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        prepared: Manifest,
+        trained: Manifest,
+        sets: Sequence[EvaluationSet],
+        folder: Path,
+        watch: Watcher,
+    ) -> None:
+        self.config = config
+        self.prepared = prepared
+        self.trained = trained
+        self.sets = sets
+        self.folder = folder
+        self.watch = watch
+        self.device = pick_device(config.evaluate.device)
+        self.backend = pick_backend(config.evaluate.backend, self.device)
+        self._loaded: tuple[str, Any, Any] | None = None
+        self._shared: SharedVocabulary | None = None
+        self._view: _TeacherView | None = None
+
+    def run(self) -> dict[str, ModelScores]:
+        """Scores by contender."""
+        return {contender.name: self._scores(contender) for contender in self._contenders()}
+
+    def _contenders(self) -> Iterator[_Contender]:
+        if self.config.evaluate.teacher:
+            yield self._teacher()
+        precision = self.config.distill.precision
+        if self.config.evaluate.initial:
+            yield _Contender("initial", "student", "float32", self._initial, self._initial_folder)
+        ref = ModelRef(source=str(Path(self.trained.folder) / STUDENT))
+        yield _Contender(
+            "student", "student", precision, self._loader(ref, precision), lambda _: ref.source, self.trained.content
+        )
+
+    def _teacher(self) -> _Contender:
+        ref, dtype = self.config.teacher, self.config.cache.compute_dtype
+        return _Contender("teacher", "teacher", dtype, self._loader(ref, dtype), lambda _: resolve(ref))
+
+    def _loader(self, ref: ModelRef, dtype: str) -> Callable[[], tuple[Any, Any]]:
+        return lambda: (load_model(ref, dtype, self.device), load_tokenizer(ref))
+
+    def _initial(self) -> tuple[Any, Any]:
+        model, tokenizer = initial_student(self.config, self.prepared)
+        return model.to(self.device), tokenizer
+
+    def _initial_folder(self, scratch: Path) -> Path:
+        for part in initial_student(self.config, self.prepared):
+            part.save_pretrained(scratch)
+        return scratch
+
+    def _model(self, contender: _Contender) -> tuple[Any, Any]:
+        """The contender's model and tokenizer; the one before it is let go."""
+        if self._loaded is None or self._loaded[0] != contender.name:
+            self._loaded = None
+            self._loaded = (contender.name, *contender.load())
+        return self._loaded[1:]
+
+    def _scores(self, contender: _Contender) -> ModelScores:
+        """Agreement comes first: the teacher, which was scored before, is still loaded."""
+        agreement = self._agreement(contender) if self._agrees(contender) else None
+        likelihood = [self._likelihood(contender, each) for each in self.sets if each.rows]
+        answers = self._answers(contender)
+        return ModelScores(
+            likelihood=pa.concat_tables(likelihood) if likelihood else None,
+            answers=answers,
+            agreement=agreement,
+            tasks=self._tasks(contender) if self.config.evaluate.lm_eval else None,
+        )
+
+    def _agrees(self, contender: _Contender) -> bool:
+        return self.config.evaluate.teacher and contender.name != "teacher" and bool(self.sets[0].rows)
+
+    def _table(self, name: str, contender: _Contender, made_from: Any, make: Callable[[], pa.Table]) -> pa.Table:
+        """The table on disk if it was made from this very model and input, else a new one."""
+        path = self.folder / name
+        key = fingerprint({"model": contender.model, "input": made_from}).encode()
+        if not path.exists() or (pq.read_schema(path).metadata or {}).get(_KEY) != key:
+            table = make()
+            with atomic_write(path) as file:
+                pq.write_table(table.replace_schema_metadata({_KEY: key}), pa.PythonFile(file, mode="w"))
+        return pq.read_table(path).replace_schema_metadata(None)
+
+    def _likelihood(self, contender: _Contender, each: EvaluationSet) -> pa.Table:
+        def make() -> pa.Table:
+            model, tokenizer = self._model(contender)
+            scored = response_likelihood(
+                model,
+                each.rows,
+                contender.side,
+                eos_token_id=tokenizer.eos_token_id,
+                progress=self._progress("texts", contender, each.name, "bits per byte"),
+            )
+            return likelihood_table(each.name, each.rows, scored)
+
+        name = file_name("likelihood", each.name, contender.name)
+        return self._table(name, contender, [row.id for row in each.rows], make)
+
+    def _answers(self, contender: _Contender) -> pa.Table | None:
+        """Answers to all sets; vLLM's engine is opened once for them, and let go afterwards."""
+        settings = self.config.evaluate
+        with TemporaryDirectory() as scratch:
+            load = self._engine(contender, Path(scratch)) if self.backend == "vllm" else lambda: self._model(contender)
+            paths = []
+            for each in self.sets:
+                # plain text asks nothing, so there is nothing to answer
+                rows = [row for row in each.questions[: settings.generate] if row.prompt]
+                answers = AnswerSet(
+                    self.folder,
+                    contender.name,
+                    contender.side,
+                    AnswerSettings.of(settings),
+                    each.name,
+                    self.backend,
+                    contender.model,
+                )
+                progress = self._progress("answers", contender, each.name, "answers")
+                references = [[row.response, *each.references.get(row.id, ())] for row in rows]
+                paths += answers.make(load, rows, references, batch_size=settings.batch_size, progress=progress)
+        return read_answers(paths) if paths else None
+
+    def _engine(self, contender: _Contender, scratch: Path) -> Callable[[], tuple[Any, Any]]:
+        """Opens the contender in vLLM at the first call, once the model that is loaded has left the GPU."""
+        opened: list[tuple[Any, Any]] = []
+
+        def load() -> tuple[Any, Any]:
+            from sra_core.evaluate.vllm_backend import open_engine
+
+            if not opened:
+                self._loaded = None
+                gc.collect()
+                torch.cuda.empty_cache()
+                folder = contender.folder(scratch)
+                tokenizer = load_tokenizer(ModelRef(source=str(folder)))
+                opened.append((open_engine(folder, contender.dtype), tokenizer))
+            return opened[0]
+
+        return load
+
+    def _tasks(self, contender: _Contender) -> pa.Table:
+        from sra_core.evaluate.tasks import score_tasks
+
+        settings = self.config.evaluate
+        asked = [settings.lm_eval, settings.lm_eval_folder, settings.lm_eval_limit]
+        self.watch.message(f"{TITLES[contender.name]}: lm-eval {', '.join(settings.lm_eval)}")
+        make = lambda: score_tasks(*self._model(contender), settings)  # noqa: E731
+        return self._table(TASKS.format(contender.name), contender, asked, make)
+
+    def _agreement(self, contender: _Contender) -> pa.Table:
+        """Agreement with the teacher on the first set."""
+        each = self.sets[0]
+
+        def make() -> pa.Table:
+            view = self._teacher_view()
+            model, _ = self._model(contender)
+            ids = torch.from_numpy(self._vocabulary().student_ids).long()
+            head = lm_head(model).constant()
+            scored = teacher_agreement(
+                model,
+                each.rows,
+                view.centers,
+                head.rows(ids.to(head.weight.device)),
+                view.head.to(head.weight.device),
+                weighted=self.config.objective.weighted_pooling,
+            )
+            return agreement_table(each.name, scored)
+
+        name = file_name("agreement", each.name, contender.name)
+        return self._table(name, contender, [row.id for row in each.rows], make)
+
+    def _teacher_view(self) -> _TeacherView:
+        if self._view is None:
+            model, _ = self._model(self._teacher())
+            last = layer_count(model)
+            captured = TeacherCapture(model, [last], _TOKENS, self.config.objective.weighted_pooling)(self.sets[0].rows)
+            ids = torch.from_numpy(self._vocabulary().teacher_ids).long()
+            head = lm_head(model).constant()
+            self._view = _TeacherView([row.centers[last] for row in captured], head.rows(ids.to(head.weight.device)))
+        return self._view
+
+    def _vocabulary(self) -> SharedVocabulary:
+        if self._shared is None:
+            self._shared = shared_tokens(self.config, Path(self.prepared.folder))
+        return self._shared
+
+    def _progress(self, unit: str, contender: _Contender, dataset: str, what: str) -> Callable[[int, int], None]:
+        where = f" on {dataset}" if len(self.sets) > 1 else ""
+        return lambda done, total: self.watch.progress(done, total, unit, f"{TITLES[contender.name]}: {what}{where}")

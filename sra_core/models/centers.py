@@ -1,0 +1,107 @@
+"""The teacher's forward, pooled to spans on its device. B texts, T tokens, N spans of the batch, d teacher width."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sra_core.models.batching import pad, token_batches
+from sra_core.models.states import MappedStates, mapped_states
+from sra_core.models.structure import lm_head
+from sra_core.objective import pool_batch
+from sra_core.shards import PreparedRow, TeacherRow
+
+__all__ = ["TeacherCapture", "predicting"]
+
+
+def predicting(row: PreparedRow) -> slice:
+    """The teacher positions that predict a response token or the end of text: the states kept for the baselines."""
+    return slice(max(row.teacher_response, 1) - 1, len(row.teacher_ids) - 1)
+
+
+class TeacherCapture:
+    """Turns prepared examples into what the cache keeps.
+
+    Args:
+        model: The teacher in evaluation mode. Its LM head is never run.
+        layers: Layers to keep, counted from 1.
+        tokens_per_batch: Most tokens, padding included, in one forward.
+        weighted_pooling: Weigh tokens by attention inside a span; off keeps plain means.
+        token_states: Keep the last layer's states at the positions that `predicting` names.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        layers: Sequence[int],
+        tokens_per_batch: int,
+        weighted_pooling: bool = True,
+        token_states: bool = False,
+    ) -> None:
+        self._model = model
+        self._layers = list(layers)
+        self._budget = tokens_per_batch
+        self._weighted = weighted_pooling
+        self._tokens = token_states
+
+    @property
+    def width(self) -> int:
+        """d, the teacher's width."""
+        return int(lm_head(self._model).weight.shape[1])
+
+    def __call__(
+        self, rows: Sequence[PreparedRow], done: Callable[[int], None] = lambda examples: None
+    ) -> list[TeacherRow]:
+        """What is kept of every row, in the order given; ``done`` hears how many more examples are finished."""
+        captured: dict[int, TeacherRow] = {}
+        for batch in token_batches([len(row.teacher_ids) for row in rows], self._budget):
+            captured |= dict(zip(batch, self._forward([rows[index] for index in batch]), strict=True))
+            done(len(batch))
+        return [captured[index] for index in range(len(rows))]
+
+    @torch.inference_mode()
+    def _forward(self, rows: Sequence[PreparedRow]) -> list[TeacherRow]:
+        ids, mask = (tensor.to(self._model.device) for tensor in pad([row.teacher_ids for row in rows]))
+        states = mapped_states(self._model, ids, mask, self._layers)
+        centers, mass = self._pooled(states, rows)
+        tokens = _token_states(states.final, rows) if self._tokens else [None] * len(rows)
+        return [
+            TeacherRow(row.id, {k: centers[k][i] for k in centers}, {k: mass[k][i] for k in mass}, tokens[i])
+            for i, row in enumerate(rows)
+        ]
+
+    def _pooled(self, states: MappedStates, rows: Sequence[PreparedRow]) -> tuple[dict[int, Any], dict[int, Any]]:
+        """Centres and masses by layer and row."""
+        if not self._layers:
+            return {}, {}
+        device = states.final.device
+        counts = [len(row.teacher_spans) for row in rows]
+        text = torch.repeat_interleave(torch.arange(len(rows)), torch.tensor(counts)).to(device)
+        spans = torch.from_numpy(np.concatenate([row.teacher_spans for row in rows]).astype(np.int64)).to(device)
+        pooled = [pool_batch(states.hidden[k], states.weights[k], text, spans, self._weighted) for k in self._layers]
+        centers, mass = (_to_host([pair[side] for pair in pooled]) for side in (0, 1))
+        return (
+            {k: _by_row(values, counts) for k, values in zip(self._layers, centers, strict=True)},
+            {k: _by_row(values, counts) for k, values in zip(self._layers, mass, strict=True)},
+        )
+
+
+def _token_states(final: Tensor, rows: Sequence[PreparedRow]) -> list[NDArray[np.float32]]:
+    parts = [final[place, predicting(row)] for place, row in enumerate(rows)]
+    whole: NDArray[np.float32] = torch.cat(parts).float().cpu().numpy()
+    return _by_row(whole, [len(part) for part in parts])
+
+
+def _to_host(values: list[Tensor]) -> NDArray[np.float32]:
+    """Tensors of one shape as one array, copied from the device once."""
+    host: NDArray[np.float32] = torch.stack(values).float().cpu().numpy()
+    return host
+
+
+def _by_row(values: NDArray[np.float32], counts: Sequence[int]) -> list[NDArray[np.float32]]:
+    return np.split(values, np.cumsum(counts)[:-1])

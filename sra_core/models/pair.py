@@ -1,0 +1,29 @@
+"""The two tokenizers of a run, as its prepared folder keeps them, and what they share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from sra_core.alignment import PairEncoder, SharedVocabulary, encoder_of, shared_vocabulary
+from sra_core.config import ModelRef, RunConfig
+from sra_core.models.loading import load_tokenizer
+from sra_core.shards import STUDENT_TOKENIZER, TEACHER_TOKENIZER
+
+__all__ = ["load_tokenizers", "make_encoder", "shared_tokens"]
+
+
+def load_tokenizers(folder: Path) -> tuple[Any, Any]:
+    """Teacher's and student's tokenizers as a prepared folder keeps them."""
+    teacher, student = (ModelRef(source=str(folder / name)) for name in (TEACHER_TOKENIZER, STUDENT_TOKENIZER))
+    return load_tokenizer(teacher), load_tokenizer(student)
+
+
+def shared_tokens(config: RunConfig, folder: Path) -> SharedVocabulary:
+    """The shared vocabulary of a prepared folder's tokenizers, as the config wants it."""
+    return shared_vocabulary(*load_tokenizers(folder), first_tokens=config.alignment.first_tokens)
+
+
+def make_encoder(config: RunConfig, folder: Path) -> PairEncoder:
+    """The encoder of a prepared folder, from the tokenizers saved in it."""
+    return encoder_of(config, *load_tokenizers(folder))

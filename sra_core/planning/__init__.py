@@ -1,6 +1,0 @@
-"""What a run will take, before it runs, and how that compares with what it took."""
-
-from sra_core.planning.plan import Plan
-from sra_core.planning.predict import SAMPLE, plan_run
-
-__all__ = ["SAMPLE", "Plan", "plan_run"]

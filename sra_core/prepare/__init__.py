@@ -1,0 +1,15 @@
+"""`sra prepare`: the corpus through both tokenizers into shards of aligned examples, a shard at a time.
+
+Nothing here loads torch or transformers on import, so a worker process is at work in half a second.
+"""
+
+from sra_core.prepare.stage import AUDIT_PAGE, audit_of, identity, prepare_corpus
+from sra_core.prepare.tokenizers import save_tokenizers
+
+__all__ = [
+    "AUDIT_PAGE",
+    "audit_of",
+    "identity",
+    "prepare_corpus",
+    "save_tokenizers",
+]

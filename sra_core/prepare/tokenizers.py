@@ -1,0 +1,55 @@
+"""The two tokenizers of a run: where they come from, where they are kept, what they share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from sra_core.config import ModelRef, RunConfig
+from sra_core.corpus import Corpus, Example, render
+from sra_core.errors import AlignmentError
+from sra_core.shards import STUDENT_TOKENIZER, TEACHER_TOKENIZER
+from sra_core.watch import Watcher
+
+__all__ = ["save_tokenizers", "student_tokenizer_ref"]
+
+
+def student_tokenizer_ref(config: RunConfig) -> ModelRef | None:
+    """Where the student's tokenizer comes from; None when it is trained on the corpus."""
+    if config.student.tokenizer == "train":
+        return None
+    if config.student.tokenizer != "source":
+        return ModelRef(source=config.student.tokenizer, trust_remote_code=config.student.trust_remote_code)
+    return config.teacher if config.student.source == "teacher" else config.student
+
+
+def save_tokenizers(config: RunConfig, corpus: Corpus, folder: Path, watch: Watcher) -> None:
+    """Write both tokenizers into a folder; the student's is trained first where the config wants that."""
+    from sra_core.models import load_tokenizer
+
+    ref = student_tokenizer_ref(config)
+    if ref is None:
+        watch.message(f"training the student's tokenizer ({config.student.vocabulary_size} entries)")
+    student = _train_student_tokenizer(config, corpus) if ref is None else load_tokenizer(ref)
+    load_tokenizer(config.teacher).save_pretrained(folder / TEACHER_TOKENIZER)
+    student.save_pretrained(folder / STUDENT_TOKENIZER)
+
+
+def _train_student_tokenizer(config: RunConfig, corpus: Corpus) -> Any:
+    """A byte-level BPE tokenizer trained on the training split, prompts included."""
+    from sra_core.models import train_tokenizer
+
+    if config.student.template == "chat":
+        raise AlignmentError(
+            "student.template is `chat`, but a tokenizer trained on the corpus has no chat template",
+            "set student.template to `plain`, or name a student.tokenizer that has one",
+        )
+    return train_tokenizer(_training_texts(config, corpus), config.student.vocabulary_size)
+
+
+def _training_texts(config: RunConfig, corpus: Corpus) -> Iterator[str]:
+    for split, item in corpus:
+        if split == "train" and isinstance(item, Example):
+            rendered = render(item, "plain", config.corpus.prompt)
+            yield rendered.prompt + rendered.response

@@ -1,0 +1,21 @@
+"""What a run tells while it goes on, and who listens: the terminal, MLflow (in `watch.mlflow`), Prefect (in `flows`)."""
+
+from sra_core.watch.outbox import Outbox, Report
+from sra_core.watch.redaction import redact, redact_text
+from sra_core.watch.telemetry import QUIET, quiet_telemetry
+from sra_core.watch.terminal import TerminalWatcher, duration
+from sra_core.watch.watcher import Watcher, Watchers, watched
+
+__all__ = [
+    "QUIET",
+    "Outbox",
+    "Report",
+    "TerminalWatcher",
+    "Watcher",
+    "Watchers",
+    "duration",
+    "quiet_telemetry",
+    "redact",
+    "redact_text",
+    "watched",
+]

@@ -1,0 +1,291 @@
+"""The ledger: writes reports to MLflow. The only module that imports mlflow; itself imported when a run opens.
+
+Which run continues which:
+
+- A parent run is found by the config (every field that determines results, and the name). A parent that failed, was
+  killed, or belongs to the same Prefect flow run is continued; a finished one is left as it is and named by the tag
+  ``previous_run`` of the new one.
+- A benchmark and its cells are always the same runs, whichever processes work on them and however often.
+- A child run is found by stage, fingerprint and parent. An unfinished one is continued and gets the steps that it
+  lacks; a finished one stays. A stage that was found done is recorded with the tag ``reused`` and, where another
+  pipeline made it, ``original_run``.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+from mlflow import MlflowClient
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
+
+from sra_core.errors import ConfigError
+from sra_core.watch import Outbox, Report, redact_text
+from sra_core.watch.mlflow.describe import is_dead, now
+
+__all__ = ["BATCH", "NEWEST", "Ledger", "start_sampler"]
+
+BATCH = 1000
+"""Most metrics in one call."""
+NEWEST = "newest"
+"""Alias of the latest student of a registered model (MLflow keeps the name ``latest`` for itself)."""
+_MOST_STRIKES = 3
+_SCHEMES = {"databricks", "http", "https", "mssql", "mysql", "postgresql", "sqlite"}
+_REFUSALS = {
+    "BAD_REQUEST",
+    "ENDPOINT_NOT_FOUND",
+    "INVALID_PARAMETER_VALUE",
+    "INVALID_STATE",
+    "RESOURCE_ALREADY_EXISTS",
+    "RESOURCE_DOES_NOT_EXIST",
+}
+
+
+class Ledger:
+    """Writes reports to MLflow. Calls run in the outbox's thread and may raise: the outbox tries again.
+
+    Args:
+        uri: Tracking server or database.
+        experiment: Name of the experiment that collects the runs; made if it is missing.
+        artifacts: Folder of the experiment's artifacts; None leaves the place to the tracking server.
+
+    Raises:
+        ConfigError: MLflow knows no such kind of store.
+    """
+
+    def __init__(self, uri: str, experiment: str, artifacts: Path | None) -> None:
+        if uri.partition(":")[0].partition("+")[0] not in _SCHEMES:
+            raise ConfigError(
+                f"tracking.uri {redact_text(uri)!r} is no tracking server or database",
+                "give an address such as http://127.0.0.1:5000 or a database such as sqlite:////folder/mlflow.db",
+            )
+        self._uri, self._experiment, self._artifacts = uri, experiment, artifacts
+        self._experiment_id: str | None = None
+        self._strikes = 0
+        self._known: dict[str, dict[str, int]] = {}  # run id -> metric -> last step that is there
+        self.ids: dict[str, str] = {}
+
+    def __call__(self, report: Report) -> None:
+        getattr(self, f"_do_{report['do']}")(report)
+        self._strikes = 0
+
+    def passing(self, error: Exception) -> bool:
+        """Whether a later try may succeed: the store is away or overloaded, and not: it refused the report."""
+        if isinstance(error, MlflowException):
+            return error.error_code not in _REFUSALS and not self._struck_out()
+        if isinstance(error, FileNotFoundError):
+            return False
+        return isinstance(error, OSError) or type(error).__module__.startswith(("requests", "urllib3", "sqlalchemy"))
+
+    def _struck_out(self) -> bool:
+        """An error without a clear code is a refusal when it comes back while the store answers other questions."""
+        try:
+            self._client.search_experiments(max_results=1)
+        except MlflowException:
+            return False
+        self._strikes += 1
+        return self._strikes > _MOST_STRIKES
+
+    @cached_property
+    def _client(self) -> Any:
+        return _open_client(self._uri)
+
+    def url(self, key: str) -> str | None:
+        if not self._uri.startswith("http") or key not in self.ids:
+            return None
+        return redact_text(f"{self._uri.rstrip('/')}/#/experiments/{self._experiment_id}/runs/{self.ids[key]}")
+
+    def _do_open(self, report: Report) -> None:
+        parent = self._id(report["parent"]) if report["parent"] else None
+        tags = {**report["match"], **report["tags"], "session": report["run"]}
+        if parent:
+            tags["mlflow.parentRunId"] = parent
+        found = self._find(report["match"], parent)
+        run = next((run for run in found if _continues(run, report)), None)
+        if report["reused"]:
+            tags["reused"] = "true"
+        if run is None:
+            tags |= self._lineage(report, found)
+            tags["attempt"] = "1"
+            run = self._client.create_run(self._id_of_experiment(), report["start"], tags, report["name"])
+        else:
+            again = not report["reused"] and run.data.tags.get("session") != report["run"]
+            tags["attempt"] = str(int(run.data.tags.get("attempt", "1")) + again)
+            tags |= _changed(run.data.params, report["params"])
+            if run.info.status != "FINISHED":
+                self._client.update_run(run.info.run_id, status="RUNNING")
+            self._known[run.info.run_id] = {metric.key: metric.step for metric in run.data._metric_objs}
+        params = {name: text for name, text in report["params"].items() if name not in run.data.params}
+        self._log(run.info.run_id, params=params, tags=tags)
+        self.ids[report["run"]] = run.info.run_id
+
+    def _do_metrics(self, report: Report) -> None:
+        run_id = self._id(report["run"])
+        known = self._known.setdefault(run_id, {})
+        metrics = [Metric(*row) for row in report["metrics"] if row[3] > known.get(row[0], -1)]
+        for first in range(0, len(metrics), BATCH):
+            self._client.log_batch(run_id, metrics=metrics[first : first + BATCH])
+        for metric in metrics:
+            if metric.step:  # what has no steps may be said again
+                known[metric.key] = metric.step
+
+    def _do_tags(self, report: Report) -> None:
+        self._log(self._id(report["run"]), tags=report["tags"])
+
+    def _do_artifact(self, report: Report) -> None:
+        path, run_id = Path(report["path"]), self._id(report["run"])
+        self._client.log_artifact(run_id, str(path), report["folder"] or None)
+        if report.get("table"):
+            shown = json.loads(self._client.get_run(run_id).data.tags.get("mlflow.loggedArtifacts", "[]"))
+            entry = {"path": f"{report['folder']}/{path.name}", "type": "table"}
+            if entry not in shown:
+                self._client.set_tag(run_id, "mlflow.loggedArtifacts", json.dumps([*shown, entry]))
+        if report["staged"]:
+            shutil.rmtree(path.parent)
+
+    def _do_inputs(self, report: Report) -> None:
+        inputs = [
+            DatasetInput(
+                Dataset(name, digest, "local", json.dumps({"uri": path}), profile=profile),
+                [InputTag("mlflow.data.context", context)],
+            )
+            for name, digest, path, profile, context in report["inputs"]
+        ]
+        if inputs:
+            self._client.log_inputs(self._id(report["run"]), inputs)
+
+    def _do_model(self, report: Report) -> None:
+        """An entry of the model registry that points at the student's folder; weights are not copied.
+
+        Alias `NEWEST` of the registered model is moved to the entry.
+        """
+        run_id, name = self._id(report["run"]), _model_name(report["name"])
+        tags = {"fingerprint": report["fingerprint"], "path": report["path"]}
+        same = self._client.search_model_versions(f"name = '{name}'")
+        if any(version.tags.get("fingerprint") == report["fingerprint"] for version in same):
+            return
+        try:
+            self._client.create_registered_model(name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        model = self._client.create_logged_model(
+            self._id_of_experiment(), name, run_id, {**tags, "mlflow.model.isExternal": "true"}, model_type="student"
+        )
+        self._client.finalize_logged_model(model.model_id, "READY")
+        made = self._client.create_model_version(name, model.artifact_location, run_id, tags, model_id=model.model_id)
+        self._client.set_registered_model_alias(name, NEWEST, made.version)
+
+    def _do_close(self, report: Report) -> None:
+        self._client.set_terminated(self._id(report["run"]), report["status"], report["end"])
+
+    def _id(self, key: str) -> str:
+        """The run that was opened under ``key``, by this process or by one whose reports were left behind."""
+        if key not in self.ids:
+            found = self._find({"session": key}, None)
+            if not found:
+                raise LookupError(f"no run was opened under {key}")
+            self.ids[key] = found[0].info.run_id
+        return self.ids[key]
+
+    def _find(self, tags: Mapping[str, str], parent: str | None) -> list[Any]:
+        wanted = {**tags, **({"mlflow.parentRunId": parent} if parent else {})}
+        text = " and ".join(f"tags.`{name}` = '{value}'" for name, value in wanted.items())
+        runs = self._client.search_runs([self._id_of_experiment()], text, order_by=["attributes.start_time DESC"])
+        return [run for run in runs if parent or "session" in tags or "mlflow.parentRunId" not in run.data.tags]
+
+    def _lineage(self, report: Report, found: Sequence[Any]) -> dict[str, str]:
+        if found:
+            return {"previous_run": found[0].info.run_id}
+        if report["reused"]:
+            text = " and ".join(f"tags.`{name}` = '{value}'" for name, value in report["match"].items())
+            runs = self._client.search_runs([self._id_of_experiment()], text, order_by=["attributes.start_time ASC"])
+            made = [run.info.run_id for run in runs if run.data.tags.get("reused") != "true"]
+            return {"original_run": made[0]} if made else {}
+        return {}
+
+    def _log(self, run_id: str, params: Mapping[str, str] | None = None, tags: Mapping[str, str] | None = None) -> None:
+        items = [Param(name, text) for name, text in (params or {}).items()]
+        self._client.log_batch(run_id, tags=[RunTag(name, str(text)) for name, text in (tags or {}).items()])
+        for first in range(0, len(items), 100):
+            self._client.log_batch(run_id, params=items[first : first + 100])
+
+    def _id_of_experiment(self) -> str:
+        if self._experiment_id is None:
+            found = self._client.get_experiment_by_name(self._experiment)
+            try:
+                location = self._artifacts.as_uri() if self._artifacts else None
+                self._experiment_id = (
+                    found.experiment_id if found else self._client.create_experiment(self._experiment, location)
+                )
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                    raise
+                self._experiment_id = self._client.get_experiment_by_name(self._experiment).experiment_id
+        return self._experiment_id
+
+
+def _open_client(uri: str) -> Any:
+    """A client of the tracking store; a new SQLite database is laid out by one process at a time."""
+    for name in ("alembic", "mlflow.store.db.utils"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    database = uri.removeprefix("sqlite:///")
+    guard = FileLock(f"{database}.lock") if database != uri else nullcontext()
+    with guard:
+        return MlflowClient(tracking_uri=uri)
+
+
+def _continues(run: Any, report: Report) -> bool:
+    """Whether an earlier run is the one that ``report`` opens again."""
+    tags, status = run.data.tags, run.info.status
+    flow_run = report["tags"].get("prefect.flow_run_id")
+    if (
+        report["reused"]
+        or report.get("joined")
+        or tags.get("session") == report["run"]
+        or status in ("FAILED", "KILLED")
+    ):
+        return True
+    if flow_run and tags.get("prefect.flow_run_id") == flow_run:
+        return True
+    return status != "FINISHED" and (report["parent"] is not None or is_dead(tags.get("process", "")))
+
+
+def _changed(old: Mapping[str, str], new: Mapping[str, str]) -> dict[str, str]:
+    """Parameters can't change in MLflow; what differs in a later attempt goes into tags."""
+    return {f"changed.{name}": text for name, text in new.items() if name in old and old[name] != text}
+
+
+def _model_name(name: str) -> str:
+    return "".join("-" if letter in "/:'\"`" else letter for letter in name)
+
+
+def start_sampler(outbox: Outbox, key: str, uri: str, interval: float = 10.0) -> Callable[[], None]:
+    """Report the machine's use every ``interval`` seconds; returns the function that stops it."""
+    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+    monitor = SystemMetricsMonitor(key, tracking_uri=uri)  # else it opens a database where we stand
+    stop = threading.Event()
+
+    def sample() -> None:
+        step = 0
+        while not stop.wait(interval):
+            monitor.collect_metrics()
+            values = monitor.aggregate_metrics()
+            for source in monitor.monitors:
+                source.clear_metrics()
+            rows = [[f"system/{name}", float(value), now(), step] for name, value in values.items()]
+            outbox.put({"do": "metrics", "run": key, "metrics": rows})
+            step += 1
+
+    threading.Thread(target=sample, name="system-metrics", daemon=True).start()
+    return stop.set

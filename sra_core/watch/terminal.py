@@ -1,0 +1,95 @@
+"""The terminal watches: plans, progress with rate and time left, how long each stage took."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from sra_core.watch.watcher import Watcher
+
+if TYPE_CHECKING:
+    from sra_core.config import RunConfig
+    from sra_core.shards import Manifest
+
+__all__ = ["TerminalWatcher", "duration"]
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+class TerminalWatcher(Watcher):
+    """Prints each stage's plan, a progress line with rate and time left, and how long it took."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+
+        self._console = Console(highlight=False)
+        self._progress: Any = None
+        self._task: Any = None
+        self._printed = 0.0
+        self._phase: tuple[int, str] = (0, "")
+        self._base = (0, 0.0)
+        self._last = 0
+        self._started = time.monotonic()
+        self._stage = ""
+
+    def begin(self, stage: str, fingerprint: str, config: RunConfig, plan: str, *, reused: bool) -> None:
+        self._started = time.monotonic()
+        self._stage = stage
+        state = "already done" if reused else plan
+        self._say(f"[bold cyan]{stage}[/] [dim]{fingerprint}[/]  {state}")
+
+    def progress(self, done: int, total: int, unit: str, note: str = "") -> None:
+        if self._console.is_terminal:
+            self._bar(done, total, unit, note)
+            return
+        now = time.monotonic()
+        if (total, unit) != self._phase or done < self._last:
+            self._phase, self._base = (total, unit), (done, now)  # rates count from a phase's first report
+        self._last = done
+        if done == total or now - self._printed >= 15:
+            self._printed = now
+            first, since = self._base
+            rate = (done - first) / (now - since) if done > first and now > since else 0.0
+            parts = [f"{done}/{total} {unit}" if total else f"{done} {unit}"]
+            parts += [f"{rate:.3g} a second"] if rate else []
+            parts += [f"{duration((total - done) / rate)} left"] if rate and total > done else []
+            self._say(f"  {', '.join(parts)}  {note}".rstrip())
+
+    def _say(self, text: str) -> None:
+        self._console.print(text, soft_wrap=True)
+
+    def _bar(self, done: int, total: int, unit: str, note: str) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        if self._progress is None:
+            columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            self._progress = Progress(*columns, TextColumn("{task.fields[note]}"), console=self._console)
+            self._progress.start()
+            self._task = self._progress.add_task(unit, total=total or None, note=note)
+        self._progress.update(self._task, completed=done, total=total or None, description=unit, note=note)
+        if done == total:
+            self._stop_bar()
+
+    def _stop_bar(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+    def message(self, text: str) -> None:
+        self._say(f"  {text}")
+
+    def end(self, manifest: Manifest) -> None:
+        self._stop_bar()
+        counts = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in manifest.counts.items() if count)
+        seconds = time.monotonic() - self._started
+        self._say(f"  [green]done[/] in {seconds:.1f} s: {counts}")
+
+    def failed(self, error: BaseException) -> None:
+        self._stop_bar()
+        how = "stopped" if isinstance(error, Exception) else "interrupted"
+        self._say(f"  [red]{self._stage} {how}[/]")

@@ -1,0 +1,231 @@
+"""What a grid shows, against plain computations; and that what is missing is said."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from rich.console import Console
+
+from sra_core.bench.grid import Bench
+from sra_core.bench.report import figure, markdown, terminal
+from sra_core.bench.run import bench_report, run_cells
+from sra_core.compare import interval, paired
+from sra_core.config import RunConfig
+from sra_core.errors import EvaluationError, TrainingError
+from sra_core.run import Run
+from sra_core.shards import Manifest, read_manifest
+from sra_core.watch import Watcher
+from tests.bench.make import bits, finish, grid, sizes
+
+
+class Told(Watcher):
+    def __init__(self) -> None:
+        self.lines: list[tuple[int, int, str]] = []
+        self.tables: dict[str, dict] = {}
+        self.reports: dict[str, str] = {}
+
+    def progress(self, done: int, total: int, unit: str, note: str = "") -> None:
+        self.lines.append((done, total, note))
+
+    def table(self, name: str, columns: dict) -> None:
+        self.tables[name] = columns
+
+    def markdown(self, name: str, text: str) -> None:
+        self.reports[name] = text
+
+
+@pytest.fixture
+def done(tmp_path: Path) -> Bench:
+    bench = grid(tmp_path)
+    for cell in bench.cells:
+        finish(cell)
+    return bench
+
+
+def row(rows: list[dict], **wanted: object) -> dict:
+    (found,) = [each for each in rows if all(each[name] == value for name, value in wanted.items())]
+    return found
+
+
+def table(variant: str, seeds: tuple[int, ...] = (1, 2)) -> np.ndarray:
+    return np.stack([bits(variant, seed) for seed in seeds], 1)
+
+
+def test_scores_are_means_over_examples_and_seeds_with_their_interval(done: Bench) -> None:
+    report = bench_report(done, Watcher())
+    for variant in ("sra", "sft", "uld"):
+        found, plain = row(report.scores, variant=variant), interval(table(variant), sizes())
+        mean = sum(bits(variant, seed).sum() for seed in (1, 2)) / 2 / sizes().sum()
+        assert found["score"] == pytest.approx(mean)
+        assert (found["low"], found["high"]) == pytest.approx((plain.low, plain.high))
+        assert (found["examples"], found["seeds"]) == (12, 2)
+        assert found["best_step"] == pytest.approx(4.5)
+        assert found["seconds_per_step"] == pytest.approx(0.15)
+        assert found["peak_memory_bytes"] == 2**31
+
+
+def test_every_variant_is_paired_with_the_reference_and_sra_with_the_best_rival(done: Bench) -> None:
+    report = bench_report(done, Watcher())
+    assert {(each["first"], each["second"]) for each in report.differences} == {
+        ("sra", "sft"),
+        ("uld", "sft"),
+        ("sra", "uld"),
+    }
+    found, plain = row(report.differences, first="sra", second="uld"), paired(table("sra"), table("uld"), sizes())
+    assert found["difference"] == pytest.approx(-2.0 * 12 / sizes().sum())
+    assert found["detectable"] == pytest.approx(plain.detectable)
+    assert (found["better"], found["ties"], found["worse"]) == (12, 0, 0)
+    assert found["best_rival"]
+    assert not row(report.differences, first="sra", second="sft")["best_rival"]
+    assert found["p"] >= plain.p_value
+
+
+def test_results_lie_in_the_store_whole(done: Bench) -> None:
+    report = bench_report(done, Watcher())
+    folder = Path(report.manifest.folder)
+    manifest = read_manifest(folder)
+    assert folder.parent.name == "benchmarks"
+    assert manifest.counts == {"cells": 6, "done": 6, "missing": 0}
+    assert manifest.metrics["benchmark/sra_minus_sft/bits_per_byte"] == pytest.approx(-4.0 * 12 / sizes().sum())
+    assert {entry.name for entry in manifest.files} == {
+        "cells.parquet",
+        "scores.parquet",
+        "differences.parquet",
+        "results.json",
+        "summary.md",
+        "learning_curves.png",
+    }
+    assert pq.read_table(folder / "scores.parquet").to_pylist() == report.scores
+    assert json.loads((folder / "results.json").read_text())["cells"] == report.cells
+    assert (folder / "learning_curves.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_what_is_missing_is_said_and_pairs_take_the_seeds_that_both_have(tmp_path: Path) -> None:
+    bench = grid(tmp_path)
+    for cell in bench.cells[:4]:  # both seeds of sra, one of sft and of uld
+        finish(cell)
+    told = Told()
+    report = bench_report(bench, told)
+    assert report.missing == [("sft, seed 2", "waiting"), ("uld, seed 2", "waiting")]
+    assert "2 of 6 cells are missing: sft, seed 2 (waiting); uld, seed 2 (waiting)." in told.reports["benchmark"]
+    assert row(report.scores, variant="sra")["seeds"] == 2
+    found = row(report.differences, first="sra", second="sft")
+    assert found["seeds"] == 1
+    assert found["difference"] == pytest.approx(paired(bits("sra", 1), bits("sft", 1), sizes()).difference.estimate)
+    assert any("different numbers of seeds" in note for note in report.notes)
+    finish(bench.cells[4])
+    finish(bench.cells[5])
+    assert bench_report(bench, Watcher()).missing == []
+
+
+def test_a_grid_without_any_finished_cell_says_so(tmp_path: Path) -> None:
+    report = bench_report(grid(tmp_path), Watcher())
+    assert report.scores == report.differences == []
+    assert "6 of 6 cells are missing" in markdown(report)
+    assert "| sra | missing |" in markdown(report)
+
+
+def test_a_reference_that_is_not_done_is_named(tmp_path: Path) -> None:
+    bench = grid(tmp_path)
+    finish(bench.cells[0])
+    assert any("Nothing of the reference sft is done" in note for note in bench_report(bench, Watcher()).notes)
+
+
+def test_cells_scored_on_other_examples_are_refused(tmp_path: Path) -> None:
+    bench = grid(tmp_path)
+    finish(bench.cells[0])
+    finish(bench.cells[1], first_id=1)
+    with pytest.raises(EvaluationError, match="sft, seed 1 was scored on other examples"):
+        bench_report(bench, Watcher())
+
+
+def test_data_sets_weigh_alike_whatever_their_size(tmp_path: Path) -> None:
+    bench = grid(tmp_path)
+    for cell in bench.cells:
+        finish(cell, datasets=2)
+    report = bench_report(bench, Watcher())
+    first, second = bits("sra", 1), bits("sra", 2)
+    ratios = [
+        (first[part].sum() + second[part].sum()) / 2 / sizes()[part].sum()
+        for part in (slice(0, None, 2), slice(1, None, 2))
+    ]
+    assert row(report.scores, variant="sra")["score"] == pytest.approx(np.mean(ratios))
+    assert row(report.cells, variant="sra", seed=1)["bits_per_byte"] == pytest.approx(
+        np.mean([first[part].sum() / sizes()[part].sum() for part in (slice(0, None, 2), slice(1, None, 2))])
+    )
+
+
+def test_curves_are_a_line_for_each_variant_and_a_band_over_its_seeds(done: Bench) -> None:
+    (axes,) = figure(bench_report(done, Watcher())).axes
+    assert [line.get_label() for line in axes.lines] == ["sra", "sft", "uld"]
+    np.testing.assert_allclose(axes.lines[0].get_xydata(), [[0, 2.015], [3, 1.715], [6, 1.415]])
+    band = axes.collections[0].get_paths()[0].vertices
+    assert band[:, 1].min() == pytest.approx(1.41)
+    assert band[:, 1].max() == pytest.approx(2.02)
+
+
+def test_the_terminal_and_the_markdown_show_the_same_figures(done: Bench) -> None:
+    report = bench_report(done, Watcher())
+    console = Console(width=120, record=True, file=io.StringIO())
+    for part in terminal(report):
+        console.print(part)
+    shown, text = console.export_text(), markdown(report)
+    gap = row(report.differences, first="sra", second="sft")
+    for figure_ in (f"{gap['difference']:+.4f} [{gap['low']:+.4f}, {gap['high']:+.4f}]", "sra - uld*", "12/0/0"):
+        assert figure_ in shown
+        assert figure_ in text
+
+
+def run_stage(stage: str, run: Run, parent: object, name: str) -> Manifest:
+    """Stages that finish at once."""
+    folder = run.folder(stage)
+    folder.path.mkdir(parents=True, exist_ok=True)
+    return folder.manifest() or folder.commit(metrics={"evaluate/student/bits_per_byte": 1.5})
+
+
+def test_shared_stages_run_once_and_a_finished_grid_runs_nothing(tmp_path: Path) -> None:
+    called: list[str] = []
+
+    def counted(stage: str, run: Run, parent: object, name: str) -> Manifest:
+        called.append(name)
+        return run_stage(stage, run, parent, name)
+
+    told = Told()
+    run_cells(grid(tmp_path), counted, None, told)
+    assert called[:4] == ["prepare", "cache", "distill sra, seed 1", "evaluate sra, seed 1"]
+    assert len(called) == 2 + 2 * 6
+    assert [(done, total) for done, total, _ in told.lines] == [(number, 6) for number in range(7)]
+    assert told.lines[1][2].startswith("sra, seed 1: 1.5000 bits per byte, 0 s, about")
+    assert "left" not in told.lines[-1][2]
+    called.clear()
+    run_cells(grid(tmp_path), counted, None, Watcher())
+    assert called == ["prepare", "cache"]
+
+
+def test_a_cell_that_fails_is_told_and_the_others_go_on(tmp_path: Path) -> None:
+    def failing(stage: str, config: RunConfig, parent: object, name: str) -> Manifest:
+        if name == "distill sft, seed 1":
+            raise TrainingError("the loss is not a number", "lower the rate")
+        return run_stage(stage, run, parent, name)
+
+    bench, told = grid(tmp_path), Told()
+    run_cells(bench, failing, None, told)
+    assert [cell.name for cell in bench.failed] == ["sft, seed 1"]
+    assert any(note.startswith("sft, seed 1 failed: the loss is not a number") for _, _, note in told.lines)
+    assert [cell.name for cell in bench.cells if bench.scores(cell) is None] == ["sft, seed 1"]
+    with pytest.raises(TrainingError, match=r"1 cells failed \(sft, seed 1\), the first with: the loss") as raised:
+        bench.require_all_ran()
+    assert raised.value.remedy == "lower the rate"
+
+
+def test_a_shared_stage_that_fails_stops_everything(tmp_path: Path) -> None:
+    def failing(stage: str, config: RunConfig, parent: object, name: str) -> Manifest:
+        raise TrainingError("no corpus", "bring one")
+
+    with pytest.raises(TrainingError):
+        run_cells(grid(tmp_path), failing, None, Watcher())

@@ -1,0 +1,105 @@
+"""lm-eval tasks: a tiny one with data of its own."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow.compute as pc
+import pytest
+
+from sra_core import stages
+from sra_core.compare import ModelScores
+from sra_core.config import EvaluateConfig, ModelRef
+from sra_core.config.load import load_config
+from sra_core.errors import ConfigError
+from sra_core.evaluate import tasks
+from sra_core.evaluate.tasks import TASK_SCHEMA, score_tasks
+from sra_core.models import load_model, load_tokenizer
+
+TASK = """
+task: tiny_choice
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {data}}}}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{{{question}}}}"
+doc_to_choice: ["yes", "no"]
+doc_to_target: "{{{{answer}}}}"
+metric_list:
+  - {{metric: acc, aggregation: mean, higher_is_better: true}}
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    rows = [{"question": f"Is {number} even?", "answer": number % 2} for number in range(4)]
+    data = tmp_path / "tiny.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "tiny.yaml").write_text(TASK.format(data=data))
+    return tmp_path / "tasks"
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    ref = ModelRef(source="random:gpt2?layers=2&width=24&heads=2&vocabulary=300&seed=2")
+    return load_model(ref), load_tokenizer(ref)
+
+
+def test_a_task_is_scored_by_example_as_every_other_metric(model: Any, folder: Path) -> None:
+    pytest.importorskip("lm_eval")
+    config = EvaluateConfig(lm_eval=["tiny_choice"], lm_eval_folder=str(folder))
+    table = score_tasks(*model, config)
+    assert table.schema == TASK_SCHEMA
+    assert sorted(table["id"].to_pylist()) == ["0", "1", "2", "3"]
+    assert set(table["higher"].to_pylist()) == {True}
+    (metric,) = [each for each in ModelScores(tasks=table).metrics() if each.name.startswith("lm_eval")]
+    assert (metric.name, metric.higher) == ("lm_eval/tiny_choice/acc", True)
+    keys, values, weights = ModelScores(tasks=table).values(metric.name)
+    assert keys[0] == ("tiny_choice", "0")
+    assert values.mean() == pc.mean(table["value"]).as_py()
+    assert weights.tolist() == [1.0] * 4
+
+
+def test_the_limit_and_unknown_tasks(model: Any, folder: Path) -> None:
+    pytest.importorskip("lm_eval")
+    config = EvaluateConfig(lm_eval=["tiny_choice"], lm_eval_folder=str(folder), lm_eval_limit=2)
+    assert len(score_tasks(*model, config)) == 2
+    with pytest.raises(ConfigError, match="no task tiny_chioce"):
+        score_tasks(*model, config.model_copy(update={"lm_eval": ["tiny_chioce"]}))
+    with pytest.raises(ConfigError, match="no folder"):
+        score_tasks(*model, config.model_copy(update={"lm_eval_folder": str(folder / "none")}))
+
+
+def test_without_lm_eval_the_error_says_how_to_install_it(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sra_core.evaluate.settings.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="not installed") as error:
+        score_tasks(*model, EvaluateConfig(lm_eval=["arc_easy"]))
+    assert "pip install 'sra[lm-eval]'" in error.value.remedy
+
+
+def test_only_means_over_examples_are_kept() -> None:
+    def sample(number: int, **scores: Any) -> dict[str, Any]:
+        return {"doc_id": number, "filter": "strict", **scores}
+
+    made = {
+        "samples": {"t": [sample(0, acc=1.0, perplexity=(3.0, 2)), sample(1, acc=0.0, perplexity=(4.0, 2))]},
+        "higher_is_better": {"t": {"acc": True, "perplexity": False}},
+        "results": {"t": {"acc,strict": 0.5, "perplexity,strict": 7.0}},
+    }
+    assert [(row["metric"], row["id"], row["value"]) for row in tasks._rows(made)] == [
+        ("acc (strict)", "0", 1.0),
+        ("acc (strict)", "1", 0.0),
+    ]
+
+
+def test_a_run_is_refused_before_anything_runs_where_lm_eval_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sra_core.evaluate.settings.find_spec", lambda name: None)
+    config = load_config("smoke", {"store": str(tmp_path / "store"), "evaluate": {"lm_eval": ["arc_easy"]}})
+    with pytest.raises(ConfigError, match="names tasks, and lm-eval is not installed"):
+        stages.run(config)
+    assert not (tmp_path / "store").exists()

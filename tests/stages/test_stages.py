@@ -1,0 +1,198 @@
+"""The stages as their user runs them: fingerprints, reuse, repair, and what is said when something is missing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from sra_core import stages
+from sra_core.config import RunConfig
+from sra_core.errors import ConfigError, ManifestMismatch
+from sra_core.run import Run
+from sra_core.shards import Manifest, PreparedSet, TeacherSet
+from sra_core.watch import Watcher
+from tests.conftest import SmokeRun
+
+
+class Recorder(Watcher):
+    """Remembers which stages ran and which were found finished."""
+
+    def __init__(self) -> None:
+        self.ran: list[str] = []
+        self.reused: list[str] = []
+        self.messages: list[str] = []
+
+    def begin(self, stage: str, fingerprint: str, config: RunConfig, plan: str, *, reused: bool) -> None:
+        (self.reused if reused else self.ran).append(stage)
+
+    def message(self, text: str) -> None:
+        self.messages.append(text)
+
+
+@pytest.fixture
+def own_store(smoke_run: SmokeRun, tmp_path: Path) -> RunConfig:
+    """The smoke config on a copy of its finished store."""
+    shutil.copytree(smoke_run.store, tmp_path / "store")
+    return smoke_run.config.model_copy(update={"store": str(tmp_path / "store")})
+
+
+def test_each_stage_leaves_a_manifest_that_verifies(smoke_run: SmokeRun) -> None:
+    for stage, manifest in smoke_run.results.items():
+        folder = Path(manifest.folder)
+        assert (
+            folder.parent.name
+            == {
+                "prepare": "prepared",
+                "cache": "teacher",
+                "distill": "students",
+                "evaluate": "evaluations",
+            }[stage]
+        )
+        assert folder.name == manifest.fingerprint
+        kept = json.loads((folder / "manifest.json").read_text())
+        assert kept["stage"] == stage
+        assert Run(smoke_run.config).result(stage) == manifest
+
+
+def test_every_example_is_kept_or_counted_with_a_reason(smoke_run: SmokeRun) -> None:
+    counts = smoke_run.results["prepare"].counts
+    kept = sum(count for name, count in counts.items() if name.startswith("kept_"))
+    dropped = sum(count for name, count in counts.items() if name.startswith("dropped_"))
+    assert counts["in"] == kept + dropped + counts["left_out_by_corpus_max"]
+    assert counts["kept_train"] == smoke_run.results["prepare"].rows("train") == 24
+
+
+def test_cache_holds_the_centres_of_every_training_span(smoke_run: SmokeRun) -> None:
+    prepared = PreparedSet(smoke_run.results["prepare"], "train")
+    teacher = TeacherSet(smoke_run.results["cache"], "train")
+    assert teacher.layers == (2, 3)
+    for row, kept in zip(prepared, teacher, strict=True):
+        assert kept.id == row.id
+        for layer in teacher.layers:
+            assert kept.centers[layer].shape == (len(row.teacher_spans), 32)
+            assert 0 < kept.mass[layer].sum() <= 1 + 1e-5
+
+
+def test_student_loads_without_this_project(smoke_run: SmokeRun) -> None:
+    folder = Path(smoke_run.results["distill"].folder) / "student"
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    ids = tokenizer("What does `len` do?", return_tensors="pt").input_ids
+    assert torch.isfinite(model(ids).logits).all()
+    assert model.config.vocab_size == len(tokenizer)
+
+
+def test_training_changed_the_student(smoke_run: SmokeRun) -> None:
+    metrics = smoke_run.results["evaluate"].metrics
+    assert metrics["evaluate/student/bits_per_byte"] < metrics["evaluate/initial/bits_per_byte"]
+
+
+def test_second_run_reuses_every_stage(smoke_run: SmokeRun) -> None:
+    watch = Recorder()
+    assert stages.run(smoke_run.config, watch) == smoke_run.results
+    assert watch.ran == []
+    assert watch.reused == ["prepare", "cache", "distill", "evaluate"]
+
+
+def test_deleting_a_stage_repeats_it_and_nothing_before_it(own_store: RunConfig) -> None:
+    before = Run(own_store).result("cache")
+    shutil.rmtree(before.folder)
+    watch = Recorder()
+    after = stages.cache(own_store, watch)
+    assert watch.ran == ["cache"]
+    assert after.content == before.content
+    assert Run(own_store).result("distill")  # made from the same bytes: still good
+
+
+def test_a_result_made_from_other_bytes_is_stale(own_store: RunConfig) -> None:
+    manifest_file = Path(Run(own_store).result("evaluate").folder) / "manifest.json"
+    manifest = Manifest.model_validate_json(manifest_file.read_text())
+    manifest.upstream["distill"].content = "0" * 16
+    manifest_file.write_text(manifest.model_dump_json())
+    watch = Recorder()
+    stages.evaluate(own_store, watch)
+    assert watch.ran == ["evaluate"]
+
+
+def test_a_damaged_shard_is_made_again_and_the_others_are_kept(own_store: RunConfig) -> None:
+    manifest = Run(own_store).result("cache")
+    victim, other = (Path(manifest.folder) / shard.name for shard in manifest.shards[:2])
+    kept = other.stat().st_mtime_ns
+    victim.write_bytes(victim.read_bytes()[:-100])
+    with pytest.raises(ManifestMismatch, match="damaged"):
+        Run(own_store).result("cache")
+    watch = Recorder()
+    assert stages.cache(own_store, watch).content == manifest.content
+    assert watch.ran == ["cache"]
+    assert other.stat().st_mtime_ns == kept
+
+
+@pytest.mark.parametrize(("stage", "missing"), [("cache", "prepare"), ("distill", "prepare"), ("evaluate", "prepare")])
+def test_a_stage_without_its_upstream_says_what_to_run(
+    smoke_run: SmokeRun, tmp_path: Path, stage: str, missing: str
+) -> None:
+    config = smoke_run.config.model_copy(update={"store": str(tmp_path)})
+    with pytest.raises(ManifestMismatch, match=f"sra {missing}"):
+        stages.STAGES[stage](config)
+
+
+def test_training_against_another_cache_names_the_field(smoke_run: SmokeRun) -> None:
+    config = smoke_run.config.model_copy(deep=True)
+    config.cache.dtype = "float32"
+    with pytest.raises(ManifestMismatch, match=r"cache\.dtype \(wanted 'float32', found 'bfloat16'\)") as error:
+        stages.distill(config)
+    assert "sra cache" in error.value.remedy
+
+
+def test_configs_that_differ_never_share_a_folder(smoke_run: SmokeRun) -> None:
+    def folders(**changes: object) -> list[str]:
+        config = smoke_run.config.model_copy(deep=True)
+        for name, value in changes.items():
+            part, _, field = name.partition("__")
+            setattr(getattr(config, part), field, value)
+        return [Run(config).fingerprint(stage) for stage in ("prepare", "cache", "distill", "evaluate")]
+
+    base = folders()
+    assert folders(alignment__max_length=90) != base
+    changed = folders(cache__dtype="int8")
+    assert changed[0] == base[0]
+    assert all(new != old for new, old in zip(changed[1:], base[1:], strict=True))
+    changed = folders(distill__learning_rate=1e-3)
+    assert changed[:2] == base[:2]
+    assert changed[2:] != base[2:]
+    assert folders(alignment__workers=2, cache__tokens_per_batch=100, evaluate__batch_size=1) == base
+
+
+def test_sft_needs_no_cache(smoke_run: SmokeRun) -> None:
+    config = smoke_run.config.model_copy(deep=True)
+    config.objective.name = "sft"
+    assert "cache" not in Run(config).trained_from
+
+
+@pytest.mark.parametrize("layers", [[(28, 1)], [(3, 9)]])
+def test_layers_that_a_model_lacks_are_refused_before_anything_runs(
+    smoke_run: SmokeRun, tmp_path: Path, layers: list[tuple[int, int]]
+) -> None:
+    config = smoke_run.config.model_copy(deep=True, update={"store": str(tmp_path / "store")})
+    config.objective.layers = layers
+    with pytest.raises(ConfigError, match=f"layer {max(layers[0])}"):
+        stages.run(config)
+    assert not (tmp_path / "store").exists()
+
+
+def test_scores_of_another_model_are_not_reused(own_store: RunConfig) -> None:
+    before = Run(own_store).result("evaluate")
+    folder = Path(before.folder)
+    (folder / "manifest.json").unlink()
+    path = folder / "likelihood-test-student.parquet"
+    table = pq.read_table(path)
+    wrong = table.set_column(table.schema.get_field_index("nats"), "nats", pa.array([1.0] * len(table)))
+    pq.write_table(wrong.replace_schema_metadata({b"sra": b"another model"}), path)
+    assert stages.evaluate(own_store).metrics == before.metrics
