@@ -60,7 +60,13 @@ def make_job(folder: Path, steps: int, shape: str, batch: int) -> Job:
     prepared, cache = stages.prepare(config), stages.cache(config)
     model, _ = initial_student(config, prepared)
     model.save_pretrained(folder / "initial")
-    return Job(config, Path(prepared.folder), Path(cache.folder), folder / "initial", folder / "work")
+    return Job(
+        config=config,
+        prepared=Path(prepared.folder),
+        teacher=Path(cache.folder),
+        initial=folder / "initial",
+        folder=folder / "work",
+    )
 
 
 def bare_loop(job: Job) -> float:

@@ -55,7 +55,14 @@ def adapt_teacher(config: RunConfig, prepared: Manifest, folder: StageFolder, wa
 
     quiet_libraries()
     work = folder.path / WORK
-    job = Job(config, Path(prepared.folder), None, work / "initial", work, part="adapt")
+    job = Job(
+        config=config,
+        prepared=Path(prepared.folder),
+        teacher=None,
+        initial=work / "initial",
+        folder=work,
+        part="adapt",
+    )
     _save_initial(config, job.initial)
     result = launch(job, watch)
     written = _export(job, result, folder.path)

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sra_core.config import ModelRef, RunConfig, TeacherConfig, hashed
-from sra_core.models import STUDENT, initial_student, load_tokenizer, model_identity
+from sra_core.models import load_tokenizer, model_identity
 from sra_core.run import Run
-from sra_core.shards import SCHEMA_VERSION, Manifest, StageFolder
+from sra_core.shards import SCHEMA_VERSION, STUDENT, Manifest, StageFolder
 from sra_core.shards.prepared import STUDENT_TOKENIZER
 from sra_core.training import learning_curves
 from sra_core.watch import Watcher
@@ -72,7 +72,13 @@ def distill_student(
     results = {manifest.stage: Path(manifest.folder) for manifest in upstream}
     prepared = next(manifest for manifest in upstream if manifest.stage == "prepare")
     work = folder.path / WORK
-    job = Job(config, results["prepare"], results.get("cache"), work / "initial", work)
+    job = Job(
+        config=config,
+        prepared=results["prepare"],
+        teacher=results.get("cache"),
+        initial=work / "initial",
+        folder=work,
+    )
     _save_initial(config.model_copy(update={"teacher": teacher}), prepared, job.initial)
     result = launch(job, watch)
     written = _export(job, upstream, result, folder.path)
@@ -131,6 +137,8 @@ def _save_initial(config: RunConfig, prepared: Manifest, path: Path) -> None:
         return
     partial = path.with_name(".initial.partial")
     shutil.rmtree(partial, ignore_errors=True)
+    from sra_core.models import initial_student
+
     model, _ = initial_student(config, prepared)
     model.save_pretrained(partial)
     partial.rename(path)

@@ -142,15 +142,10 @@ def check_layers(config: RunConfig) -> None:
         ConfigError: Names the layer and how many there are.
         ModelError: A model cannot be found.
     """
-    from transformers import AutoConfig
-
-    from sra_core.models import layer_count, resolve, resolve_layer
+    from sra_core.models import layer_count_of, resolve_layer
 
     student = config.teacher if config.student.source == "teacher" else config.student
-    counts = [
-        layer_count(AutoConfig.from_pretrained(resolve(ref, weights=False), trust_remote_code=ref.trust_remote_code))
-        for ref in (config.teacher, student)
-    ]
+    counts = [layer_count_of(ref) for ref in (config.teacher, student)]
     for pair in config.objective.layers:
         resolve_layer(counts[0], pair[0])
         resolve_layer(config.student.keep_layers or counts[1], pair[1])

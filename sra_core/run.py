@@ -107,6 +107,14 @@ class Run:
             raise ManifestMismatch(*folder.missing(f"sra {stage}"))
         return manifest
 
+    @property
+    def finished(self) -> bool:
+        """Whether the last stage's result is there."""
+        try:
+            return self.folder("evaluate").manifest() is not None
+        except ManifestMismatch:
+            return False
+
     def verified(self, stage: str) -> Manifest:
         """The result of a stage after reading every byte of it.
 

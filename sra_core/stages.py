@@ -3,7 +3,7 @@
 A stage returns at once if its result is there and whole; else it keeps the finished pieces and does the rest. It finds
 the results that it builds on by their fingerprints and says what to run if one is missing.
 
-Rooms are imported inside the functions: a stage loads what it needs, when it is run.
+Rooms are imported where they are used: a stage that is done loads neither torch nor transformers.
 """
 
 from __future__ import annotations
@@ -60,7 +60,6 @@ def adapt(config: RunConfig | Run, watch: Watcher | None = None) -> Manifest:
         ManifestMismatch: The prepared examples of this config are missing.
         TrainingError: Training stopped; running again resumes from the last checkpoint.
     """
-    from sra_core.adapt import adapt_teacher
     from sra_core.training import join_stage
 
     run, watch = Run.of(config), watch or Watcher()
@@ -71,6 +70,8 @@ def adapt(config: RunConfig | Run, watch: Watcher | None = None) -> Manifest:
     join_stage(run.config.adapt, folder)
 
     def work() -> Manifest:
+        from sra_core.adapt import adapt_teacher
+
         return adapt_teacher(run.config, prepared, folder, watch)
 
     return run.once(folder, watch, (prepared,), "fine-tune the teacher on the corpus", work)
@@ -92,7 +93,6 @@ def cache(config: RunConfig | Run, watch: Watcher | None = None, *, executor: Ex
         AlignmentError: Their audit misses a bound of ``alignment.gate``.
         SraError: The teacher or the store cannot be used.
     """
-    from sra_core.cache import capture_teacher
     from sra_core.prepare import audit_of
 
     run, watch = Run.of(config), watch or Watcher()
@@ -101,6 +101,8 @@ def cache(config: RunConfig | Run, watch: Watcher | None = None, *, executor: Ex
     folder = run.folder("cache")
 
     def work() -> Manifest:
+        from sra_core.cache import capture_teacher
+
         with shard_executor(run.config, executor) as shards:
             return capture_teacher(run.adapted, prepared, folder, watch, shards)
 
@@ -115,7 +117,6 @@ def distill(config: RunConfig | Run, watch: Watcher | None = None) -> Manifest:
         ManifestMismatch: The prepared examples or the cache of this config are missing.
         TrainingError: Training stopped; running again resumes from the last checkpoint.
     """
-    from sra_core.distill import distill_student
     from sra_core.training import join_stage
 
     run, watch = Run.of(config), watch or Watcher()
@@ -124,6 +125,8 @@ def distill(config: RunConfig | Run, watch: Watcher | None = None) -> Manifest:
     join_stage(run.config.distill, folder)
 
     def work() -> Manifest:
+        from sra_core.distill import distill_student
+
         return distill_student(run.config, upstream, folder, watch, run.adapted.teacher)
 
     return run.once(folder, watch, upstream, f"train with objective {run.config.objective.name}", work)
@@ -137,13 +140,15 @@ def evaluate(config: RunConfig | Run, watch: Watcher | None = None) -> Manifest:
         ManifestMismatch: The prepared examples or the student of this config are missing.
         EvaluationError: There is nothing to evaluate.
     """
-    from sra_core.evaluate import report_evaluation, score_student
+    from sra_core.evaluate import report_evaluation
 
     run, watch = Run.of(config), watch or Watcher()
     upstream = [run.result(stage) for stage in ("prepare", "distill")]
     folder = run.folder("evaluate")
 
     def work() -> Manifest:
+        from sra_core.evaluate import score_student
+
         return score_student(run.adapted, upstream, folder, watch)
 
     def report(manifest: Manifest) -> None:
@@ -171,6 +176,7 @@ def run(config: RunConfig | Run, watch: Watcher | None = None) -> dict[str, Mani
     from sra_core.doctor import check_layers, check_tools
 
     settled = Run.of(config)
-    check_layers(settled.config)
-    check_tools(settled.config)
+    if not settled.finished:
+        check_layers(settled.config)
+        check_tools(settled.config)
     return {name: STAGES[name](settled, watch) for name in settled.stages}

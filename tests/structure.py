@@ -11,7 +11,7 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-__all__ = ["Import", "circle", "declared_packages", "file_graph", "imports", "undeclared"]
+__all__ = ["Import", "circle", "declared_packages", "file_graph", "handed_on", "imports", "undeclared"]
 
 
 @dataclass(frozen=True)
@@ -45,11 +45,7 @@ def file_graph(root: Path) -> dict[str, set[str]]:
     """
     package = root.name
     modules = {_name(path, root.parent): path for path in sorted(root.rglob("*.py"))}
-    faces = {
-        name: {each.name: each.module for each in imports(path)}
-        for name, path in modules.items()
-        if path.name == "__init__.py"
-    }
+    faces = {name: handed_on(path, name) for name, path in modules.items() if path.name == "__init__.py"}
     graph: dict[str, set[str]] = {}
     for name, path in modules.items():
         graph[name] = set()
@@ -59,6 +55,17 @@ def file_graph(root: Path) -> dict[str, set[str]]:
             if each.module.split(".")[0] == package:
                 graph[name].add(_home(each, modules, faces))
     return graph
+
+
+def handed_on(face: Path, package: str) -> dict[str, str]:
+    """The names that ``__init__.py``, or the stub beside it, hands on, and the modules that define them."""
+    stub = face.with_suffix(".pyi")
+    found = {}
+    for node in ast.walk(ast.parse((stub if stub.exists() else face).read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            module = f"{package}.{node.module}" if node.level else node.module
+            found |= {each.name: module for each in node.names}
+    return found
 
 
 def _name(path: Path, above: Path) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import sra_core
-from tests.structure import circle, declared_packages, file_graph, imports, undeclared
+from tests.structure import circle, declared_packages, file_graph, handed_on, imports, undeclared
 
 ROOT = Path(sra_core.__file__).parent
 PROJECT = ROOT.parent
@@ -169,9 +169,9 @@ def test_every_package_says_exactly_what_it_hands_on() -> None:
     for path in ROOT.rglob("__init__.py"):
         if path == ROOT / "__init__.py":
             continue
-        exported = importlib.import_module(".".join(path.relative_to(ROOT.parent).parent.parts)).__all__
-        handed_on = {node.name for node in imports(path) if node.module.startswith("sra_core.")}
-        assert set(exported) == handed_on, path
+        package = ".".join(path.relative_to(ROOT.parent).parent.parts)
+        own = {name for name, module in handed_on(path, package).items() if module.startswith("sra_core.")}
+        assert set(importlib.import_module(package).__all__) == own, path
         assert ast.get_docstring(ast.parse(path.read_text())), path
 
 

@@ -2,62 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import BaseModel
 
 from sra_core.config import RunConfig
-from sra_core.models import layer_count, model_identity, resolve, resolve_layer
+from sra_core.models import layer_count_of, model_identity, resolve_layer
 from sra_core.objective import teacher_needs
 from sra_core.run import Run
 from sra_core.shards import SCHEMA_VERSION, StageFolder
 
-__all__ = ["Holdings", "find_cache", "holdings", "identity"]
+__all__ = ["Holdings", "find_cache", "identity"]
 
 
-@dataclass(frozen=True, slots=True)
-class Holdings:
-    """What a cache holds of every training example, beside the teacher's head rows of the shared vocabulary.
-
-    Attributes:
-        layers: Layers whose span centres and masses are kept, counted from 1.
-        pooling: ``attention`` or ``mean``: how centres weigh the tokens of a span; ``none`` where there are none.
-        tokens: Whether the last layer's token states, the whole LM head and the input embeddings are kept.
-    """
+class Holdings(BaseModel, frozen=True):
+    """What a cache holds of every training example, beside the teacher's head rows of the shared vocabulary."""
 
     layers: tuple[int, ...]
-    pooling: str
+    """Layers whose span centres and masses are kept, counted from 1."""
+    pooling: Literal["attention", "mean", "none"]
+    """How centres weigh the tokens of a span; ``none`` where there are none."""
     tokens: bool
+    """Whether the last layer's token states, the whole LM head and the input embeddings are kept."""
+
+    @classmethod
+    def of(cls, config: RunConfig) -> Holdings:
+        """What the cache of a config holds: what its objective reads, and what ``cache`` asks for besides.
+
+        An objective without a teacher keeps what `sra` would read with the same layers.
+        """
+        needs = teacher_needs(config.objective)
+        mapped = () if needs.token_states else tuple(teacher for teacher, _ in config.objective.layers)
+        wanted = (*mapped, *config.cache.layers)
+        count = layer_count_of(config.teacher) if wanted else 0
+        layers = tuple(sorted({resolve_layer(count, layer) for layer in wanted}))
+        pooling: Any = "none" if not layers else "attention" if config.objective.weighted_pooling else "mean"
+        return cls(layers=layers, pooling=pooling, tokens=needs.token_states or config.cache.token_states)
 
     def covers(self, other: Holdings) -> bool:
         """Whether this holds all that ``other`` would."""
         pooled = not other.layers or self.pooling == other.pooling
         return set(other.layers) <= set(self.layers) and self.tokens >= other.tokens and pooled
-
-    def plain(self) -> dict[str, Any]:
-        """Ready for JSON."""
-        return {"layers": list(self.layers), "pooling": self.pooling, "tokens": self.tokens}
-
-    @staticmethod
-    def parse(values: Mapping[str, Any]) -> Holdings:
-        """The inverse of `plain`."""
-        return Holdings(tuple(values["layers"]), str(values["pooling"]), bool(values["tokens"]))
-
-
-def holdings(config: RunConfig) -> Holdings:
-    """What the cache of a config holds: what its objective reads, and what ``cache`` asks for besides.
-
-    An objective without a teacher keeps what `sra` would read with the same layers.
-    """
-    from transformers import AutoConfig
-
-    needs = teacher_needs(config.objective)
-    mapped = () if needs.token_states else tuple(teacher for teacher, _ in config.objective.layers)
-    wanted = (*mapped, *config.cache.layers)
-    count = layer_count(AutoConfig.from_pretrained(resolve(config.teacher))) if wanted else 0
-    layers = tuple(sorted({resolve_layer(count, layer) for layer in wanted}))
-    pooling = "none" if not layers else "attention" if config.objective.weighted_pooling else "mean"
-    return Holdings(layers, pooling, needs.token_states or config.cache.token_states)
 
 
 def identity(run: Run) -> dict[str, Any]:
@@ -69,7 +54,7 @@ def identity(run: Run) -> dict[str, Any]:
         "prepared": run.identity("prepare"),
         "teacher": model_identity(run.adapted.teacher),
         "cache": stored,
-        "holds": holdings(config).plain(),
+        "holds": Holdings.of(config).model_dump(mode="json"),
     }
 
 
@@ -77,10 +62,10 @@ def find_cache(folder: StageFolder) -> StageFolder:
     """``folder`` or, while it holds no result, another cache of its store that differs only in holding more."""
     if folder.manifest() is not None:
         return folder
-    wanted = Holdings.parse(folder.identity["holds"])
+    wanted = Holdings.model_validate(folder.identity["holds"])
     for other in folder.siblings():
         same = {**other.identity, "holds": None} == {**folder.identity, "holds": None}
-        if same and Holdings.parse(other.identity["holds"]).covers(wanted):
+        if same and Holdings.model_validate(other.identity["holds"]).covers(wanted):
             found = folder.sibling(other)
             if found.manifest() is not None:
                 return found

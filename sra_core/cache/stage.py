@@ -68,7 +68,7 @@ def capture_teacher(
         )
         model = load_teacher(config)
         shared = shared_tokens(config, Path(prepared.folder))
-        head, tokens = lm_head(model), Holdings.parse(folder.identity["holds"]).tokens
+        head, tokens = lm_head(model), Holdings.model_validate(folder.identity["holds"]).tokens
         with folder.guard():
             embedding = unwrap(model).get_input_embeddings().weight if tokens else None
             files = save_head(folder.path, head, shared, layer_count(model), embedding)

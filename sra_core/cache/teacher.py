@@ -24,7 +24,7 @@ def load_teacher(config: RunConfig, device: str | None = None) -> Any:
 
 def make_capture(config: RunConfig, folder: StageFolder, model: Any) -> TeacherCapture:
     """The capture that fills a cache folder."""
-    holds = Holdings.parse(folder.identity["holds"])
+    holds = Holdings.model_validate(folder.identity["holds"])
     return TeacherCapture(
         model, holds.layers, config.cache.tokens_per_batch, holds.pooling != "mean", token_states=holds.tokens
     )

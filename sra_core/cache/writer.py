@@ -89,7 +89,7 @@ class _Work:
         watch: Watcher,
         finished: dict[str, ShardEntry],
     ) -> None:
-        stored, holds = folder.identity["cache"], Holdings.parse(folder.identity["holds"])
+        stored, holds = folder.identity["cache"], Holdings.model_validate(folder.identity["holds"])
         compressed = stored["compression"] != "none"
         self._schema = teacher_schema(
             holds.layers, stored["dtype"], capture.width, states=holds.tokens, compressed=compressed

@@ -23,7 +23,6 @@ from sra_core.evaluate.answers import AnswerSet
 from sra_core.evaluate.sets import EvaluationSet
 from sra_core.evaluate.settings import AnswerSettings, pick_backend
 from sra_core.models import (
-    STUDENT,
     TeacherCapture,
     initial_student,
     layer_count,
@@ -37,7 +36,7 @@ from sra_core.models import (
     shared_tokens,
 )
 from sra_core.objective import Head
-from sra_core.shards import Manifest, atomic_write, fingerprint
+from sra_core.shards import STUDENT, Manifest, atomic_write, fingerprint
 from sra_core.watch import Watcher
 
 __all__ = ["Scoring"]

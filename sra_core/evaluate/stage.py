@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 
@@ -11,23 +10,18 @@ from sra_core.compare import (
     AnswerCounts,
     Interval,
     ModelScores,
-    compare_runs,
     count_answers,
-    figures,
     interval,
-    read_run,
-    report_tables,
 )
 from sra_core.config import RunConfig
 from sra_core.evaluate.contenders import Scoring
 from sra_core.evaluate.sets import evaluation_sets
-from sra_core.evaluate.summary import AVERAGE, counted_answers, summary
+from sra_core.evaluate.summary import AVERAGE, SUMMARY, counted_answers, summary
 from sra_core.shards import Manifest, StageFolder, atomic_write
 from sra_core.watch import Watcher
 
-__all__ = ["SUMMARY", "report_evaluation", "score_student"]
+__all__ = ["score_student"]
 
-SUMMARY = "summary.md"
 
 Scores = dict[str, dict[str, dict[str, Interval]]]
 
@@ -64,17 +58,6 @@ def score_student(config: RunConfig, upstream: Sequence[Manifest], folder: Stage
         counts=counts,
         metrics=dict(_metrics(scores, sets[0].name, own=sets[0].name == config.evaluate.test_name)),
     )
-
-
-def report_evaluation(manifest: Manifest, watch: Watcher) -> None:
-    """Pass a finished evaluation on: the summary, and tables and figures of the same names for every run."""
-    folder = Path(manifest.folder)
-    watch.markdown("summary", (folder / SUMMARY).read_text())
-    comparison = compare_runs([read_run(folder, "student")], resamples=500)
-    for name, columns in report_tables(comparison).items():
-        watch.table(f"evaluate/{name}", columns)
-    for name, draw in figures(comparison).items():
-        watch.figure(f"evaluate/{name}", draw)
 
 
 def _counted(scores: ModelScores) -> AnswerCounts:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from sra_core.compare import Interval
+from sra_core.compare import Interval, compare_runs, figures, read_run, report_tables
 from sra_core.compare.results import TITLES
+from sra_core.shards import Manifest
+from sra_core.watch import Watcher
 
-__all__ = ["AVERAGE", "summary"]
+__all__ = ["AVERAGE", "SUMMARY", "counted_answers", "report_evaluation", "summary"]
 
+SUMMARY = "summary.md"
+"""File of the report."""
 AVERAGE = "average"
 """Stands for the mean of all data sets, where there are several."""
 _COLUMNS = (("bits_per_byte", "bits per byte"), ("rougeL", "ROUGE-L"), ("top1", "agrees with teacher"))
@@ -136,3 +141,14 @@ def counted_answers(counts: Mapping[str, Any]) -> str:
         for name, each in counts.items()
     ]
     return f"Answers, all scored: {'; '.join(parts)}." if parts else ""
+
+
+def report_evaluation(manifest: Manifest, watch: Watcher) -> None:
+    """Pass a finished evaluation on: the summary, and tables and figures of the same names for every run."""
+    folder = Path(manifest.folder)
+    watch.markdown("summary", (folder / SUMMARY).read_text())
+    comparison = compare_runs([read_run(folder, "student")], resamples=500)
+    for name, columns in report_tables(comparison).items():
+        watch.table(f"evaluate/{name}", columns)
+    for name, draw in figures(comparison).items():
+        watch.figure(f"evaluate/{name}", draw)

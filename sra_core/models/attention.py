@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from sra_core.errors import ModelError
-from sra_core.models.structure import decoder_of, layer_count, layers_of, resolve_layer, unwrap
+from sra_core.models.layers import resolve_layer
+from sra_core.models.structure import decoder_of, layer_count, layers_of, unwrap
 
 __all__ = ["last_row_attention"]
 

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from importlib import metadata
 from pathlib import Path
+from typing import TypeVar
 
 from filelock import FileLock, Timeout
 
 from sra_core.errors import ModelError
 
-__all__ = ["cache_folder", "made_once", "slug"]
+__all__ = ["cache_folder", "made_once", "remembered", "slug"]
 
+T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 _PATIENCE = 3600.0  # seconds that a second process waits for the first one to finish the same model
@@ -87,3 +92,27 @@ def _make(folder: Path, make: Callable[[Path], None]) -> None:
         unfinished.rename(folder)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def remembered(what: str, files: Iterable[Path], read: Callable[[], T]) -> T:
+    """What ``read`` reads off some files: from the cache while each has its path, size and time of change, else anew.
+
+    Args:
+        what: Names it; different things that are read off the same files have different names.
+        files: All files that it depends on.
+        read: Gives it; ready for JSON. The libraries that read are part of what it is remembered by.
+    """
+    states = [[str(path.resolve()), (state := path.stat()).st_size, state.st_mtime_ns] for path in sorted(files)]
+    versions = [metadata.version(name) for name in ("transformers", "tokenizers")]
+    key = hashlib.sha256(json.dumps([what, versions, states]).encode()).hexdigest()
+    note = cache_folder() / "read" / key
+    with suppress(OSError, ValueError):
+        value: T = json.loads(note.read_text())["value"]
+        return value
+    value = read()
+    with suppress(OSError):  # a cache that can't be written only costs time
+        note.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = note.with_suffix(f".{os.getpid()}")
+        unfinished.write_text(json.dumps({"value": value}))
+        unfinished.replace(note)
+    return value

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sra_core.config import ModelRef
-from sra_core.models.cache import cache_folder
+from sra_core.models.cache import remembered
 from sra_core.models.convert import file_sha256
-from sra_core.models.loading import weight_files
+from sra_core.models.loading import load_tokenizer, weight_files
 from sra_core.models.references import resolve
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-__all__ = ["model_identity", "tokenizer_identity"]
+__all__ = ["model_identity", "tokenizer_identity", "tokenizer_identity_of"]
 
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".lock")
 _VOLATILE = ("transformers_version", "_name_or_path", "_model_name_or_path")
 
 
@@ -33,7 +33,9 @@ def model_identity(ref: ModelRef) -> dict[str, Any]:
     """
     folder = Path(resolve(ref))
     identity: dict[str, Any] = {
-        "weights": _digest({path.name: _remembered_sha256(path) for path in weight_files(folder)}),
+        "weights": _digest(
+            {path.name: remembered("sha256", [path], partial(file_sha256, path)) for path in weight_files(folder)}
+        ),
         "config": _digest(_config(folder)),
     }
     if ref.trust_remote_code:
@@ -49,6 +51,17 @@ def tokenizer_identity(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
     return {"tokenizer": _digest(backend), "special": special, "chat_template": _digest(tokenizer.chat_template)}
 
 
+def tokenizer_identity_of(ref: ModelRef) -> dict[str, Any]:
+    """`tokenizer_identity` of the tokenizer that a reference names, as `load_tokenizer` checks and loads it.
+
+    Raises:
+        ModelError, TokenizerError: As `load_tokenizer`.
+    """
+    folder = Path(resolve(ref, weights=False))
+    files = [path for path in folder.glob("*") if path.is_file() and path.suffix not in _WEIGHTS]
+    return remembered(f"tokenizer of {ref.source}", files, lambda: tokenizer_identity(load_tokenizer(ref)))
+
+
 def _config(folder: Path) -> dict[str, Any]:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     return {key: value for key, value in config.items() if key not in _VOLATILE}
@@ -56,19 +69,3 @@ def _config(folder: Path) -> dict[str, Any]:
 
 def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-def _remembered_sha256(path: Path) -> str:
-    state = path.stat()
-    key = hashlib.sha256(f"{path.resolve()}|{state.st_size}|{state.st_mtime_ns}".encode()).hexdigest()
-    note = cache_folder() / "digests" / key
-    with contextlib.suppress(OSError):
-        if len(digest := note.read_text()) == 64:
-            return digest
-    digest = file_sha256(path)
-    with contextlib.suppress(OSError):  # a cache that can't be written only costs time
-        note.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = note.with_suffix(f".{os.getpid()}")
-        unfinished.write_text(digest)
-        unfinished.replace(note)
-    return digest

@@ -11,7 +11,6 @@ from sra_core.config import ModelRef
 from sra_core.errors import ConfigError, ModelError, TokenizerError
 from sra_core.models.bars import no_progress_bars
 from sra_core.models.references import resolve
-from sra_core.models.structure import check_decoder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -65,6 +64,8 @@ def load_model(ref: ModelRef, dtype: str = "float32", device: str = "cpu") -> Pr
     """
     import torch
     from transformers import AutoModelForCausalLM
+
+    from sra_core.models.structure import check_decoder
 
     folder = Path(resolve(ref))
     weight_files(folder)

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from sra_core.errors import ModelError
 from sra_core.models.attention import last_row_attention
-from sra_core.models.structure import decoder_of, layer_count, layers_of, resolve_layer
+from sra_core.models.layers import resolve_layer
+from sra_core.models.structure import decoder_of, layer_count, layers_of
 
 __all__ = ["MappedStates", "mapped_states"]
 

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from sra_core.errors import ConfigError, ModelError
+from sra_core.errors import ModelError
 from sra_core.objective import Head
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["check_decoder", "decoder_of", "layer_count", "layers_of", "lm_head", "resolve_layer", "unwrap"]
+__all__ = ["check_decoder", "decoder_of", "layer_count", "layers_of", "lm_head", "unwrap"]
 
 _PROBE = ((3, 4, 5), (3, 4, 6))  # two texts that differ in their last token only
 
@@ -22,21 +22,6 @@ def layer_count(model_or_config: Any) -> int:
     """The number of decoder layers of a model (wrapped or not) or of its config."""
     config = model_or_config if not isinstance(model_or_config, nn.Module) else unwrap(model_or_config).config
     return int(config.get_text_config().num_hidden_layers)
-
-
-def resolve_layer(count: int, layer: int) -> int:
-    """A layer number from 1 to ``count``; -1 stands for the last.
-
-    Raises:
-        ConfigError: the model has no such layer.
-    """
-    number = count if layer == -1 else layer
-    if not 1 <= number <= count:
-        raise ConfigError(
-            f"there is no layer {layer} in a model of {count} layers",
-            f"count layers from 1 to {count} in objective.layers, or use -1 for the last",
-        )
-    return number
 
 
 def unwrap(model: nn.Module) -> PreTrainedModel:

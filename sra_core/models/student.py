@@ -23,10 +23,8 @@ from sra_core.shards import STUDENT_TOKENIZER, Manifest, PreparedSet
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-__all__ = ["STUDENT", "build_student", "initial_student", "spread_layers"]
+__all__ = ["build_student", "initial_student", "spread_layers"]
 
-STUDENT = "student"
-"""Subfolder of a distilled result that holds the trained student."""
 _SAMPLE = 32
 
 

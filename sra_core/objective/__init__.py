@@ -1,35 +1,8 @@
-"""What the student minimises: the SRA terms on spans, the rivals behind the same interface."""
+"""What the student minimises: the SRA terms on spans, the rivals behind the same interface.
 
-from sra_core.objective.batch import Batch, ObjectiveContext, StudentOutput, TeacherNeeds, TeacherSpans
-from sra_core.objective.build import build_objective, require, student_layers, teacher_needs
-from sra_core.objective.diagnostics import center_cosines, diagnose, gradient_norms, span_statistics, weighted_terms
-from sra_core.objective.head import Head
-from sra_core.objective.logit import next_token_loss, span_logit_kl
-from sra_core.objective.pooling import pool_batch, pool_spans
-from sra_core.objective.terms import span_cosine_loss, span_geometry_loss, span_trajectory_loss, span_weights
+A name is loaded when it is first used: `__init__.pyi` says where it lives.
+"""
 
-__all__ = [
-    "Batch",
-    "Head",
-    "ObjectiveContext",
-    "StudentOutput",
-    "TeacherNeeds",
-    "TeacherSpans",
-    "build_objective",
-    "center_cosines",
-    "diagnose",
-    "gradient_norms",
-    "next_token_loss",
-    "pool_batch",
-    "pool_spans",
-    "require",
-    "span_cosine_loss",
-    "span_geometry_loss",
-    "span_logit_kl",
-    "span_statistics",
-    "span_trajectory_loss",
-    "span_weights",
-    "student_layers",
-    "teacher_needs",
-    "weighted_terms",
-]
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

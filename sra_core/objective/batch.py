@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sra_core.objective.head import Head
 
-__all__ = ["Batch", "ObjectiveContext", "StudentOutput", "TeacherNeeds", "TeacherSpans"]
+__all__ = ["Batch", "ObjectiveContext", "StudentOutput", "TeacherSpans"]
 
 
 @dataclass(slots=True)
@@ -117,29 +117,6 @@ class ObjectiveContext:
     teacher_embedding: Tensor | None = None
     student_tokens: list[str] | None = None
     teacher_tokens: list[str] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class TeacherNeeds:
-    """What the cache must hold for an objective.
-
-    Args:
-        span_layers: Teacher layers whose span centres and masses are read, as configured (-1 is the last).
-        token_states: Whether last-layer token states of the teacher are read.
-        weighted_pooling: Whether centres weigh tokens by attention; else they are plain means.
-        shared_head: Whether the teacher's LM head rows of the shared vocabulary are read.
-        full_head: Whether the teacher's whole LM head is read.
-        embedding: Whether the teacher's input embeddings are read.
-        same_tokenizer: Whether teacher and student must share their tokenizer.
-    """
-
-    span_layers: tuple[int, ...] = ()
-    token_states: bool = False
-    weighted_pooling: bool = True
-    shared_head: bool = False
-    full_head: bool = False
-    embedding: bool = False
-    same_tokenizer: bool = False
 
 
 def _move(value: Any, device: torch.device | str) -> Any:

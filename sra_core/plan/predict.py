@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 from sra_core.alignment import AlignedExample, AlignmentAudit, render_html
-from sra_core.cache import Holdings, holdings
+from sra_core.cache import Holdings
 from sra_core.config import ModelRef, ObjectiveConfig, RunConfig, TrainingConfig
 from sra_core.corpus import Corpus, Example, Rejected
 from sra_core.errors import DataError, SraError
@@ -254,7 +254,7 @@ def _plan_cache(config: RunConfig, plan: Plan, sample: _Sample, folder: Path) ->
     device, started = pick_device(config.cache.device), time.perf_counter()
     model = load_model(config.teacher, config.cache.compute_dtype, device)
     loading = time.perf_counter() - started
-    holds, head = holdings(config), lm_head(model)
+    holds, head = Holdings.of(config), lm_head(model)
     run = TeacherCapture(
         model, holds.layers, config.cache.tokens_per_batch, holds.pooling != "mean", token_states=holds.tokens
     )

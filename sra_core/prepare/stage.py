@@ -23,7 +23,7 @@ from sra_core.alignment import (
 from sra_core.config import RunConfig, hashed
 from sra_core.corpus import Corpus, Example, Rejected
 from sra_core.errors import DataError
-from sra_core.models import load_tokenizers
+from sra_core.models import load_tokenizers, tokenizer_identity_of
 from sra_core.prepare.tasks import Outcome, Task, Tools, encode_shard, finished_outcome, forget_tools, save_tools
 from sra_core.prepare.tokenizers import save_tokenizers, student_tokenizer_ref
 from sra_core.processes import Pool
@@ -62,16 +62,13 @@ class Prepared:
 def identity(run: Run) -> dict[str, Any]:
     """All that determines the bytes of prepared examples."""
     config = run.config
-    from sra_core.models import load_tokenizer, tokenizer_identity
-
-    teacher = load_tokenizer(config.teacher)
     ref = student_tokenizer_ref(config)
-    student = {"train": config.student.vocabulary_size} if ref is None else tokenizer_identity(load_tokenizer(ref))
+    student = {"train": config.student.vocabulary_size} if ref is None else tokenizer_identity_of(ref)
     return {
         "schema": SCHEMA_VERSION,
         "corpus": Corpus(config.corpus).identity(),
         "alignment": hashed(config.alignment),
-        "teacher": {**tokenizer_identity(teacher), "template": config.teacher.template},
+        "teacher": {**tokenizer_identity_of(config.teacher), "template": config.teacher.template},
         "student": {"tokenizer": student, "template": config.student.template},
     }
 

@@ -1,7 +1,7 @@
 """What lies on disk: fingerprinted stage folders, atomic shards, manifests written last, verifying readers."""
 
 from sra_core.shards.files import atomic_write, file_digest
-from sra_core.shards.folder import StageFolder, read_manifest, verify
+from sra_core.shards.folder import STUDENT, StageFolder, read_manifest, verify
 from sra_core.shards.locks import Claim, StoreLock
 from sra_core.shards.manifest import SCHEMA_VERSION, FileEntry, Manifest, ShardEntry, differences, fingerprint
 from sra_core.shards.memory import MemoryPrepared, MemoryTeacher
@@ -29,6 +29,7 @@ from sra_core.shards.teacher import (
 __all__ = [
     "PREPARED_SCHEMA",
     "SCHEMA_VERSION",
+    "STUDENT",
     "STUDENT_TOKENIZER",
     "TEACHER_TOKENIZER",
     "Claim",

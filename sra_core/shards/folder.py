@@ -21,8 +21,10 @@ from sra_core.shards.locks import Claim, StoreLock, wait_for
 from sra_core.shards.manifest import FileEntry, Manifest, ShardEntry, Upstream, differences, fingerprint
 from sra_core.shards.remote import RECEIPT, Lease, Remote, is_url, local_copy
 
-__all__ = ["StageFolder", "read_manifest", "verify"]
+__all__ = ["STUDENT", "StageFolder", "read_manifest", "verify"]
 
+STUDENT = "student"
+"""Subfolder of a result of distill that holds the trained student."""
 _MAGIC = b"ARROW1"
 _RECORDED = ("sra", "torch", "transformers", "tokenizers", "datasets", "pyarrow", "deepspeed")
 

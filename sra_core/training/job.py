@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+
+from pydantic import BaseModel
 
 from sra_core.config import AdaptConfig, ObjectiveConfig, RunConfig, TrainingConfig
 from sra_core.shards import atomic_write
@@ -18,29 +19,24 @@ WORK = "work"
 """Subfolder of a stage's folder that holds the job while it lasts."""
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
-    """One training job.
-
-    Attributes:
-        config: The run config.
-        prepared: Folder of the prepared stage's result.
-        teacher: Folder of the cache stage's result; None for objectives without a teacher.
-        initial: Folder of the model before training.
-        folder: Where checkpoints, events and the best weights go.
-        part: Whose training it is: the student's (`distill`) or the teacher's on the corpus (`adapt`).
-        micro_batch: Examples in one forward; 0 takes what the config says.
-        session: Which start of several processes the job belongs to, where they were started from outside.
-    """
+class Job(BaseModel, frozen=True):
+    """One training job."""
 
     config: RunConfig
     prepared: Path
+    """Folder of the prepared stage's result."""
     teacher: Path | None
+    """Folder of the cache stage's result; None for objectives without a teacher."""
     initial: Path
+    """Folder of the model before training."""
     folder: Path
+    """Where checkpoints, events and the best weights go."""
     part: Literal["distill", "adapt"] = "distill"
+    """Whose training it is: the student's (`distill`) or the teacher's on the corpus (`adapt`)."""
     micro_batch: int = 0
+    """Examples in one forward; 0 takes what the config says."""
     session: str = ""
+    """Which start of several processes the job belongs to, where they were started from outside."""
 
     @property
     def training(self) -> TrainingConfig:
@@ -98,34 +94,15 @@ class Job:
 
     def save(self) -> Path:
         """Write the job file that a training process loads."""
-        values = {
-            "config": self.config.model_dump(mode="json"),
-            "prepared": str(self.prepared),
-            "teacher": str(self.teacher) if self.teacher else None,
-            "initial": str(self.initial),
-            "folder": str(self.folder),
-            "part": self.part,
-            "micro_batch": self.micro_batch,
-            "session": self.session,
-        }
         path = self.folder / "job.json"
         with atomic_write(path) as file:
-            file.write(json.dumps(values).encode())
+            file.write(self.model_dump_json().encode())
         return path
 
     @staticmethod
     def load(path: Path) -> Job:
-        values = json.loads(path.read_bytes())
-        return Job(
-            config=RunConfig.model_validate(values["config"]),
-            prepared=Path(values["prepared"]),
-            teacher=Path(values["teacher"]) if values["teacher"] else None,
-            initial=Path(values["initial"]),
-            folder=Path(values["folder"]),
-            part=values["part"],
-            micro_batch=values["micro_batch"],
-            session=values["session"],
-        )
+        """Read what `save` wrote."""
+        return Job.model_validate_json(path.read_bytes())
 
 
 class Events:

@@ -7,7 +7,6 @@ import logging
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +45,7 @@ def launch(job: Job, watch: Watcher) -> Mapping[str, float]:
         SraError: The error of the first failing process, where it is one that the user can mend.
     """
     automatic = job.training.micro_batch == "auto" and chosen_launcher(job.training) != "torchrun"
-    job = replace(job, session=session())
+    job = job.model_copy(update={"session": session()})
     while True:
         try:
             return _once(job, watch)
@@ -54,7 +53,7 @@ def launch(job: Job, watch: Watcher) -> Mapping[str, float]:
             smaller = next((size for size in range(job.micro - 1, 0, -1) if _fits(job, size)), 0)
             if not automatic or not smaller:
                 raise TrainingError(error.problem, error.remedy) from None
-            job = replace(job, micro_batch=smaller)
+            job = job.model_copy(update={"micro_batch": smaller})
             watch.message(f"out of memory; going on with {smaller} examples in one forward")
 
 

@@ -15,7 +15,6 @@ from sra_core.bench.grid import Bench
 from sra_core.bench.report import figure, markdown, terminal
 from sra_core.bench.run import bench_report, run_cells
 from sra_core.compare import interval, paired
-from sra_core.config import RunConfig
 from sra_core.errors import EvaluationError, TrainingError
 from sra_core.run import Run
 from sra_core.shards import Manifest, read_manifest
@@ -208,7 +207,7 @@ def test_shared_stages_run_once_and_a_finished_grid_runs_nothing(tmp_path: Path)
 
 
 def test_a_cell_that_fails_is_told_and_the_others_go_on(tmp_path: Path) -> None:
-    def failing(stage: str, config: RunConfig, parent: object, name: str) -> Manifest:
+    def failing(stage: str, run: Run, parent: object, name: str) -> Manifest:
         if name == "distill sft, seed 1":
             raise TrainingError("the loss is not a number", "lower the rate")
         return run_stage(stage, run, parent, name)
@@ -224,7 +223,7 @@ def test_a_cell_that_fails_is_told_and_the_others_go_on(tmp_path: Path) -> None:
 
 
 def test_a_shared_stage_that_fails_stops_everything(tmp_path: Path) -> None:
-    def failing(stage: str, config: RunConfig, parent: object, name: str) -> Manifest:
+    def failing(stage: str, run: Run, parent: object, name: str) -> Manifest:
         raise TrainingError("no corpus", "bring one")
 
     with pytest.raises(TrainingError):

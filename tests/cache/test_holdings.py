@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import pytest
 
-from sra_core.cache import Holdings, find_cache, holdings, identity
+from sra_core.cache import Holdings, find_cache, identity
 from sra_core.config import RunConfig
 from sra_core.errors import ConfigError
 from sra_core.shards import StageFolder, fingerprint
 from tests.cache.make import make_config, run_over
 
 PREPARED, TEACHER = {"corpus": "a"}, {"weights": "b"}
+
+
+def holding(layers: tuple[int, ...], pooling: Any, tokens: bool) -> Holdings:
+    return Holdings(layers=layers, pooling=pooling, tokens=tokens)
 
 
 def print_of(config: RunConfig, prepared: dict = PREPARED, teacher: dict = TEACHER) -> str:
@@ -76,8 +81,8 @@ def test_rivals_share_one_cache(tmp_path: Path) -> None:
     ],
 )
 def test_what_covers_what(held: tuple, wanted: tuple, served: bool) -> None:
-    assert Holdings(*held).covers(Holdings(*wanted)) is served
-    assert Holdings.parse(Holdings(*held).plain()) == Holdings(*held)
+    assert holding(*held).covers(holding(*wanted)) is served
+    assert Holdings.model_validate(holding(*held).model_dump(mode="json")) == holding(*held)
 
 
 def test_a_cache_that_holds_more_is_found_and_an_exact_one_is_preferred(tmp_path: Path) -> None:
@@ -101,4 +106,4 @@ def test_a_cache_that_holds_more_is_found_and_an_exact_one_is_preferred(tmp_path
 
 def test_a_layer_that_the_teacher_lacks_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="there is no layer 9 in a model of 3 layers"):
-        holdings(make_config(tmp_path, cache={"layers": [9]}))
+        Holdings.of(make_config(tmp_path, cache={"layers": [9]}))

@@ -10,10 +10,12 @@ from torch import Tensor
 
 from sra_core.config import ObjectiveConfig
 from sra_core.errors import AlignmentError, ConfigError
-from sra_core.objective import TeacherNeeds, build_objective, chunks, require, student_layers, teacher_needs
+from sra_core.objective import TeacherNeeds, build_objective, chunks, student_layers, teacher_needs
 from sra_core.objective.alm import binary_kl
+from sra_core.objective.divergences import DIVERGENCES
 from sra_core.objective.mined import align_tokens, edit_distances
 from sra_core.objective.multilevel_ot import sinkhorn_distance
+from sra_core.objective.needs import ON_ONE_VOCABULARY
 from tests.objective import plain, plain_rivals
 from tests.objective.make import NARROW, WIDE, World, assert_same, make
 
@@ -163,20 +165,11 @@ def test_divergences_refuse_other_tokenizers_at_build_time_and_other_tokens_at_r
 @pytest.mark.parametrize("name", [*ACROSS, *EQUAL])
 def test_what_the_cache_lacks_is_refused_with_a_remedy(name: str) -> None:
     config = ObjectiveConfig(name=name)
-    needs = teacher_needs(config)
-    assert needs.token_states
-    require(config, needs, same_tokenizer=True)
-    with pytest.raises(ConfigError, match=r"token states.*\n.*sra cache"):
-        require(config, TeacherNeeds(span_layers=(-1,), shared_head=True), same_tokenizer=True)
+    assert teacher_needs(config).token_states
     world = make(same=name in EQUAL)
     world.batch.teacher_states = None
     with pytest.raises(ConfigError, match="holds span centres only"):
         terms_of(world, name)
-    if name in EQUAL:
-        with pytest.raises(ConfigError, match="same tokenizer"):
-            require(config, needs, same_tokenizer=False)
-    else:
-        require(config, needs, same_tokenizer=False)
 
 
 @pytest.mark.parametrize(
@@ -199,6 +192,10 @@ def test_a_context_without_what_the_rival_reads_is_refused(name: str, missing: s
         terms_of(world, name)
 
 
+def test_the_objectives_on_one_vocabulary_are_known_without_torch() -> None:
+    assert set(ON_ONE_VOCABULARY) == set(DIVERGENCES)
+
+
 def test_needs_of_sra_and_sft() -> None:
     layers = [(6, 3), (7, 4), (6, 2)]
     needs = teacher_needs(ObjectiveConfig(layers=layers, weighted_pooling=False))
@@ -207,8 +204,6 @@ def test_needs_of_sra_and_sft() -> None:
     assert teacher_needs(ObjectiveConfig(name="sft")) == TeacherNeeds()
     assert student_layers(ObjectiveConfig(name="uld")) == ()
     assert not teacher_needs(ObjectiveConfig(logit=0)).shared_head
-    with pytest.raises(ConfigError, match="spans of layer 7, plain pooling"):
-        require(ObjectiveConfig(layers=layers, weighted_pooling=False), TeacherNeeds((6,), shared_head=True), False)
 
 
 def test_sinkhorn_transport_has_uniform_marginals_and_ignores_padding() -> None:

@@ -70,7 +70,7 @@ def make_job(folder: Path, config: RunConfig, examples: int = 14, seed: int = 0)
     model.save_pretrained(initial)
     work = folder / "work"
     work.mkdir(parents=True)
-    return Job(config, prepared, teacher, initial, work)
+    return Job(config=config, prepared=prepared, teacher=teacher, initial=initial, folder=work)
 
 
 def again(job: Job, folder: Path, **distill: Any) -> Job:
@@ -79,7 +79,7 @@ def again(job: Job, folder: Path, **distill: Any) -> Job:
     config = job.config.model_copy(deep=True)
     for name, value in distill.items():
         setattr(config.distill, name, value)
-    return Job(config, job.prepared, job.teacher, job.initial, folder)
+    return Job(config=config, prepared=job.prepared, teacher=job.teacher, initial=job.initial, folder=folder)
 
 
 def _row(name: str, rng: np.random.Generator, tokenizer: Any) -> PreparedRow:

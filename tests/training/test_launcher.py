@@ -41,7 +41,7 @@ def make(folder: Path, what: str, **distill: Any) -> Job:
     config = RunConfig(name=what, distill=DistillConfig.model_validate({"batch_size": 8, **distill}))
     work = folder / "work"
     work.mkdir(exist_ok=True)
-    return Job(config, folder, None, folder, work)
+    return Job(config=config, prepared=folder, teacher=None, initial=folder, folder=work)
 
 
 def pids(job: Job, count: int, patience: float = 60.0) -> list[int]:

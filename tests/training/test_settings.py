@@ -109,7 +109,7 @@ def test_settings_that_contradict_the_config_are_refused(mine: dict[str, Any], n
 def test_micro_batches_cut_a_batch_without_changing_the_step(tmp_path: Any) -> None:
     def job(**fields: Any) -> Job:
         config = RunConfig(distill=DistillConfig(**fields))
-        return Job(config, tmp_path, None, tmp_path, tmp_path)
+        return Job(config=config, prepared=tmp_path, teacher=None, initial=tmp_path, folder=tmp_path)
 
     assert (job(batch_size=8, accumulation=3).micro, job(batch_size=8, accumulation=3).forwards) == (8, 3)
     cut = job(batch_size=8, accumulation=3, micro_batch=2)
@@ -127,7 +127,16 @@ def test_an_adapter_alone_needs_an_adapter() -> None:
 
 def test_a_job_survives_its_file(tmp_path: Any) -> None:
     config = RunConfig.model_validate({"adapt": {"enabled": True, "batch_size": 3}})
-    job = Job(config, tmp_path / "p", tmp_path / "t", tmp_path / "i", tmp_path, "adapt", 2, "s")
+    job = Job(
+        config=config,
+        prepared=tmp_path / "p",
+        teacher=tmp_path / "t",
+        initial=tmp_path / "i",
+        folder=tmp_path,
+        part="adapt",
+        micro_batch=2,
+        session="s",
+    )
     assert Job.load(job.save()) == job
     assert job.training is job.config.adapt
     assert job.objective.name == "sft"

@@ -8,7 +8,7 @@ Which run continues which:
 - A benchmark and its cells are always the same runs, whichever processes work on them and however often.
 - A child run is found by stage, fingerprint and parent. An unfinished one is continued and gets the steps that it
   lacks; a finished one stays. A stage that was found done is recorded with the tag ``reused`` and, where another
-  pipeline made it, ``original_run``.
+  pipeline made it, ``original_run``: parameters, inputs, tables and figures are there and not written again.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ BATCH = 1000
 NEWEST = "newest"
 """Alias of the latest student of a registered model (MLflow keeps the name ``latest`` for itself)."""
 _MOST_STRIKES = 3
+_NEWEST_RUNS = 5  # enough to find the one to go on with: reading a run costs 15 ms and more
 _SCHEMES = {"databricks", "http", "https", "mssql", "mysql", "postgresql", "sqlite"}
 _REFUSALS = {
     "BAD_REQUEST",
@@ -73,6 +74,8 @@ class Ledger:
         self._strikes = 0
         self._known: dict[str, dict[str, int]] = {}  # run id -> metric -> last step that is there
         self.ids: dict[str, str] = {}
+        self.repeats: set[str] = set()
+        """Keys of runs of reused stages whose original is in the store."""
 
     def __call__(self, report: Report) -> None:
         getattr(self, f"_do_{report['do']}")(report)
@@ -115,6 +118,8 @@ class Ledger:
             tags["reused"] = "true"
         if run is None:
             tags |= self._lineage(report, found)
+            if report["reused"] and tags.keys() & {"original_run", "previous_run"}:
+                self.repeats.add(report["run"])
             tags["attempt"] = "1"
             run = self._client.create_run(self._id_of_experiment(), report["start"], tags, report["name"])
         else:
@@ -125,6 +130,8 @@ class Ledger:
                 self._client.update_run(run.info.run_id, status="RUNNING")
             self._known[run.info.run_id] = {metric.key: metric.step for metric in run.data._metric_objs}
         params = {name: text for name, text in report["params"].items() if name not in run.data.params}
+        if report["run"] in self.repeats:
+            params = {}
         self._log(run.info.run_id, params=params, tags=tags)
         self.ids[report["run"]] = run.info.run_id
 
@@ -200,7 +207,9 @@ class Ledger:
     def _find(self, tags: Mapping[str, str], parent: str | None) -> list[Any]:
         wanted = {**tags, **({"mlflow.parentRunId": parent} if parent else {})}
         text = " and ".join(f"tags.`{name}` = '{value}'" for name, value in wanted.items())
-        runs = self._client.search_runs([self._id_of_experiment()], text, order_by=["attributes.start_time DESC"])
+        runs = self._client.search_runs(
+            [self._id_of_experiment()], text, max_results=_NEWEST_RUNS, order_by=["attributes.start_time DESC"]
+        )
         return [run for run in runs if parent or "session" in tags or "mlflow.parentRunId" not in run.data.tags]
 
     def _lineage(self, report: Report, found: Sequence[Any]) -> dict[str, str]:
@@ -208,7 +217,9 @@ class Ledger:
             return {"previous_run": found[0].info.run_id}
         if report["reused"]:
             text = " and ".join(f"tags.`{name}` = '{value}'" for name, value in report["match"].items())
-            runs = self._client.search_runs([self._id_of_experiment()], text, order_by=["attributes.start_time ASC"])
+            runs = self._client.search_runs(
+                [self._id_of_experiment()], text, max_results=1, order_by=["attributes.start_time ASC"]
+            )
             made = [run.info.run_id for run in runs if run.data.tags.get("reused") != "true"]
             return {"original_run": made[0]} if made else {}
         return {}

@@ -34,6 +34,7 @@ __all__ = ["MlflowWatcher", "PipelineRun", "benchmark_run", "cell_run", "pipelin
 _log = logging.getLogger(__name__)
 PATIENCE = 30.0
 """Seconds that the end of a run waits for a tracking server that does not answer."""
+_LOOKUP_PATIENCE = 1.0
 _CANCELLED_PATIENCE = 3.0
 _PAUSE = 1.0
 _BATCH = 1000
@@ -218,10 +219,17 @@ class MlflowWatcher(Watcher):
             reused=reused,
             start=describe.now(),
         )
+        if reused and self._outbox is not None:
+            self._outbox.flush(_LOOKUP_PATIENCE)  # whether its original is there decides what is worth telling
         if config.tracking.system_metrics and not reused:
             from sra_core.watch.mlflow.ledger import start_sampler
 
             self._sampler = start_sampler(self._outbox, self._key, tracking_uri(self._config))
+
+    @property
+    def _repeats(self) -> bool:
+        """Whether another run holds all that this reused one could tell."""
+        return self._ledger is not None and self._key in self._ledger.repeats
 
     def metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
         now = describe.now()
@@ -242,6 +250,8 @@ class MlflowWatcher(Watcher):
         self._stage_file(f"{name}.md", "reports", lambda path: path.write_text(clean, encoding="utf-8"))
 
     def artifact(self, path: Path) -> None:
+        if self._repeats:
+            return
         self._put("artifact", path=str(Path(path).absolute()), folder="", staged=False)
 
     def end(self, manifest: Manifest) -> None:
@@ -252,9 +262,10 @@ class MlflowWatcher(Watcher):
         self._put(
             "metrics", metrics=[[f"count/{name}", count, describe.now(), 0] for name, count in manifest.counts.items()]
         )
-        self._put("inputs", inputs=describe.manifest_inputs(manifest))
+        if not self._repeats:
+            self._put("inputs", inputs=describe.manifest_inputs(manifest))
         self._put("tags", tags={**describe.manifest_tags(manifest), "error": ""})
-        if manifest.stage == "distill":
+        if manifest.stage == "distill" and not self._repeats:
             self._put(
                 "model", name=f"{self._config.name}-student", fingerprint=manifest.fingerprint, path=manifest.folder
             )
@@ -279,7 +290,7 @@ class MlflowWatcher(Watcher):
 
     def _stage_file(self, name: str, folder: str, write: Callable[[Path], object], **fields: Any) -> None:
         """Write a file beside the spool; it is removed once MLflow has it."""
-        if not self._key:
+        if not self._key or self._repeats:
             return
         path = spool(self._config) / "files" / uuid.uuid4().hex / file_name(name)
         try:

@@ -1,0 +1,49 @@
+from .attention import last_row_attention
+from .batching import evaluating, pad, token_batches
+from .centers import TeacherCapture, predicting
+from .heads import TeacherHead, load_head, save_head
+from .identity import model_identity, tokenizer_identity, tokenizer_identity_of
+from .layers import layer_count_of, resolve_layer
+from .likelihood import Likelihood, bits_per_byte, likelihood_table, response_likelihood
+from .loading import load_model, load_tokenizer, pick_device
+from .pair import load_tokenizers, make_encoder, shared_tokens
+from .references import resolve
+from .states import MappedStates, mapped_states
+from .structure import layer_count, lm_head
+from .student import build_student, initial_student
+from .tokenizers import train_tokenizer
+
+__all__ = [
+    "Likelihood",
+    "MappedStates",
+    "TeacherCapture",
+    "TeacherHead",
+    "bits_per_byte",
+    "build_student",
+    "evaluating",
+    "initial_student",
+    "last_row_attention",
+    "layer_count",
+    "layer_count_of",
+    "likelihood_table",
+    "lm_head",
+    "load_head",
+    "load_model",
+    "load_tokenizer",
+    "load_tokenizers",
+    "make_encoder",
+    "mapped_states",
+    "model_identity",
+    "pad",
+    "pick_device",
+    "predicting",
+    "resolve",
+    "resolve_layer",
+    "response_likelihood",
+    "save_head",
+    "shared_tokens",
+    "token_batches",
+    "tokenizer_identity",
+    "tokenizer_identity_of",
+    "train_tokenizer",
+]

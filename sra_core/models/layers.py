@@ -1,0 +1,44 @@
+"""How many layers a model has, and which one a number means. Layers count from 1; nothing here loads weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sra_core.config import ModelRef
+from sra_core.errors import ConfigError
+from sra_core.models.cache import remembered
+from sra_core.models.references import resolve
+
+__all__ = ["layer_count_of", "resolve_layer"]
+
+
+def layer_count_of(ref: ModelRef) -> int:
+    """The number of decoder layers, from the config of the model that a reference names.
+
+    Raises:
+        ModelError: The reference names nothing that can be had.
+    """
+    folder = Path(resolve(ref, weights=False))
+
+    def read() -> int:
+        from transformers import AutoConfig
+
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=ref.trust_remote_code)
+        return int(config.get_text_config().num_hidden_layers)
+
+    return remembered("layers", [folder / "config.json"], read)
+
+
+def resolve_layer(count: int, layer: int) -> int:
+    """A layer number from 1 to ``count``; -1 stands for the last.
+
+    Raises:
+        ConfigError: the model has no such layer.
+    """
+    number = count if layer == -1 else layer
+    if not 1 <= number <= count:
+        raise ConfigError(
+            f"there is no layer {layer} in a model of {count} layers",
+            f"count layers from 1 to {count} in objective.layers, or use -1 for the last",
+        )
+    return number

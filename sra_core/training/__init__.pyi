@@ -1,0 +1,34 @@
+from .adapters import adapter_targets, add_adapters
+from .card import model_card
+from .checkpoints import Checkpoints, Progress
+from .data import DistillData, Order
+from .export import export_model
+from .history import learning_curves, read_history, step_costs
+from .job import WORK, Job
+from .launcher import join_stage, launch
+from .runtime import deepspeed_settings, quiet_libraries
+from .schedule import learning_rate, total_steps
+from .weights import KeptWeights
+
+__all__ = [
+    "WORK",
+    "Checkpoints",
+    "DistillData",
+    "Job",
+    "KeptWeights",
+    "Order",
+    "Progress",
+    "adapter_targets",
+    "add_adapters",
+    "deepspeed_settings",
+    "export_model",
+    "join_stage",
+    "launch",
+    "learning_curves",
+    "learning_rate",
+    "model_card",
+    "quiet_libraries",
+    "read_history",
+    "step_costs",
+    "total_steps",
+]
