@@ -54,8 +54,9 @@ audit: $(TOOLS)  ## Look up the dependencies among known vulnerabilities
 format: $(TOOLS)  ## Put the code into the project's format
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
-docs: $(READY)  ## Make the page that lists every field of the config
+docs: $(READY)  ## Make the pages that come from the code: every field of the config, every room
 	$(BIN)/sra fields --markdown > docs/reference.md
+	$(BIN)/python docs/rooms.py
 
 ui: $(READY)  ## Open the MLflow UI on the demo's runs (Ctrl-C ends it)
 	@$(BIN)/sra ui $(RECIPE)

@@ -21,11 +21,11 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
+from tests.evaluation.conftest import Row
 
 from benchmarks.stamp import write_json
 from sra_core.evaluate import Sampling, generate
 from sra_core.evaluate.generation import Decoder
-from tests.evaluation.conftest import Row
 
 GAIN = 2.0
 MODES = {"greedy": Sampling(), "sampled": Sampling(1.0)}

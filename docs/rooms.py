@@ -13,7 +13,7 @@ BEGIN, END = "<!-- rooms -->\n", "<!-- end of rooms -->\n"
 def rooms(package: Path = ROOT / "sra_core") -> dict[str, str]:
     """Every package and module of the first level, with the first sentence of its docstring."""
     sources = [path for path in package.glob("*.py") if path.stem != "__init__"]
-    sources += [path for path in package.glob("*/__init__.py")]
+    sources += list(package.glob("*/__init__.py"))
     found = {}
     for path in sources:
         text = ast.get_docstring(ast.parse(path.read_text())) or ""

@@ -1,4 +1,4 @@
-"""The adapt stage: fine-tune the teacher on the corpus before its states are captured (paper section 5).
+"""`sra adapt`: fine-tune the teacher on the corpus before its states are captured (paper section 5).
 
 It is the distill stage's engine on the teacher's own tokens with cross-entropy alone. The result is a model folder, or
 an adapter that is merged into the teacher where it is used.

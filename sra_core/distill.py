@@ -1,4 +1,4 @@
-"""The distill stage: start the student, train it, export it."""
+"""`sra distill`: start the student, train it from the cache, export it."""
 
 from __future__ import annotations
 
@@ -103,16 +103,12 @@ def distill_student(
 def _cosines(history: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Cosine of student's and teacher's centres before and after training, where it was looked at."""
     looks = [row for row in history if any(name.startswith(_COSINE) for name in row)]
-    return (
-        {
-            f"{name.removeprefix('diagnose/')}_{when}": row[name]
-            for when, row in (("before", looks[0]), ("after", looks[-1]))
-            for name in row
-            if name.startswith(_COSINE)
-        }
-        if looks
-        else {}
-    )
+    found = {}
+    for when, row in (("before", looks[0]), ("after", looks[-1])) if looks else ():
+        for name, value in row.items():
+            if name.startswith(_COSINE):
+                found[f"{name.removeprefix('diagnose/')}_{when}"] = value
+    return found
 
 
 def _export(job: Job, upstream: Sequence[Manifest], result: Mapping[str, Any], folder: Path) -> list[str]:

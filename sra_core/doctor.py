@@ -1,4 +1,4 @@
-"""What is missing or slow on this machine, before a run finds out."""
+"""`sra doctor`: what is missing or slow on this machine; layers and tools, checked before anything runs."""
 
 from __future__ import annotations
 

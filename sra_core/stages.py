@@ -67,7 +67,7 @@ def adapt(config: RunConfig | Run, watch: Watcher | None = None) -> Manifest:
         raise ConfigError("the teacher is not to be adapted", "set adapt.enabled")
     prepared = run.result("prepare")
     folder = run.folder("adapt")
-    join_stage(run.config.adapt, folder)
+    join_stage(folder)
 
     def work() -> Manifest:
         from sra_core.adapt import adapt_teacher
@@ -122,7 +122,7 @@ def distill(config: RunConfig | Run, watch: Watcher | None = None) -> Manifest:
     run, watch = Run.of(config), watch or Watcher()
     upstream = [run.result(stage) for stage in run.trained_from]
     folder = run.folder("distill")
-    join_stage(run.config.distill, folder)
+    join_stage(folder)
 
     def work() -> Manifest:
         from sra_core.distill import distill_student

@@ -357,16 +357,10 @@ def _view(score: float, example: AlignedExample, readers: Sequence[list[bytes | 
     """An example with its spans spelled out for people."""
     spans = example.spans.head(_SHOWN)
     views = []
-    for (begin, end), teacher, student in zip(
-        spans.chars.tolist(), spans.teacher.tolist(), spans.student.tolist(), strict=True
-    ):
-        tokens = [
-            [_spelled(reader, k) for k in ids[first:last].tolist()]
-            for reader, ids, (first, last) in zip(
-                readers, (example.teacher_ids, example.student_ids), (teacher, student), strict=True
-            )
-        ]
-        views.append(SpanView(example.response[begin:end], *tokens))
+    for (begin, end), teacher, student in zip(spans.chars, spans.teacher, spans.student, strict=True):
+        teacher_part = [_spelled(readers[0], token) for token in example.teacher_ids[slice(*teacher)]]
+        student_part = [_spelled(readers[1], token) for token in example.student_ids[slice(*student)]]
+        views.append(SpanView(example.response[begin:end], teacher_part, student_part))
     first, last = int(example.spans.chars[0, 0]), int(example.spans.chars[-1, 1])
     teacher_tokens, student_tokens = _response_tokens(example)
     return WorstExample(

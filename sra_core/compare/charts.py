@@ -1,11 +1,12 @@
-"""Learning curves as inline SVG and, for tracking, as matplotlib figures. Colours come from the page's style."""
+"""Learning curves for the page, in the colours of its style, and figures for tracking. All are drawn by matplotlib."""
 
 from __future__ import annotations
 
-import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from html import escape
+from io import StringIO
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,68 +20,46 @@ __all__ = ["COLOURS", "curve_names", "figures", "line_chart"]
 
 COLOURS = 8
 """Colours that the page defines, as ``--c0`` and on; later lines start again and are dashed."""
-WIDTH, HEIGHT = 400, 240
-_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 8, 8, 24
+_RULE, _SOFT = "#c0ffea", "#c0ffeb"
 _FIRST = ("validation/bits_per_byte", "loss", "train/loss")
 
 Points = Sequence[tuple[float, float]]
 
 
 def line_chart(series: Mapping[str, Points], colours: Mapping[str, int], label: str) -> str:
-    """An SVG of lines over steps.
+    """An SVG of lines over steps, in the colours of the page.
 
     Args:
         series: (step, value) points by name.
         colours: Number of each name's colour.
         label: What is shown, for those who cannot see it.
     """
-    points = [point for line in series.values() for point in line]
-    x_ticks = ticks(min(x for x, _ in points), max(x for x, _ in points), 4)
-    y_ticks = ticks(min(y for _, y in points), max(y for _, y in points), 4)
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
 
-    def place(x: float, y: float) -> tuple[float, float]:
-        across = (x - x_ticks[0]) / (x_ticks[-1] - x_ticks[0])
-        up = (y - y_ticks[0]) / (y_ticks[-1] - y_ticks[0])
-        return _LEFT + across * (WIDTH - _LEFT - _RIGHT), HEIGHT - _BOTTOM - up * (HEIGHT - _TOP - _BOTTOM)
-
-    parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label)}">']
-    for value in y_ticks:
-        y = place(x_ticks[0], value)[1]
-        parts.append(f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text x="{_LEFT - 5}" y="{y + 4:.1f}" text-anchor="end">{_number(value)}</text>')
-    for value in x_ticks:
-        x = place(value, y_ticks[0])[0]
-        anchor = "end" if value == x_ticks[-1] else "middle"
-        parts.append(f'<text x="{x:.1f}" y="{HEIGHT - 7}" text-anchor="{anchor}">{_number(value)}</text>')
-    for name, line in series.items():
-        parts.append(_line([place(x, y) for x, y in line], colours[name], name))
-    return "".join([*parts, "</svg>"])
-
-
-def _line(points: Sequence[tuple[float, float]], colour: int, name: str) -> str:
-    dashed = " dashed" if colour >= COLOURS else ""
-    stroke = f'class="line{dashed}" style="stroke:var(--c{colour % COLOURS})"'
-    title = f"<title>{escape(name)}</title>"
-    if len(points) == 1:
-        x, y = points[0]
-        return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" style="fill:var(--c{colour % COLOURS})">{title}</circle>'
-    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-    return f'<polyline {stroke} points="{path}">{title}</polyline>'
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "sra", "axes.edgecolor": _RULE, "font.size": 8}):
+        figure = Figure(figsize=(4, 2.4), layout="constrained")
+        axes = figure.subplots()
+        for name, line in series.items():
+            style = "--" if colours[name] >= COLOURS else "-"
+            marker = "o" if len(line) == 1 else None
+            axes.plot(*zip(*line, strict=True), style, marker=marker, color=_stand_in(colours[name]))
+        axes.grid(axis="y", color=_RULE)
+        axes.tick_params(colors=_SOFT)
+        axes.spines[["top", "right"]].set_visible(False)
+        with StringIO() as text:
+            figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
+            svg = text.getvalue()
+    svg = re.sub(r"<metadata>.*?</metadata>| xmlns(:\w+)?=\"[^\"]*\"", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    svg = svg.replace("<svg ", f'<svg role="img" aria-label="{escape(label)}" ', 1)
+    for number in range(COLOURS):  # matplotlib knows no variables of CSS
+        svg = svg.replace(_stand_in(number), f"var(--c{number})")
+    return svg.replace(_RULE, "var(--rule)").replace(_SOFT, "var(--soft)")
 
 
-def ticks(low: float, high: float, about: int) -> list[float]:
-    """Round numbers that span a range: at least two, about as many as asked."""
-    if high - low < 1e-12 * max(1.0, abs(high)):
-        low, high = low - 0.5, high + 0.5
-    raw = (high - low) / about
-    power = 10.0 ** math.floor(math.log10(raw))
-    step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= raw * (1 - 1e-9))
-    start, end = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [number * step for number in range(start, end + 1)]
-
-
-def _number(value: float) -> str:
-    return f"{value:.4g}" if abs(value) < 1e5 else f"{value:.1e}"
+def _stand_in(colour: int) -> str:
+    """A colour that nothing else has, which the page's own takes the place of."""
+    return f"#c0ffe{colour % COLOURS}"
 
 
 def curve_names(comparison: RunComparison) -> list[str]:

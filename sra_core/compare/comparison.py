@@ -168,13 +168,10 @@ def compare_runs(runs: Sequence[EvaluatedRun], *, resamples: int = 2000, seed: i
         raise EvaluationError("the runs have no example in common", "evaluate them on the same test examples")
     result.cases = _cases(systems, result.pair)
     result.differing = _differing(runs)
-    result.answers = {
-        name: count_answers(
-            *(scores.answers[column].to_pylist() for column in ("reference", "answer", "finish_reason"))
-        )
-        for name, scores in systems.items()
-        if scores.answers is not None
-    }
+    for name, scores in systems.items():
+        if scores.answers is not None:
+            columns = [scores.answers[column].to_pylist() for column in ("reference", "answer", "finish_reason")]
+            result.answers[name] = count_answers(*columns)
     result.notes = _notes(result)
     return result
 
@@ -217,20 +214,25 @@ def _shared(metric: str, systems: dict[str, ModelScores]) -> _Scored | None:
     tables = {name: found for name, scores in systems.items() if (found := scores.values(metric)) is not None}
     if not tables:
         return None
-    places = {name: {key: index for index, key in enumerate(keys)} for name, (keys, _, _) in tables.items()}
     first: Values = next(iter(tables.values()))
-    keys = [key for key in first[0] if all(key in place for place in places.values())]
-    picks = {name: [place[key] for key in keys] for name, place in places.items()}
-    weights = np.stack([table[picks[name]] for name, (_, _, table) in tables.items()])
+    everyone = set(first[0]).intersection(*(keys for keys, _, _ in tables.values()))
+    anyone = set(first[0]).union(*(keys for keys, _, _ in tables.values()))
+    keys = [key for key in first[0] if key in everyone]
+    values, weights = {}, {}
+    for name, (own, numerators, denominators) in tables.items():
+        place = dict(zip(own, range(len(own)), strict=True))
+        picked = [place[key] for key in keys]
+        values[name], weights[name] = numerators[picked], denominators[picked]
     # the same example with another number of bytes is another text: it was cut elsewhere
-    alike = np.flatnonzero((weights == weights[0]).all(0))
+    stacked = np.stack(list(weights.values()))
+    alike = np.flatnonzero((stacked == stacked[0]).all(0))
     if not len(alike):
         return None
     return _Scored(
         keys=[keys[index] for index in alike],
-        values={name: values[picks[name]][alike] for name, (_, values, _) in tables.items()},
-        weights=weights[0][alike],
-        missing=len(set().union(*places.values())) - len(alike),
+        values={name: numerators[alike] for name, numerators in values.items()},
+        weights=stacked[0][alike],
+        missing=len(anyone) - len(alike),
     )
 
 
@@ -255,10 +257,11 @@ def _metric_result(metric: Metric, scored: _Scored, students: list[str], resampl
 
 def _grouped(scored: _Scored, groups: Mapping[str, Integers], **options: Any) -> dict[str, dict[str, Interval]]:
     """Intervals by group and system, each group by itself."""
-    return {
-        group: {name: interval(values[part], scored.weights[part], **options) for name, values in scored.values.items()}
-        for group, part in groups.items()
-    }
+    found: dict[str, dict[str, Interval]] = {}
+    for group, part in groups.items():
+        weights = scored.weights[part]
+        found[group] = {name: interval(values[part], weights, **options) for name, values in scored.values.items()}
+    return found
 
 
 def _breakdowns(metric: Metric, scored: _Scored, run: EvaluatedRun, resamples: int, seed: int) -> list[Breakdown]:
@@ -324,9 +327,11 @@ def _cases(systems: dict[str, ModelScores], pair: tuple[str, str] | None) -> lis
 
 def _differing(runs: Sequence[EvaluatedRun]) -> dict[str, list[str]]:
     """Settings with other values in some runs; one that a run has no use for (sft: the cache's) is no difference."""
-    names = dict.fromkeys(name for run in runs for name in run.lineage)
-    values = {name: {run.lineage[name] for run in runs if name in run.lineage} for name in names}
-    return {name: [run.lineage.get(name, "") for run in runs] for name, found in values.items() if len(found) > 1}
+    found = {}
+    for name in dict.fromkeys(name for run in runs for name in run.lineage):
+        if len({run.lineage[name] for run in runs if name in run.lineage}) > 1:
+            found[name] = [run.lineage.get(name, "") for run in runs]
+    return found
 
 
 def _notes(result: RunComparison) -> list[str]:

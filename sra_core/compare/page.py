@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -159,20 +159,19 @@ def report_tables(comparison: RunComparison) -> dict[str, dict[str, list[Any]]]:
                 | {"high": gap.high, "p": found.adjusted, "wins": found.wins, "ties": found.ties}
                 | {"losses": found.losses, "detectable": found.detectable}
             )
-    examples = [
-        {
-            "data set": case.dataset,
-            "id": case.id,
-            "source": case.source,
-            "prompt": case.prompt,
-            "reference": case.reference,
-        }
-        | {f"answer {name}": case.answers.get(name, "") for name in comparison.systems}
-        | {f"ROUGE-L {name}": case.scores.get(name) for name in comparison.systems}
-        for case in comparison.cases[:CASES]
-    ]
+    examples = []
+    for case in comparison.cases[:CASES]:
+        row: dict[str, Any] = {"data set": case.dataset, "id": case.id, "source": case.source}
+        row |= {"prompt": case.prompt, "reference": case.reference}
+        row |= {f"answer {name}": case.answers.get(name, "") for name in comparison.systems}
+        row |= {f"ROUGE-L {name}": case.scores.get(name) for name in comparison.systems}
+        examples.append(row)
     named = {"scores": scores, "differences": differences, "answers": examples}
-    return {name: {key: [row[key] for row in rows] for key in rows[0]} for name, rows in named.items() if rows}
+    return {name: _columns(rows) for name, rows in named.items() if rows}
+
+
+def _columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    return {name: [row[name] for row in rows] for name in rows[0]}
 
 
 def page_name(comparison: RunComparison) -> str:
@@ -277,14 +276,11 @@ def _metric_view(result: MetricResult) -> dict[str, Any]:
 
 def _dataset_rows(result: MetricResult) -> list[tuple[str, list[tuple[str, str]]]]:
     """Each system's score and interval on each data set, and on all of them."""
-    columns = [*result.parts.values(), result.scores]
-    return [
-        (
-            system,
-            [(_value(result.metric, each[system].estimate), _range(result.metric, each[system])) for each in columns],
-        )
-        for system in result.scores
-    ]
+    rows = []
+    for system in result.scores:
+        scores = [each[system] for each in (*result.parts.values(), result.scores)]
+        rows.append((system, [(_value(result.metric, each.estimate), _range(result.metric, each)) for each in scores]))
+    return rows
 
 
 def _breakdown_view(comparison: RunComparison, number: int) -> dict[str, Any]:

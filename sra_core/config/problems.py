@@ -18,6 +18,11 @@ Given = Sequence[tuple[str, tuple[str, ...]]]
 """Where values came from: (source, keys of the field) for each value given, the strongest source first."""
 
 _REMEDY = "`sra fields` lists every field with its meaning"
+_GONE = dict.fromkeys(
+    ("launcher", "hostfile"),
+    "is no field any more: processes here follow from `processes`, several machines are started by torchrun (docs/gpu.md)",
+)
+"""Fields of earlier versions, and what to do instead."""
 _MUST_BE = {
     **dict.fromkeys(("int_parsing", "int_type", "int_from_float"), "an integer"),
     **dict.fromkeys(("float_parsing", "float_type"), "a number"),
@@ -86,6 +91,8 @@ def _message(item: Any) -> str:
 def _say(items: list[Any]) -> str:
     first = items[0]
     if first["type"] == "extra_forbidden":
+        if first["loc"][-1] in _GONE:
+            return _GONE[first["loc"][-1]]
         return "unknown field" + nearest([str(key) for key in first["loc"] if isinstance(key, str)])
     if first["type"] == "missing":
         return "is missing"

@@ -59,14 +59,6 @@ class TrainingConfig(Part):
         description="Keep the optimizer (under ZeRO 3 the parameters too) in the memory of the CPU; needs ZeRO 1 to 3.",
     )
     processes: int = Field(1, ge=1, description="Training processes on each machine; one a GPU.")
-    launcher: Literal["auto", "local", "hostfile", "slurm", "torchrun"] = runtime(
-        "auto",
-        "`local` starts processes on this machine, `hostfile` on those of `hostfile` by ssh, `slurm` one task a machine of the current allocation by srun, `torchrun` joins the processes that torchrun has started; `auto` tells from `hostfile` and the environment.",
-        title="Launcher",
-    )
-    hostfile: str | None = runtime(
-        None, "File that lists machines, one a line (`name slots=N`); the store must be shared by all."
-    )
     lora: LoraConfig | None = Field(None, description="Train adapters instead of all weights.")
     deepspeed: dict[str, Any] = Field({}, description="DeepSpeed settings merged over the ones made from this config.")
     validate_every: int = Field(50, ge=1, description="Steps between measurements of held-out bits per byte.")

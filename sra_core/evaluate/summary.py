@@ -50,17 +50,13 @@ def _overall(scores: Scores, shown: str, *, average: bool) -> Iterator[str]:
     student = scores["student"]
     columns = [(metric, title) for metric, title in _COLUMNS if metric in student]
     tasks = [(metric, metric.removeprefix("lm_eval/").replace("/", " ")) for metric in student if "/" in metric]
-    yield from _table(
-        "average over data sets" if average else "model",
-        {title: {model: _pick(scores[model].get(metric, {}), shown) for model in scores} for metric, title in columns},
-        dict(zip([title for _, title in columns], [metric for metric, _ in columns], strict=True)),
-        list(scores),
-    )
-    if tasks:
-        named = {
-            title: {model: _pick(scores[model].get(metric, {}), "") for model in scores} for metric, title in tasks
-        }
-        yield from _table("lm-eval", named, {title: metric for metric, title in tasks}, list(scores))
+    corner = "average over data sets" if average else "model"
+    for name, titled, dataset in ((corner, columns, shown), ("lm-eval", tasks, "")):
+        cells: dict[str, dict[str, Interval | None]] = {}
+        for metric, title in titled:
+            cells[title] = {model: _pick(scores[model].get(metric, {}), dataset) for model in scores}
+        if cells:
+            yield from _table(name, cells, {title: metric for metric, title in titled}, list(scores))
     main = student.get("bits_per_byte") or student.get("rougeL") or next(iter(student.values()))
     examples = _pick(main, shown)
     count = examples.examples if examples else 0

@@ -1,4 +1,4 @@
-"""Models: where they come from, how a student starts, and what the method reads out of a forward pass.
+"""Where models come from, how a student starts, and what the method reads out of a forward pass.
 
 Shapes: B batch, T tokens, d width, V vocabulary. Layers count from 1.
 

@@ -1,4 +1,4 @@
-"""What the student minimises: the SRA terms on spans, the rivals behind the same interface.
+"""What the student minimises: the SRA terms on spans, the baselines behind the same interface.
 
 A name is loaded when it is first used: `__init__.pyi` says where it lives.
 """

@@ -15,7 +15,8 @@ class Plan:
 
     Attributes:
         counts: Examples by split, and tokens of either side and spans of the training split.
-        bytes: Size of the results by stage, as their manifests count it.
+        bytes: Size of the results by stage, as their manifests count it; of models the weights and tokenizer alone,
+            without configs, cards and metrics (some kilobytes), and without scores and answers.
         memory: Bytes at the peak of the stages that run a model (``adapt``, ``cache``, ``distill``); on a CPU, of
             the whole process.
         devices: Where these run.

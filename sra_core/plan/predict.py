@@ -72,15 +72,6 @@ _CALIBRATION_TOKENS = 4096  # teacher tokens of the timed capture
 _SPLITS = ("train", "validation", "test")
 _ADAM_BYTES = 16  # of a trained parameter: weight, gradient and two moments, all float32
 _MIXED_BYTES = 18  # 16-bit weight and gradient, float32 master copy, gradient and moments
-_TENSOR_BYTES = 100  # of a tensor in the header of a safetensors file
-_CARD_BYTES = 4300  # of the model card and the configs beside a student
-_CONFIG_BYTES = 900  # of the configs beside an adapted teacher
-_ADAPTER_CARD_BYTES = 6200  # of peft's card and config beside an adapter
-_LOGGED_BYTES = 560  # of a line of metrics
-_SCORED_BYTES = 60  # of an example's likelihoods and agreement, for one model
-_SCORE_FILES_BYTES = 5000  # of the files of one model's likelihoods and agreement, without any example
-_ANSWER_FILE_BYTES = 3600  # of a file of answers, without any
-_SUMMARY_BYTES = 3000
 _ACTIVATIONS = 17  # numbers that a decoder layer keeps of each token for the backward, in units of its width
 
 
@@ -135,7 +126,6 @@ def plan_run(config: RunConfig, samples: int = SAMPLE) -> Plan:
         if config.objective.name != "sft":
             teacher = _plan_cache(config, plan, train, folder)
         _plan_training(config, plan, train, teacher, folder)
-        plan.bytes["evaluate"] = _evaluation_bytes(config, sample)
     for stage, device in plan.devices.items():
         plan.memory[stage] += libraries if device == "cpu" else 0
     _compare(config, plan)
@@ -331,29 +321,27 @@ def _training_memory(settings: TrainingConfig, module: DistillModule, tokens: fl
 def _plan_adaptation(config: RunConfig, plan: Plan, sample: _Sample, folder: Path) -> None:
     settings, device = config.adapt, pick_device(config.adapt.device)
     model = load_model(config.teacher, "float32")
-    tensors, weights = len(list(model.parameters())), _bytes_of(model)
+    weights = _bytes_of(model)
     if settings.lora:
         model = add_adapters(settings.lora, model)
     if settings.merge:
-        plan.bytes["adapt"] = weights / 4 * _number(settings) + _TENSOR_BYTES * tensors
-        plan.bytes["adapt"] += _bytes_below(folder / TEACHER_TOKENIZER) + _CONFIG_BYTES
+        plan.bytes["adapt"] = weights / 4 * _number(settings)
+        plan.bytes["adapt"] += _bytes_below(folder / TEACHER_TOKENIZER)
     else:
         adapters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        plan.bytes["adapt"] = sum(4 * each.numel() + _TENSOR_BYTES for each in adapters) + _ADAPTER_CARD_BYTES
+        plan.bytes["adapt"] = sum(4 * each.numel() for each in adapters)
     objective = ObjectiveConfig(name="sft")
     context = objective_context(config, folder, None, model)
     module = DistillModule(model.train(), build_objective(objective, context), []).to(device)
     data = distill_data(config, MemoryPrepared(sample.rows), None, 0, 0, "teacher")
-    steps = _plan_steps(plan, "adapt", settings, module, data)
-    plan.bytes["adapt"] += _LOGGED_BYTES * steps / settings.log_every
+    _plan_steps(plan, "adapt", settings, module, data)
 
 
 def _plan_training(config: RunConfig, plan: Plan, sample: _Sample, teacher: MemoryTeacher | None, folder: Path) -> None:
     settings, device = config.distill, pick_device(config.distill.device)
     tokenizer = load_tokenizer(ModelRef(source=str(folder / STUDENT_TOKENIZER)))
     student = build_student(config, tokenizer, [row.prompt + row.response for row in sample.rows[:32]])
-    plan.bytes["distill"] = _bytes_of(student) / 4 * _number(settings) + _CARD_BYTES
-    plan.bytes["distill"] += _TENSOR_BYTES * len(list(student.parameters()))
+    plan.bytes["distill"] = _bytes_of(student) / 4 * _number(settings)
     plan.bytes["distill"] += _bytes_below(folder / STUDENT_TOKENIZER)
     rows = sample.rows[: len(teacher)] if teacher else sample.rows
     context = objective_context(config, folder, folder if teacher else None, student)
@@ -361,8 +349,7 @@ def _plan_training(config: RunConfig, plan: Plan, sample: _Sample, teacher: Memo
     module = DistillModule(student.train(), build_objective(config.objective, context), layers).to(device)
     count = load_head(folder).layers if teacher else 0
     data = distill_data(config, MemoryPrepared(rows), teacher, count, 0)
-    steps = plan.counts["steps"] = _plan_steps(plan, "distill", settings, module, data)
-    plan.bytes["distill"] += _LOGGED_BYTES * steps / settings.log_every
+    plan.counts["steps"] = _plan_steps(plan, "distill", settings, module, data)
 
 
 def _plan_steps(plan: Plan, stage: str, settings: TrainingConfig, module: DistillModule, data: DistillData) -> int:
@@ -383,25 +370,6 @@ def _plan_steps(plan: Plan, stage: str, settings: TrainingConfig, module: Distil
 def _number(settings: TrainingConfig) -> int:
     """Bytes of a saved weight, and of an activation."""
     return 4 if settings.precision == "float32" else 2
-
-
-def _evaluation_bytes(config: RunConfig, sample: _Sample) -> float:
-    """Scores and answers of every model on the corpus's own test split; other data sets are not looked at."""
-    settings = config.evaluate
-    rows = [row for row, split in zip(sample.rows, sample.splits, strict=True) if split == "test"]
-    if not rows:
-        return 0.0
-    examples = min(sample.total([1.0] * len(sample.rows), "test"), settings.examples or float("inf"))
-    answered = examples if settings.generate is None else min(examples, settings.generate)
-    texts = sum(len((row.prompt + row.response).encode()) for row in rows) / len(rows)
-    token = sum(len(row.response.encode()) for row in rows) / sum(
-        len(row.student_ids) - row.student_response for row in rows
-    )
-    seeds = len(settings.seeds) if settings.temperature else 1
-    answers = _ANSWER_FILE_BYTES + answered * (texts + token * settings.max_new_tokens)
-    models = 1 + settings.teacher + settings.initial
-    scores = _SCORE_FILES_BYTES + examples * _SCORED_BYTES
-    return models * (scores + (seeds * answers if answered else 0)) + _SUMMARY_BYTES
 
 
 def _seconds(module: DistillModule, batches: Sequence[Batch]) -> float:

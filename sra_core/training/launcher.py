@@ -4,26 +4,22 @@ from __future__ import annotations
 
 import json
 import logging
-import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from sra_core import errors
-from sra_core.config import TrainingConfig
 from sra_core.errors import SraError, StorageError, TrainingError
 from sra_core.processes import start, stop
 from sra_core.shards import StageFolder
-from sra_core.training.hosts import chosen_launcher, external_rank, session, starts
+from sra_core.training.hosts import external_rank, inside_torchrun, session, start_of
 from sra_core.training.job import WORK, Job, read_events
 from sra_core.watch import Watcher
 
 __all__ = ["join_stage", "launch"]
 
 _POLL_SECONDS = 0.1
-_LAST_WORDS = 3.0
-"""Seconds that the other processes get to say what was wrong, once one has ended."""
 _log = logging.getLogger(__name__)
 
 
@@ -44,7 +40,7 @@ def launch(job: Job, watch: Watcher) -> Mapping[str, float]:
         TrainingError: A process failed; carries the first failing process's traceback.
         SraError: The error of the first failing process, where it is one that the user can mend.
     """
-    automatic = job.training.micro_batch == "auto" and chosen_launcher(job.training) != "torchrun"
+    automatic = job.training.micro_batch == "auto" and not inside_torchrun()
     job = job.model_copy(update={"session": session()})
     while True:
         try:
@@ -70,49 +66,35 @@ def _once(job: Job, watch: Watcher) -> Mapping[str, float]:
         stale.unlink(missing_ok=True)
     log = job.folder / "worker.log"
     log.unlink(missing_ok=True)
-    commands = starts(job.training, str(job.save()))
+    how = start_of(job.training, str(job.save()))
     relay = _Relay(job, log, watch)
-    processes: list[subprocess.Popen[bytes]] = []
+    process = start(how.command, how.environment, log)
     try:
-        processes += [start(each.command, each.environment, log) for each in commands]
-        while any(process.poll() is None for process in processes) and not any(p.returncode for p in processes):
+        while process.poll() is None:
             relay.pass_on()
             time.sleep(_POLL_SECONDS)
-        _hear_last_words(job, processes)
     finally:
-        codes = [process.poll() for process in processes]
-        stop(processes)
+        code = process.poll()
+        stop([process])
         relay.pass_on()
-    failed = [code for code in codes if code]
-    if failed:
-        raise _first_error(job, failed[0], log)
+    if code:
+        raise _first_error(job, code, log)
     result: Mapping[str, float] = json.loads((job.folder / "result.json").read_bytes())
     return result
 
 
-def _hear_last_words(job: Job, processes: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Where machines fail together, the one whose connection broke first need not be the one at fault."""
-    end = time.monotonic() + _LAST_WORDS
-    while len(processes) > 1 and any(p.returncode for p in processes) and time.monotonic() < end:
-        if any(process.poll() is None for process in processes) and not list(job.folder.glob("error-*.json")):
-            time.sleep(_POLL_SECONDS)
-        else:
-            return
-
-
-def join_stage(training: TrainingConfig, folder: StageFolder) -> None:
+def join_stage(folder: StageFolder) -> None:
     """Train to the end beside the first of the processes that torchrun started, where this is another of them.
 
     The first one makes the job and holds the lock of the stage's folder; it runs the stage and returns here at once.
 
     Args:
-        training: How to train.
         folder: The stage's folder.
 
     Raises:
         TrainingError: This process failed.
     """
-    rank = external_rank(training)
+    rank = external_rank()
     if rank > 0:
         work = folder.path / WORK
         work.mkdir(parents=True, exist_ok=True)
@@ -134,7 +116,7 @@ def _join(job_file: Path, result: Path, log: Path) -> None:
     while not result.exists():
         if job_file.exists() and Job.load(job_file).session == wanted:
             job = Job.load(job_file)
-            process = start(starts(job.training, str(job_file))[0].command, {}, log)
+            process = start(start_of(job.training, str(job_file)).command, {}, log)
             try:
                 process.wait()
             finally:

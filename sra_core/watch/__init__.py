@@ -1,4 +1,4 @@
-"""What a run tells while it goes on, and who listens: the terminal, MLflow (in `watch.mlflow`), Prefect (in `flows`)."""
+"""What a run tells while it goes on, and who listens: the terminal, MLflow (`watch.mlflow`), Prefect (in `flows`)."""
 
 from sra_core.watch.outbox import Outbox, Report
 from sra_core.watch.redaction import redact, redact_text

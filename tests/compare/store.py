@@ -25,7 +25,7 @@ def garbled(text: str, share: float, random: np.random.Generator) -> str:
 
 
 def write_run(
-    store: Path,
+    store: Path | str,
     quality: dict[str, float],
     *,
     learning_rate: float = 5e-4,
@@ -72,7 +72,7 @@ def write_run(
     return evaluated.path
 
 
-def _commit(store: Path, stage: str, identity: dict) -> Manifest:
+def _commit(store: Path | str, stage: str, identity: dict) -> Manifest:
     folder = StageFolder(store, stage, identity)
     folder.path.mkdir(parents=True, exist_ok=True)
     return folder.commit(metrics={"audit/coverage": 0.9})

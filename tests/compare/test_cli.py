@@ -64,6 +64,28 @@ def test_the_beginning_of_a_fingerprint_is_enough_where_the_store_is_named(
         find_evaluation(RunConfig(store=str(store)), "")
 
 
+def test_evaluations_on_object_storage_are_found_with_what_they_rest_on(
+    compare: Any, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+):
+    """Made on one machine, compared on another that has nothing but the address."""
+    place = tmp_path_factory.mktemp("bucket")
+    monkeypatch.setenv("SRA_CACHE_HOME", str(place / "maker"))
+    url = f"file://{place}/store"
+    made = [
+        write_run(url, {"teacher": 0.1, "student": wrong}, objective=name, examples=12)
+        for name, wrong in (("sra", 0.3), ("sft", 0.6))
+    ]
+    monkeypatch.setenv("SRA_CACHE_HOME", str(place / "reader"))
+    shown = compare(*(path.name[:8] for path in made), "--set", f"store={url}")
+    assert shown.exit_code == 0, shown.exception
+    assert "sra against sft: sra is better." in shown.output
+    assert "distill.learning_rate" in Path("comparison-sra-sft.html").read_text(), "the lineage came along"
+    _, folder = find_evaluation(RunConfig(store=url), made[0].name)
+    assert folder.is_relative_to(place / "reader")
+    with pytest.raises(EvaluationError, match=f"no evaluation in {url}/evaluations"):
+        find_evaluation(RunConfig(store=url), "0123")
+
+
 def test_what_is_not_found_says_where_it_was_looked_for(compare: Any, tmp_path: Path, store: Path):
     shown = compare("0123abcd")
     assert isinstance(shown.exception, EvaluationError)

@@ -11,6 +11,9 @@ from sra_core.config.load import load_config
 from sra_core.plan import Plan, plan_run
 from tests.conftest import SmokeRun
 
+SMALL_FILES = 40_000
+"""Bytes of configs, cards and metrics beside a model's weights, which a plan leaves out."""
+
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "compression"), [("bfloat16", "none"), ("int8", "zstd")])
@@ -46,11 +49,10 @@ def test_a_corpus_smaller_than_the_sample_is_counted_exactly(smoke_run: SmokeRun
     plan = plan_run(smoke_run.config)
     for name, value in plan.actual["counts"].items():
         assert plan.counts[name] == pytest.approx(value), name
-    for stage in ("prepare", "cache", "distill"):
+    for stage in ("prepare", "cache"):
         assert plan.bytes[stage] == pytest.approx(plan.actual["bytes"][stage], rel=0.05), stage
-    assert plan.bytes["evaluate"] == pytest.approx(plan.actual["bytes"]["evaluate"], rel=0.5)
+    assert 0 < plan.actual["bytes"]["distill"] - plan.bytes["distill"] < SMALL_FILES
     assert plan.total == (sum(plan.bytes.values()), sum(plan.actual["bytes"].values()))
-    assert plan.total[0] == pytest.approx(plan.total[1], rel=0.1)
     assert plan.devices == {"cache": "cpu", "distill": "cpu"}
     assert all(0 < value < 60 for value in plan.seconds.values())
     assert all(1e8 < value < 3e9 for value in plan.memory.values())  # on a CPU, the libraries are most of it
@@ -69,8 +71,8 @@ def test_adapting_the_teacher_is_part_of_the_plan(merge: bool, tmp_path: Path) -
     stages.prepare(config)
     stages.adapt(config)
     plan = plan_run(config)
-    assert list(plan.bytes) == ["prepare", "adapt", "cache", "distill", "evaluate"]
-    assert plan.bytes["adapt"] == pytest.approx(plan.actual["bytes"]["adapt"], rel=0.05)
+    assert list(plan.bytes) == ["prepare", "adapt", "cache", "distill"]
+    assert 0 < plan.actual["bytes"]["adapt"] - plan.bytes["adapt"] < SMALL_FILES
     assert 0.5 < plan.memory["adapt"] / plan.actual["memory"]["adapt"] < 2
     assert 0 < plan.seconds["adapt"] < 60
     assert plan.actual["seconds"]["adapt"] > 0

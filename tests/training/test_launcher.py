@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sra_core.config import DistillConfig, RunConfig
+from sra_core.config.load import load_config
 from sra_core.errors import ConfigError, TrainingError
 from sra_core.processes import free_port
 from sra_core.training import Job, hosts, launch, launcher
-from sra_core.training.hosts import chosen_launcher, read_hostfile, session, starts
+from sra_core.training.hosts import session, start_of
 from sra_core.watch import Watcher
 
 ROOT = Path(__file__).parents[2]
@@ -153,31 +152,13 @@ def test_what_a_rank_has_started_goes_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.integration
-def test_several_machines_by_ssh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two machines that are this one: `ssh` is a script that runs the line here."""
-    ssh = tmp_path / "bin" / "ssh"
-    ssh.parent.mkdir()
-    ssh.write_text('#!/bin/sh\necho "$4" >> "$SSH_LOG"\nexec sh -c "$5"\n')
-    ssh.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{ssh.parent}:{os.environ['PATH']}")
-    monkeypatch.setenv("SSH_LOG", str(tmp_path / "hosts"))
-    hostfile = tmp_path / "hostfile"
-    hostfile.write_text("localhost slots=1\nnode-b slots=2\n")
-    job = make(tmp_path, "fine", hostfile=str(hostfile))
-    assert launch(job, Watcher()) == {"steps": 3}
-    assert sorted(path.name for path in job.folder.glob("pid-*")) == ["pid-0", "pid-1", "pid-2"]
-    assert {path.read_text().split()[1] for path in job.folder.glob("pid-*")} == {"3"}
-    assert (tmp_path / "hosts").read_text() == "node-b\n"
-
-
-@pytest.mark.integration
 def test_processes_that_torchrun_started_join(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "LOCAL_RANK": "0"}
     for name, value in place.items():
         monkeypatch.setenv(name, value)
     job = make(tmp_path, "fine")
     monkeypatch.setenv("RANK", "0")
-    assert chosen_launcher(job.training) == "torchrun"
+    assert hosts.inside_torchrun()
     assert launch(job, Watcher()) == {"steps": 3}
     monkeypatch.setenv("RANK", "1")
     launcher._join(job.folder / "job.json", tmp_path / "manifest.json", job.folder / "worker-1.log")
@@ -190,55 +171,23 @@ def test_processes_that_torchrun_started_join(tmp_path: Path, monkeypatch: pytes
     )  # done: returns at once
 
 
-TORCHRUN = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "a", "MASTER_PORT": "1"}
+TORCHRUN = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "a", "MASTER_PORT": "1"}
 
 
-@pytest.mark.parametrize(
-    ("fields", "environment", "expected"),
-    [
-        ({}, {}, "local"),
-        ({"hostfile": "h"}, {}, "hostfile"),
-        ({}, {"SLURM_JOB_ID": "5", "SLURM_JOB_NUM_NODES": "2"}, "slurm"),
-        ({}, {"SLURM_JOB_ID": "5", "SLURM_JOB_NUM_NODES": "1"}, "local"),
-        ({"hostfile": "h"}, TORCHRUN, "torchrun"),
-        ({"launcher": "local"}, TORCHRUN, "local"),
-        ({"launcher": "slurm"}, {"SLURM_JOB_ID": "5"}, "slurm"),
-    ],
-)
-def test_the_launcher_is_told_by_config_then_surroundings(
-    fields: dict[str, Any], environment: Mapping[str, str], expected: str
-) -> None:
-    assert chosen_launcher(DistillConfig(**fields), environment) == expected
+def test_the_command_follows_from_the_processes_and_from_torchrun() -> None:
+    alone = start_of(DistillConfig(), "job.json", {})
+    assert alone.command == [sys.executable, "-m", hosts.WORKER, "job.json"]
+    assert (alone.environment["RANK"], alone.environment["WORLD_SIZE"]) == ("0", "1")
+    several = start_of(DistillConfig(processes=4), "job.json", {})
+    assert "torch.distributed.run --nproc_per_node 4" in " ".join(several.command)
+    assert several.environment == {}
+    beside = start_of(DistillConfig(processes=4), "job.json", TORCHRUN)
+    assert beside.command == alone.command
+    assert beside.environment == {}, "torchrun has set it"
+    assert (hosts.external_rank({}), hosts.external_rank(TORCHRUN)) == (0, 1)
 
 
-@pytest.mark.parametrize("name", ["hostfile", "slurm", "torchrun"])
-def test_a_launcher_that_cannot_work_is_refused(name: str) -> None:
-    with pytest.raises(ConfigError, match=f"launcher is `{name}`"):
-        chosen_launcher(DistillConfig.model_validate({"launcher": name}), {})
-
-
-def test_slurm_starts_one_task_a_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shutil.which", lambda name: name)
-    environment = {"SLURM_JOB_ID": "77", "SLURM_JOB_NUM_NODES": "3"}
-    (start,) = starts(DistillConfig(processes=4), "job.json", environment)
-    line = " ".join(start.command)
-    assert line.startswith("srun --nodes 3 --ntasks 3 --ntasks-per-node 1 --kill-on-bad-exit=1")
-    for part in ("--nproc_per_node 4", "--nnodes 3", "--rdzv_id 77", "--rdzv_backend c10d", "job.json"):
-        assert part in line
-
-
-def test_a_missing_program_is_named() -> None:
-    with pytest.raises(TrainingError, match="no program srun"):
-        starts(DistillConfig(), "j", {"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "2"})
-
-
-def test_hostfiles(tmp_path: Path) -> None:
-    path = tmp_path / "hosts"
-    path.write_text("a slots=4  # the first\n\nb\nc 2\n")
-    assert read_hostfile(path) == [("a", 4), ("b", 1), ("c", 2)]
-    for text in ("", "a slots=x\n", "a slots=0\n", "a b c\n", "-oProxyCommand=x\n"):
-        path.write_text(text)
-        with pytest.raises(ConfigError):
-            read_hostfile(path)
-    with pytest.raises(ConfigError, match="cannot read the hostfile"):
-        read_hostfile(tmp_path / "none")
+@pytest.mark.parametrize("field", ["launcher", "hostfile"])
+def test_fields_of_earlier_versions_say_what_to_do_instead(field: str) -> None:
+    with pytest.raises(ConfigError, match=f"distill.{field}: is no field any more.*torchrun"):
+        load_config("smoke", {"distill": {field: "slurm"}})

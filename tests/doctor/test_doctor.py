@@ -1,0 +1,41 @@
+"""What the doctor says of a machine and a config, and what it refuses before anything runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sra_core.config.load import load_config
+from sra_core.doctor import check_layers, check_tools, examine
+from sra_core.errors import ConfigError
+
+
+def test_a_config_that_can_run_has_nothing_bad(tmp_path: Path) -> None:
+    findings = examine(load_config("smoke", {"store": str(tmp_path)}))
+    assert [finding.text for finding in findings if finding.level == "bad"] == []
+    said = "\n".join(finding.text for finding in findings)
+    for word in ("Python", "torch", "store", "teacher", "student", "MLflow"):
+        assert word in said
+
+
+def test_what_a_run_would_fail_at_is_named(tmp_path: Path) -> None:
+    config = load_config(
+        "smoke",
+        {"store": str(tmp_path), "teacher": {"source": "./nowhere"}, "evaluate": {"backend": "vllm"}},
+    )
+    bad = "\n".join(finding.text for finding in examine(config) if finding.level == "bad")
+    assert "nowhere" in bad
+    assert "vllm" in bad
+
+
+@pytest.mark.parametrize(("layers", "which"), [([[28, 1]], 28), ([[3, 9]], 9)])
+def test_a_layer_that_a_model_lacks_is_refused_from_the_configs_alone(layers: list[list[int]], which: int) -> None:
+    with pytest.raises(ConfigError, match=f"no layer {which} in a model of"):
+        check_layers(load_config("smoke", {"objective": {"layers": layers}}))
+
+
+def test_a_tool_that_is_not_installed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sra_core.evaluate.settings.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="lm-eval is not installed"):
+        check_tools(load_config("smoke", {"evaluate": {"lm_eval": ["arc_easy"]}}))
