@@ -93,6 +93,7 @@ def check_cache(config: RunConfig, examples: int) -> Fidelity:
         ManifestMismatch: There is no cache of this config.
     """
     run = Run(config)
+    config = run.config
     prepared, manifest, folder = run.result("prepare"), run.result("cache"), run.folder("cache")
     seed = int(manifest.fingerprint, 16)
     rows, stored = sample_rows(prepared, folder.path, manifest.shards, examples, seed)

@@ -13,6 +13,7 @@ from typing import Literal
 
 from sra_core.config import RunConfig
 from sra_core.errors import SraError
+from sra_core.run import settled
 from sra_core.shards import Remote, is_url, local_copy
 
 __all__ = ["Finding", "check_layers", "check_tools", "examine"]
@@ -35,7 +36,7 @@ class Finding:
 
 def examine(config: RunConfig) -> list[Finding]:
     """Look at the interpreter, packages, devices, memory, store, models and tracking of a config."""
-    checks = (_python, _packages, _device, _memory, _store, _teacher, _layers, _evaluation, _tracking)
+    checks = (_python, _packages, _device, _precision, _memory, _store, _teacher, _layers, _evaluation, _tracking)
     return [finding for check in checks for finding in check(config)]
 
 
@@ -64,6 +65,18 @@ def _device(config: RunConfig) -> Iterator[Finding]:
     if any(device.startswith("cuda") for device in asked):
         yield Finding("bad", "the config asks for a GPU and torch finds none; set the devices to `auto`")
     yield Finding("slow", "no GPU: runs use the CPU; fine for quickstart, slow beyond")
+
+
+def _precision(config: RunConfig) -> Iterator[Finding]:
+    asked, found = config, settled(config)
+    rows = [
+        ("the teacher is captured", asked.cache.compute_dtype, found.cache.compute_dtype),
+        ("the student is trained", asked.distill.precision, found.distill.precision),
+    ]
+    if config.adapt.enabled:
+        rows.append(("the teacher is adapted", asked.adapt.precision, found.adapt.precision))
+    for what, choice, dtype in rows:
+        yield Finding("good", f"{what} in {dtype}" + (" (chosen for this machine)" if choice == "auto" else ""))
 
 
 def _memory(config: RunConfig) -> Iterator[Finding]:

@@ -14,17 +14,18 @@ from typing import Any
 
 from sra_core.config import RunConfig
 from sra_core.errors import ManifestMismatch, ShardError
+from sra_core.processes import native_dtype
 from sra_core.shards import Manifest, StageFolder, fingerprint, verify
 from sra_core.watch import Watcher, watched
 
-__all__ = ["ORDER", "Run"]
+__all__ = ["ORDER", "Run", "settled"]
 
 ORDER = ("prepare", "adapt", "cache", "distill", "evaluate")
 """All stages, in the order in which they run. Each has the room of its name, which tells ``identity(run)``."""
 
 
 class Run:
-    """One config and what follows from it.
+    """One config, settled for this machine, and what follows from it.
 
     Args:
         config: The run config.
@@ -32,7 +33,7 @@ class Run:
     """
 
     def __init__(self, config: RunConfig, like: Run | None = None) -> None:
-        self.config = config
+        self.config = settled(config)
         self._identities: dict[str, dict[str, Any]] = {}
         self._inputs: dict[str, dict[str, Any]] = {} if like is None else like._inputs
 
@@ -166,6 +167,20 @@ class Run:
                 check(manifest)
                 watch.end(manifest)
         return manifest
+
+
+def settled(config: RunConfig) -> RunConfig:
+    """The config with ``auto`` types of numbers resolved for the devices of this machine; the one given stays as it is.
+
+    What they come to determines results: two machines that compute in different types name different results.
+    """
+    found = config.model_copy(deep=True)
+    if found.cache.compute_dtype == "auto":
+        found.cache.compute_dtype = native_dtype(found.cache.device)  # type: ignore[assignment]
+    for part in (found.adapt, found.distill):
+        if part.precision == "auto":
+            part.precision = native_dtype(part.device)  # type: ignore[assignment]
+    return found
 
 
 def _room(stage: str) -> Any:

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from sra_core.config.part import DType, Part, runtime
+from sra_core.config.part import AUTO, DType, Part, runtime
 
 __all__ = ["CacheConfig"]
 
@@ -21,9 +21,9 @@ class CacheConfig(Part):
         "none", title="Compression", description="zstd is smaller; none can be memory-mapped without a copy."
     )
     compute_dtype: DType = Field(
-        "float32",
+        "auto",
         title="Teacher precision",
-        description="Type of the teacher's weights and activations while capturing.",
+        description=f"Type of the teacher's weights and activations while capturing. {AUTO}",
     )
     layers: list[int] = Field(
         [],

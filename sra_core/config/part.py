@@ -7,10 +7,14 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-__all__ = ["DType", "Part", "hashed", "runtime"]
+__all__ = ["AUTO", "DType", "Part", "hashed", "runtime"]
 
 
-DType = Literal["float32", "bfloat16", "float16"]
+DType = Literal["auto", "float32", "bfloat16", "float16"]
+AUTO = (
+    "`auto` is bfloat16 where the device computes it natively (CUDA capability 8 and up; CPUs with avx512_bf16 or "
+    "amx_bf16), else float32; what it comes to is part of the result's name."
+)
 
 
 def runtime(default: Any, description: str, **constraints: Any) -> Any:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from sra_core.config.part import DType, Part, runtime
+from sra_core.config.part import AUTO, DType, Part, runtime
 
 __all__ = ["AdaptConfig", "DistillConfig", "LoraConfig", "TrainingConfig"]
 
@@ -47,7 +47,9 @@ class TrainingConfig(Part):
     weight_decay: float = Field(0.01, ge=0, description="AdamW weight decay; norms and biases are exempt.")
     clip: float = Field(1.0, ge=0, description="Largest gradient norm; 0 turns clipping off.")
     precision: DType = Field(
-        "float32", title="Precision", description="Type of the model's weights and activations while training."
+        "auto",
+        title="Precision",
+        description=f"Type of weights and activations while training; master weights are float32. {AUTO}",
     )
     zero_stage: Literal[0, 1, 2, 3] = Field(
         0,

@@ -79,7 +79,10 @@ def load_model(ref: ModelRef, dtype: str = "float32", device: str = "cpu") -> Pr
             f"{ref.source} is no causal language model that transformers can load: {_first_line(error)}",
             _code_remedy(ref, folder) or "give a decoder-only model with its config.json and safetensors weights",
         ) from error
-    model = model.eval().to(pick_device(device))
+    device = pick_device(device)
+    if device.startswith("cuda") and dtype == "float32":
+        torch.set_float32_matmul_precision("high")  # TF32: ten bits of mantissa, many times the speed
+    model = model.eval().to(device)
     check_decoder(model, ref.source)
     return model
 

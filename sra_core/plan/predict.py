@@ -43,7 +43,7 @@ from sra_core.models import (
 from sra_core.objective import Batch, build_objective, student_layers
 from sra_core.plan.plan import Plan
 from sra_core.prepare import save_tokenizers
-from sra_core.run import Run
+from sra_core.run import Run, settled
 from sra_core.shards import (
     PREPARED_SCHEMA,
     STUDENT_TOKENIZER,
@@ -109,6 +109,7 @@ def plan_run(config: RunConfig, samples: int = SAMPLE) -> Plan:
     Raises:
         DataError: The corpus has no example that can be used.
     """
+    config = settled(config)
     quiet_libraries()
     plan, libraries = Plan(), psutil.Process().memory_info().rss
     with tempfile.TemporaryDirectory(prefix="sra-plan-") as scratch:

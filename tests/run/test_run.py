@@ -12,7 +12,7 @@ from sra_core.config import RunConfig
 from sra_core.config.load import load_config
 from sra_core.corpus import Corpus
 from sra_core.errors import ManifestMismatch
-from sra_core.run import ORDER, Run
+from sra_core.run import ORDER, Run, settled
 from tests.conftest import SmokeRun
 
 
@@ -63,7 +63,7 @@ def test_a_run_is_itself_and_a_config_is_settled() -> None:
     config = RunConfig()
     run = Run(config)
     assert Run.of(run) is run
-    assert Run.of(config).config is config
+    assert Run.of(config).config == settled(config)
 
 
 def test_what_rests_on_the_adapted_teacher_waits_for_it(tmp_path: Path) -> None:
@@ -74,3 +74,31 @@ def test_what_rests_on_the_adapted_teacher_waits_for_it(tmp_path: Path) -> None:
         with pytest.raises(ManifestMismatch, match="sra adapt"):
             run.identity(stage)
     assert not run.finished
+
+
+@pytest.mark.parametrize(("flags", "expected"), [({"avx512_bf16"}, "bfloat16"), ({"avx512f"}, "float32")])
+def test_auto_precision_is_what_the_machine_computes_natively(
+    flags: set[str], expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sra_core.processes.devices._cpu_flags", lambda: flags)
+    config = RunConfig.model_validate({"cache": {"device": "cpu"}, "distill": {"device": "cpu"}})
+    assert (config.cache.compute_dtype, config.distill.precision) == ("auto", "auto")
+    run = Run(config)
+    assert (run.config.cache.compute_dtype, run.config.distill.precision) == (expected, expected)
+    assert config.distill.precision == "auto", "the config that was given stays as it is"
+
+
+def test_what_auto_comes_to_names_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Machines that compute in different types make different results, and a named type is the same everywhere."""
+    smoke = load_config("smoke", {"cache": {"compute_dtype": "auto"}, "distill": {"precision": "auto"}})
+    found = {}
+    for flags in ({"avx512_bf16"}, set()):
+        monkeypatch.setattr("sra_core.processes.devices._cpu_flags", lambda flags=flags: flags)
+        monkeypatch.setattr("sra_core.processes.devices._has_nvidia_driver", lambda: False)
+        run = Run(smoke)
+        found[run.config.distill.precision] = [run.fingerprint(stage) for stage in ("prepare", "cache", "distill")]
+        assert run.identity("cache")["cache"]["compute_dtype"] == run.config.cache.compute_dtype
+    assert found["bfloat16"][0] == found["float32"][0]
+    assert not set(found["bfloat16"][1:]) & set(found["float32"][1:])
+    plain = Run(load_config("smoke"))
+    assert [plain.fingerprint(stage) for stage in ("prepare", "cache", "distill")] == found["float32"]

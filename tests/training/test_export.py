@@ -43,7 +43,7 @@ def start(tmp_path: Path, student: str = "dropout") -> tuple[Path, Any]:
 @pytest.mark.parametrize("rank", [None, 3])
 def test_the_folder_computes_what_was_trained(tmp_path: Path, student: str, rank: int | None) -> None:
     initial, tokenizer = start(tmp_path, student)
-    config = DistillConfig(lora=LoraConfig(rank=rank) if rank else None)
+    config = DistillConfig(precision="float32", lora=LoraConfig(rank=rank) if rank else None)
     model: Any = AutoModelForCausalLM.from_pretrained(initial)
     if config.lora:
         model = add_adapters(config.lora, model)
@@ -81,7 +81,7 @@ def test_parameters_of_another_model_are_refused_and_leave_nothing(tmp_path: Pat
     initial, tokenizer = start(tmp_path)
     save_file({"transformer.wte.weight": torch.zeros(3, 3)}, tmp_path / "t")
     with pytest.raises(TrainingError, match="does not fit the model"):
-        export_model(DistillConfig(), initial, tmp_path / "t", tokenizer, tmp_path / "student")
+        export_model(DistillConfig(precision="float32"), initial, tmp_path / "t", tokenizer, tmp_path / "student")
     assert not (tmp_path / "student").exists()
 
 

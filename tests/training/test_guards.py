@@ -56,7 +56,7 @@ def test_lack_of_memory_is_recognised() -> None:
 
 
 def test_lack_of_memory_says_what_to_change() -> None:
-    shown = explained(real_allocation_error(), DistillConfig(batch_size=8), 8, "distill")  # type: ignore[arg-type]
+    shown = explained(real_allocation_error(), DistillConfig(batch_size=8, precision="float32"), 8, "distill")  # type: ignore[arg-type]
     assert isinstance(shown, TrainingError)
     assert "out of memory with 8 examples" in shown.problem
     for way in ("distill.micro_batch to auto", "gradient_checkpointing", "precision to bfloat16", "max_length"):
