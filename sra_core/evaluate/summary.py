@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -103,26 +103,49 @@ def _cell(metric: str, value: Interval | None) -> str:
 
 
 def _samples(answers: Mapping[str, pa.Table], samples: int) -> Iterator[str]:
-    if "student" not in answers:
+    """Questions with the answers of teacher and student side by side: good, fair and middling ones, by ROUGE-L."""
+    if "student" not in answers or not samples or not len(answers["student"]):
         return
-    tables = {name: table.slice(0, samples).to_pylist() for name, table in answers.items()}
-    for number, first in enumerate(tables["student"]):
-        prompt = [line for line in first["prompt"].splitlines() if line.strip()]
-        yield f"## {first['id']}\n"
-        yield f"> {_ending(' '.join(prompt))}\n"
-        yield f"- **reference**: {_short(first['reference'])}"
-        for name, rows in tables.items():
-            yield f"- **{TITLES[name]}**: {_short(rows[number]['answer']) or '(empty)'}"
-        yield ""
+    tables = {name: table.to_pylist() for name, table in answers.items()}
+    rows = tables["student"]
+    asked = _bare_prompts([row["prompt"] for row in rows])
+    order = sorted(range(len(rows)), key=lambda place: -rows[place]["rougeL"])
+    steps = range(samples) if samples > 1 else (0,)
+    ranks = dict.fromkeys(step * (len(order) // 2) // max(1, samples - 1) for step in steps)
+    shown = [name for name in ("teacher", "student") if name in tables]
+    for rank in ranks:
+        place = order[rank]
+        yield f"### {asked[place]}\n"
+        yield f"| reference | {' | '.join(TITLES[name] for name in shown)} |"
+        yield "|---" * (len(shown) + 1) + "|"
+        cells = [rows[place]["reference"], *(tables[name][place]["answer"] for name in shown)]
+        yield f"| {' | '.join(_short(cell) or '(empty)' for cell in cells)} |"
+        yield f"\nThe student's answer {rank + 1} of {len(order)} by ROUGE-L.\n"
 
 
-def _ending(text: str, limit: int = 200) -> str:
-    """The end of a prompt, where the question is, from a word's start on."""
-    return text if len(text) <= limit else "… " + text[-limit:].partition(" ")[2]
+def _bare_prompts(prompts: Sequence[str], limit: int = 200) -> list[str]:
+    """Prompts without the lines that all of them begin and end with, which are the template's."""
+    split = [[line for line in prompt.splitlines() if line.strip()] for prompt in prompts]
+    first, last = _common(split), _common([lines[::-1] for lines in split])
+    bare = []
+    for lines in split:
+        text = " ".join(lines[first : len(lines) - last]) if len(set(prompts)) > 1 else " ".join(lines)
+        bare.append(text if len(text) <= limit else "… " + text[-limit:].partition(" ")[2])  # where the question is
+    return bare
+
+
+def _common(texts: Sequence[Sequence[str]]) -> int:
+    """How many first lines all texts share."""
+    count = 0
+    for lines in zip(*texts, strict=False):
+        if len(set(lines)) > 1:
+            break
+        count += 1
+    return count
 
 
 def _short(text: str, limit: int = 300) -> str:
-    flat = " ".join(text.split())
+    flat = " ".join(text.split()).replace("|", "\\|")
     return flat if len(flat) <= limit else flat[: limit - 1] + "…"
 
 
