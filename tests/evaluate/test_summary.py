@@ -8,9 +8,10 @@ from sra_core.compare import ANSWER_SCHEMA, Interval
 from sra_core.evaluate.summary import summary
 
 
-def answers(
-    texts: list[str], scores: list[float], template: str = "Below is a task.\n\n### Q:\n{}\n\n### A:\n"
-) -> pa.Table:
+TEMPLATE = "Below is a task.\n\n### Q:\n{}\n\n### A:\n"
+
+
+def answers(texts: list[str], scores: list[float]) -> pa.Table:
     count = len(texts)
     columns = {
         "id": [f"e{place}" for place in range(count)],
