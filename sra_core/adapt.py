@@ -57,7 +57,8 @@ def adapt_teacher(config: RunConfig, prepared: Manifest, folder: StageFolder, wa
     work = folder.path / WORK
     job = Job(config, Path(prepared.folder), None, work / "initial", work, part="adapt")
     _save_initial(config, job.initial)
-    result = launch(job, watch)
+    result = dict(launch(job, watch))
+    layout = result.pop("layout")
     written = _export(job, result, folder.path)
     shutil.copyfile(job.history, folder.path / "history.jsonl")
     manifest = folder.commit(
@@ -69,6 +70,7 @@ def adapt_teacher(config: RunConfig, prepared: Manifest, folder: StageFolder, wa
             for name, value in {**result, **step_costs(read_history(job.history))}.items()
             if value is not None
         },
+        notes={"layout": layout},
     )
     folder.remove(WORK)
     return manifest

@@ -5,7 +5,7 @@ from sra_core.objective.build import build_objective, require, student_layers, t
 from sra_core.objective.diagnostics import center_cosines, diagnose, gradient_norms, span_statistics, weighted_terms
 from sra_core.objective.head import Head
 from sra_core.objective.logit import next_token_loss, span_logit_kl
-from sra_core.objective.pooling import pool_batch, pool_spans
+from sra_core.objective.pooling import pool_spans
 from sra_core.objective.terms import span_cosine_loss, span_geometry_loss, span_trajectory_loss, span_weights
 
 __all__ = [
@@ -20,7 +20,6 @@ __all__ = [
     "diagnose",
     "gradient_norms",
     "next_token_loss",
-    "pool_batch",
     "pool_spans",
     "require",
     "span_cosine_loss",

@@ -28,7 +28,7 @@ _LAST_WORDS = 3.0
 _log = logging.getLogger(__name__)
 
 
-def launch(job: Job, watch: Watcher) -> Mapping[str, float]:
+def launch(job: Job, watch: Watcher) -> Mapping[str, Any]:
     """Train in processes of their own until they end.
 
     With micro-batch `auto`, a run that ends for lack of memory starts again from its last checkpoint with half the
