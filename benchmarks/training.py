@@ -75,7 +75,7 @@ def bare_loop(job: Job) -> float:
     module = build_module(job)
     prepared = PreparedSet(read_manifest(job.prepared), "train")
     teacher = TeacherSet(read_manifest(job.teacher), "train") if job.teacher else None
-    data = DistillData(prepared, teacher, 0)
+    data = DistillData(prepared, teacher)
     order = Order(len(prepared), job.config.seed, job.micro, 1, 1)
     total = int(training.max_steps or 0)
     batches = [data.batch(order.step(step), float(data.supervised(order.step(step)))) for step in range(total)]
@@ -90,7 +90,7 @@ def bare_loop(job: Job) -> float:
         torch.nn.utils.clip_grad_norm_([p for group in groups for p in group["params"]], training.clip)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        rates.append(float(batch.attention_mask.sum()) / (time.monotonic() - started))
+        rates.append(len(batch.input_ids) / (time.monotonic() - started))
     return statistics.median(rates[2:])
 
 

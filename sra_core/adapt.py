@@ -64,7 +64,8 @@ def adapt_teacher(config: RunConfig, prepared: Manifest, folder: StageFolder, wa
         part="adapt",
     )
     _save_initial(config, job.initial)
-    result = launch(job, watch)
+    result = dict(launch(job, watch))
+    layout = result.pop("layout")
     written = _export(job, result, folder.path)
     shutil.copyfile(job.history, folder.path / "history.jsonl")
     manifest = folder.commit(
@@ -76,6 +77,7 @@ def adapt_teacher(config: RunConfig, prepared: Manifest, folder: StageFolder, wa
             for name, value in {**result, **step_costs(read_history(job.history))}.items()
             if value is not None
         },
+        notes={"layout": layout},
     )
     folder.remove(WORK)
     return manifest

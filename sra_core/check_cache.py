@@ -145,9 +145,7 @@ def _loss_terms(
     count = load_head(Path(manifest.folder)).layers
 
     def terms(teacher: Sequence[TeacherRow]) -> Terms:
-        data = distill_data(
-            config, MemoryPrepared(rows), MemoryTeacher(teacher), count, student.config.pad_token_id or 0
-        )
+        data = distill_data(config, MemoryPrepared(rows), MemoryTeacher(teacher), count)
         with torch.no_grad():
             outputs = [module(data.batch([index], 0)) for index in range(len(rows))]
         for output in outputs:

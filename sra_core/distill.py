@@ -80,7 +80,8 @@ def distill_student(
         folder=work,
     )
     _save_initial(config.model_copy(update={"teacher": teacher}), prepared, job.initial)
-    result = launch(job, watch)
+    result = dict(launch(job, watch))
+    layout = result.pop("layout")
     written = _export(job, upstream, result, folder.path)
     shutil.copyfile(job.history, folder.path / HISTORY)
     history = read_history(job.history)
@@ -95,6 +96,7 @@ def distill_student(
             for name, value in {**result, **step_costs(history), **_cosines(history)}.items()
             if value is not None
         },
+        notes={"layout": layout},
     )
     folder.remove(WORK)
     return manifest

@@ -17,6 +17,7 @@ from sra_core.cache.writer import capture_shards
 from sra_core.config import RunConfig
 from sra_core.errors import ConfigError
 from sra_core.models import (
+    choose_layout,
     layer_count,
     lm_head,
     load_tokenizers,
@@ -67,6 +68,8 @@ def capture_teacher(
             else helpers(config, prepared, folder, watch)
         )
         model = load_teacher(config)
+        layout = str(choose_layout(model))
+        watch.message(f"the teacher reads batches {layout}")
         shared = shared_tokens(config, Path(prepared.folder))
         head, tokens = lm_head(model), Holdings.model_validate(folder.identity["holds"]).tokens
         with folder.guard():
@@ -85,6 +88,7 @@ def capture_teacher(
             files=[folder.entry(name) for name in files],
             counts={**_counts(shards), "shared_vocabulary": len(shared)},
             metrics=metrics,
+            notes={"layout": layout},
         )
 
 

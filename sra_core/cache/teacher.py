@@ -6,7 +6,7 @@ from typing import Any
 
 from sra_core.cache.holdings import Holdings
 from sra_core.config import RunConfig
-from sra_core.models import TeacherCapture, load_model, pick_device
+from sra_core.models import TeacherCapture, choose_layout, load_model, pick_device
 from sra_core.models.structure import layers_of
 from sra_core.shards import StageFolder
 
@@ -16,6 +16,7 @@ __all__ = ["load_teacher", "make_capture"]
 def load_teacher(config: RunConfig, device: str | None = None) -> Any:
     """The teacher as the config wants it for capturing."""
     model = load_model(config.teacher, config.cache.compute_dtype, pick_device(device or config.cache.device))
+    choose_layout(model, config.layout)
     if config.cache.compile:
         for layer in layers_of(model):
             layer.compile(dynamic=True)

@@ -48,4 +48,6 @@ class CacheConfig(Part):
     workers: int = runtime(1, "Processes that capture; on a machine with several GPUs, each takes the next one.", ge=1)
     compile: bool = runtime(False, "Compile the teacher's layers with torch.compile before capturing.")
     device: str = runtime("auto", "`auto`, `cpu`, `cuda` or `cuda:N`.")
-    tokens_per_batch: int = runtime(4096, "Most teacher tokens (padding included) in one forward.", ge=1)
+    tokens_per_batch: int = runtime(
+        4096, "Most teacher tokens in one forward; padding counts where the teacher is run padded (`layout`).", ge=1
+    )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from sra_core.config.cache import CacheConfig
@@ -26,6 +28,11 @@ class RunConfig(Part):
     dask: str | None = runtime(
         None,
         "Address of a Dask scheduler, such as tcp://node1:8786, whose workers make the shards of prepare and cache.",
+    )
+    layout: Literal["auto", "flat", "padded"] = runtime(
+        "auto",
+        "How models read a batch: `flat` lays its texts end to end, `padded` pads them to one length; `auto` runs a model flat where a probe shows that this changes nothing but rounding.",
+        title="Layout of batches",
     )
     seed: int = Field(0, ge=0, description="Seed of initialisation, data order, dropout and sampling.")
     teacher: TeacherConfig = Field(TeacherConfig(), description="The model that is imitated.")

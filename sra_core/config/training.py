@@ -33,7 +33,7 @@ class TrainingConfig(Part):
     batch_size: int = Field(16, ge=1, description="Examples a process takes at once.")
     group_by_length: bool = Field(
         False,
-        description="Put examples of similar length into the same step. Saves most of the padding, but steps teach less: on the quickstart, half the time a step for 0.08 bits a byte after as many steps.",
+        description="Put examples of similar length into the same step. Saves padding where the model is run padded (`layout`); steps teach less: on the quickstart 0.08 bits a byte after as many of them.",
     )
     accumulation: int = Field(1, ge=1, description="Batches in one optimizer step.")
     micro_batch: int | Literal["auto"] | None = Field(

@@ -3,7 +3,7 @@
 Both centres of a span go through their own LM head's rows of the shared vocabulary (paper section 3, the quantities of
 the span-logit term); the two distributions are compared by KL and by their likeliest token.
 
-Shapes: T tokens, K spans of one text, N spans of a batch, d width, V shared vocabulary.
+Shapes: K spans of one text or of a batch, d width, V shared vocabulary.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from sra_core.models import evaluating, mapped_states, pad
+from sra_core.models import choose_layout, evaluating, mapped_states
 from sra_core.models.batching import token_batches
 from sra_core.models.likelihood import LOGIT_BYTES
-from sra_core.objective import Head, pool_batch
+from sra_core.models.texts import join
+from sra_core.objective import Head, pool_spans
 
 __all__ = ["Agreement", "teacher_agreement"]
 
@@ -79,14 +80,15 @@ def teacher_agreement(
         layer: Student layer whose states are pooled; -1 is the last, the one that the LM head belongs to.
         temperature: Divides the logits of both.
         weighted: Whether the student's centres are attention-weighted, as the teacher's were.
-        tokens_per_batch: Most student tokens, padding included, in one forward.
+        tokens_per_batch: Most student tokens in one forward; padding counts where the model is run padded.
     """
     counts = np.array([len(row.student_spans) for row in rows], dtype=np.int64)
     kl, same = np.zeros(len(rows)), np.zeros(len(rows), dtype=np.int64)
     with evaluating(model):
-        for batch in token_batches([len(row.student_ids) for row in rows], tokens_per_batch):
+        flat = choose_layout(model).flat
+        for batch in token_batches([len(row.student_ids) for row in rows], tokens_per_batch, flat):
             text = np.repeat(np.arange(len(batch)), counts[batch])
-            own = _centers(model, [rows[index] for index in batch], torch.from_numpy(text), layer, weighted)
+            own = _centers(model, [rows[index] for index in batch], layer, weighted)
             theirs = torch.from_numpy(np.concatenate([centers[index] for index in batch])).to(own)
             values, equal = _compare(own, theirs, student_head, teacher_head, temperature)
             kl[batch] = np.bincount(text, values, len(batch))
@@ -94,22 +96,22 @@ def teacher_agreement(
     return Agreement(tuple(row.id for row in rows), kl, same, counts)
 
 
-def _centers(model: Any, rows: Sequence[Any], text: Tensor, layer: int, weighted: bool) -> Tensor:
-    """(N, d_S) centres of the spans of a batch."""
+def _centers(model: Any, rows: Sequence[Any], layer: int, weighted: bool) -> Tensor:
+    """(K, d_S) centres of the spans of a batch."""
     device = next(model.parameters()).device
-    ids, mask = (part.to(device) for part in pad([row.student_ids for row in rows]))
-    states = mapped_states(model, ids, mask, [layer])
+    ids, starts = join([row.student_ids for row in rows])
+    longest = max(len(row.student_ids) for row in rows)
+    states = mapped_states(model, ids.to(device), starts, [layer], longest)
     (number,) = states.hidden
-    ranges = torch.from_numpy(np.concatenate([row.student_spans for row in rows]).astype(np.int64))
-    return pool_batch(
-        states.hidden[number], states.weights[number], text.to(device), ranges.to(device), weighted=weighted
-    )[0]
+    ranges = np.concatenate([row.student_spans + at for row, at in zip(rows, starts.numpy(), strict=False)])
+    spans = torch.from_numpy(ranges).to(device)
+    return pool_spans(states.hidden[number], states.weights[number], spans, weighted)[0]
 
 
 def _compare(
     own: Tensor, theirs: Tensor, student_head: Head, teacher_head: Head, temperature: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """KL(teacher || student) and equality of the likeliest token, (N,) each."""
+    """KL(teacher || student) and equality of the likeliest token, (K,) each."""
     chunk = max(1, LOGIT_BYTES // (8 * max(1, len(student_head.weight))))
     values, equal = [], []
     for student, teacher in zip(own.split(chunk), theirs.split(chunk), strict=True):

@@ -24,6 +24,7 @@ from sra_core.evaluate.sets import EvaluationSet
 from sra_core.evaluate.settings import AnswerSettings, pick_backend
 from sra_core.models import (
     TeacherCapture,
+    choose_layout,
     initial_student,
     layer_count,
     likelihood_table,
@@ -135,6 +136,8 @@ class Scoring:
         if self._loaded is None or self._loaded[0] != contender.name:
             self._loaded = None
             self._loaded = (contender.name, *contender.load())
+            layout = choose_layout(self._loaded[1], self.config.layout)
+            self.watch.message(f"{TITLES[contender.name]}: reads batches {layout}")
         return self._loaded[1:]
 
     def _scores(self, contender: _Contender) -> ModelScores:

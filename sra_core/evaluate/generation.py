@@ -217,7 +217,7 @@ class Decoder:
                     progress(min(start + batch_size, len(waiting)), len(waiting))
 
     def _run_batch(self, live: list[_Text]) -> None:
-        ids, mask = (part.to(self.model.device) for part in pad([text.prompt for text in live], side="left"))
+        ids, mask = (part.to(self.model.device) for part in pad([text.prompt for text in live]))
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
         cache = DynamicCache(config=self.model.config)
         while live:

@@ -1,6 +1,7 @@
 from .attention import last_row_attention
 from .batching import evaluating, pad, token_batches
 from .centers import TeacherCapture, predicting
+from .forward import Layout, MappedStates, choose_layout, mapped_states
 from .heads import TeacherHead, load_head, save_head
 from .identity import model_identity, tokenizer_identity, tokenizer_identity_of
 from .layers import layer_count_of, resolve_layer
@@ -8,18 +9,19 @@ from .likelihood import Likelihood, bits_per_byte, likelihood_table, response_li
 from .loading import load_model, load_tokenizer, pick_device
 from .pair import load_tokenizers, make_encoder, shared_tokens
 from .references import resolve
-from .states import MappedStates, mapped_states
 from .structure import layer_count, lm_head
 from .student import build_student, initial_student
 from .tokenizers import train_tokenizer
 
 __all__ = [
+    "Layout",
     "Likelihood",
     "MappedStates",
     "TeacherCapture",
     "TeacherHead",
     "bits_per_byte",
     "build_student",
+    "choose_layout",
     "evaluating",
     "initial_student",
     "last_row_attention",

@@ -1,10 +1,16 @@
-"""The attention row of the last real token, read out of an ordinary forward.
+"""Attention as the method needs it: the row of the last real token, and texts end to end that don't see each other.
 
-transformers looks up every model's attention function by name at each call. While a capture is open, the function under
-the model's current name is wrapped: it returns what it always returned and, at the mapped layers, one extra
-``softmax(q_last K^T)`` is computed from the same queries and keys. Nothing of size T x T is formed.
+transformers looks up every model's attention function, and the one that makes its masks, by name at each call. Both
+come from here: while a capture or a flat forward is open, the functions under the model's current name are wrapped.
 
-Shapes: B batch, T tokens, H heads, G key heads.
+- A capture: the function returns what it always returned and, at the mapped layers, one extra ``softmax(q_last K^T)``
+  is computed from the same queries and keys. Nothing of size T x T is formed.
+- A flat forward: the model sees one row of N tokens. Inside the attention function queries, keys and values are laid
+  out as (B, H, T, d) and the outputs gathered back. The mask is made for one text of T tokens: None where plain
+  causality suffices (padding on the right can't be seen by real tokens), else what the architecture asks for (windows,
+  chunks). Soft caps, sinks and grouped heads are the function's own affair.
+
+Shapes: B texts, T tokens of the longest, N tokens of all texts, H heads, G key heads, d width of a head.
 """
 
 from __future__ import annotations
@@ -14,6 +20,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,8 +29,9 @@ from torch import Tensor, nn
 from sra_core.errors import ModelError
 from sra_core.models.layers import resolve_layer
 from sra_core.models.structure import decoder_of, layer_count, layers_of, unwrap
+from sra_core.models.texts import Texts
 
-__all__ = ["last_row_attention"]
+__all__ = ["FlatForward", "last_row_attention", "separate_texts"]
 
 
 @contextmanager
@@ -44,8 +52,61 @@ def last_row_attention(model: nn.Module, layers: Iterable[int]) -> Iterator[dict
     """
     count = layer_count(model)
     capture = _Capture(model, {resolve_layer(count, layer) for layer in layers})
-    with _hooked(model, capture), _wrapped(capture):
+    with _hooked(model, capture), _wrapped(capture.implementations, capture):
         yield capture.rows
+
+
+class FlatForward:
+    """One forward over texts end to end, which gradient checkpointing may repeat later.
+
+    Args:
+        model: The model.
+        texts: The texts of its input.
+
+    Attributes:
+        attended: Calls of the attention function so far.
+    """
+
+    def __init__(self, model: nn.Module, texts: Texts) -> None:
+        self.texts = texts
+        self.attended = 0
+        self.implementations = _implementations(model, decoder_of(model).modules())
+
+    def __call__(self, function: Callable, *args: Any) -> Any:
+        """``function(*args)`` in which texts are kept apart."""
+        outer = getattr(_thread, "forward", None)
+        with _wrapped(self.implementations):
+            _thread.forward = self
+            try:
+                return function(*args)
+            finally:
+                _thread.forward = outer
+
+
+_thread = threading.local()  # .forward: the flat forward that this thread is in
+
+
+@contextmanager
+def separate_texts(model: nn.Module, texts: Texts) -> Iterator[FlatForward]:
+    """Yields a function that calls its first argument with the others: forwards of ``model`` inside it see one row of
+    all tokens, (1, N), and attend within texts alone.
+
+    What gradient checkpointing runs again in the backward, after this context has ended, is kept apart too.
+    """
+    forward = FlatForward(model, texts)
+    changed = [part for part in decoder_of(model).modules() if getattr(part, "gradient_checkpointing", False)]
+    originals = [part._gradient_checkpointing_func for part in changed]
+
+    def repeated(checkpoint: Callable) -> Callable:
+        return lambda function, *args: checkpoint(partial(forward, function), *args)
+
+    for part, original in zip(changed, originals, strict=True):
+        part._gradient_checkpointing_func = repeated(original)
+    try:
+        yield forward
+    finally:
+        for part, original in zip(changed, originals, strict=True):
+            part._gradient_checkpointing_func = original
 
 
 class _Capture:
@@ -56,14 +117,21 @@ class _Capture:
         self.layers = layers
         self.layer_of = {id(part): layer for layer in layers for part in modules[layer - 1].modules()}
         parts = [part for layer in layers for part in modules[layer - 1].modules()]
-        configs = [unwrap(model).config.get_text_config(), *(part.config for part in parts if hasattr(part, "config"))]
-        names = {getattr(config, "_attn_implementation", None) for config in configs}
-        self.implementations = {name for name in names if name} if layers else set()
+        self.implementations = _implementations(model, parts) if layers else set()
         self.rows: dict[int, Tensor] = {}
         self.mask: Tensor | None = None
         self.open = False  # inside a forward; a recomputation for gradient checkpointing is not one
 
-    def record(self, module: nn.Module, name: str, query: Tensor, key: Tensor, mask: Any, options: dict) -> None:
+    def record(
+        self,
+        module: nn.Module,
+        name: str,
+        query: Tensor,
+        key: Tensor,
+        mask: Any,
+        options: dict,
+        real: Tensor | None = None,
+    ) -> None:
         layer = self.layer_of.get(id(module))
         if layer is None or not self.open:
             return
@@ -73,7 +141,15 @@ class _Capture:
                 "run whole texts, without past keys (use_cache=False)",
             )
         with torch.no_grad(), torch.autocast(query.device.type, enabled=False):
-            self.rows[layer] = _last_row(query.detach(), key.detach(), self.mask, mask, "flash" in name, options)
+            real = self.mask if real is None else real
+            self.rows[layer] = _last_row(query.detach(), key.detach(), real, mask, "flash" in name, options)
+
+
+def _implementations(model: nn.Module, parts: Iterable[nn.Module]) -> set[str]:
+    """The names under which a model and its parts look up their attention."""
+    configs = [unwrap(model).config.get_text_config(), *(part.config for part in parts if hasattr(part, "config"))]
+    names = {getattr(config, "_attn_implementation", None) for config in configs}
+    return {name for name in names if name}
 
 
 # Hooks: which tokens are real, and when a forward runs.
@@ -134,66 +210,118 @@ def _mask_argument(module: nn.Module, args: tuple, kwargs: dict) -> Any:
     return args[position] if position < len(args) else None
 
 
-# The registry: one wrapper a name, shared by all open captures, gone with the last of them.
+# The registries: one wrapper a name, shared by all that is open, gone with the last of them.
 
 
-class _Wrapper:
+class _Attention:
+    """Stands for a model's attention function."""
+
     def __init__(self, name: str, original: Callable | None) -> None:
         self.name, self.original = name, original
-        self.captures: list[_Capture] = []
+        self.users: list[_Capture | None] = []
 
     def __call__(
         self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, *args: Any, **kw: Any
     ) -> Any:
-        for capture in tuple(self.captures):
-            capture.record(module, self.name, query, key, mask, kw)
+        # "eager" is no entry of the registry: each architecture brings its own function, found at the call
         original = self.original or _eager_of(module)
+        forward = getattr(_thread, "forward", None)
+        if forward is not None:
+            return self._within_texts(forward, original, module, (query, key, value), mask, args, kw)
+        self._record(module, query, key, mask, kw)
         return original(module, query, key, value, mask, *args, **kw)
 
+    def _record(self, module: nn.Module, query: Tensor, key: Tensor, mask: Any, kw: dict, real: Any = None) -> None:
+        for capture in tuple(self.users):
+            if capture is not None:
+                capture.record(module, self.name, query, key, mask, kw, real)
 
-_wrappers: dict[str, _Wrapper] = {}
+    @torch.compiler.disable
+    def _within_texts(
+        self,
+        forward: FlatForward,
+        original: Callable,
+        module: nn.Module,
+        operands: tuple[Tensor, Tensor, Tensor],
+        mask: Any,
+        args: tuple,
+        kw: dict[str, Any],
+    ) -> tuple[Tensor, None]:
+        """Each of (1, heads, N, width) and more tokens that belong to no text; (1, N, heads, width) comes back."""
+        texts = forward.texts
+        forward.attended += 1
+        tokens = operands[0].shape[2]
+        if any(len(each) != 1 or each.shape[2] != tokens for each in operands) or kw.get("position_bias") is not None:
+            raise ModelError(f"{type(module).__name__} attends to more than the tokens given", "run it padded")
+        kw = {name: value for name, value in kw.items() if name != "position_ids"}  # flash attention would cut by them
+        rows = [each[0].transpose(0, 1)[: len(texts)] for each in operands]
+        query, key, value = (texts.padded(each).transpose(1, 2) for each in rows)
+        self._record(module, query, key, mask, kw, texts.real)
+        outputs = texts.flat(original(module, query, key, value, mask, *args, **kw)[0])
+        return torch.nn.functional.pad(outputs, (0, 0, 0, 0, 0, tokens - len(texts)))[None], None
+
+
+class _Mask:
+    """Stands for the function that makes a model's masks."""
+
+    def __init__(self, name: str, original: Callable) -> None:
+        self.original = original
+        self.users: list[_Capture | None] = []
+
+    def __call__(self, *args: Any, **kw: Any) -> Any:
+        forward = getattr(_thread, "forward", None)
+        if forward is not None:  # transformers passes all of it by name
+            longest = forward.texts.longest
+            lengths = {"q_length": longest, "kv_length": longest, "q_offset": 0, "kv_offset": 0}
+            kw |= {**lengths, "batch_size": 1, "attention_mask": None}
+        return self.original(*args, **kw)
+
+
+_wrappers: dict[tuple[Any, str], Any] = {}
 _lock = threading.Lock()
 
 
 @contextmanager
-def _wrapped(capture: _Capture) -> Iterator[None]:
+def _wrapped(names: Iterable[str], capture: _Capture | None = None) -> Iterator[None]:
+    """Attention functions of these names are wrapped for a capture; without one, for a flat forward, masks too."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+
+    wanted: list[tuple[Any, str, Any]] = [(AttentionInterface, name, _Attention) for name in sorted(names)]
+    if capture is None:
+        known = AttentionMaskInterface._global_mapping
+        wanted += [(AttentionMaskInterface, name, _Mask) for name in sorted(names) if name in known]
     entered = []
     try:
-        for name in sorted(capture.implementations):
-            _enter(name, capture)
-            entered.append(name)
+        for interface, name, kind in wanted:
+            _enter(interface, name, kind, capture)
+            entered.append((interface, name))
         yield
     finally:
-        for name in entered:
-            _leave(name, capture)
+        for interface, name in entered:
+            _leave(interface, name, capture)
 
 
-def _enter(name: str, capture: _Capture) -> None:
-    from transformers import AttentionInterface
-
+def _enter(interface: Any, name: str, kind: Any, user: _Capture | None) -> None:
     with _lock:
-        if name not in _wrappers:
-            # "eager" is no entry of the registry: each architecture brings its own function, found at the call
-            _wrappers[name] = _Wrapper(name, AttentionInterface._global_mapping.get(name))
-            AttentionInterface.register(name, _wrappers[name])
-        _wrappers[name].captures.append(capture)
+        if (interface, name) not in _wrappers:
+            wrapper = _wrappers[interface, name] = kind(name, interface._global_mapping.get(name))
+            interface.register(name, wrapper)
+        _wrappers[interface, name].users.append(user)
 
 
-def _leave(name: str, capture: _Capture) -> None:
-    from transformers import AttentionInterface
-
+def _leave(interface: Any, name: str, user: _Capture | None) -> None:
     with _lock:
-        wrapper = _wrappers[name]
-        wrapper.captures.remove(capture)
-        if wrapper.captures:
+        wrapper = _wrappers[interface, name]
+        wrapper.users.remove(user)
+        if wrapper.users:
             return
-        del _wrappers[name]
-        if AttentionInterface._global_mapping.get(name) is not wrapper:
+        del _wrappers[interface, name]
+        if interface._global_mapping.get(name) is not wrapper:
             return  # someone registered another function meanwhile: it is theirs to keep
         if wrapper.original is None:
-            del AttentionInterface._global_mapping[name]
+            del interface._global_mapping[name]
         else:
-            AttentionInterface.register(name, wrapper.original)
+            interface.register(name, wrapper.original)
 
 
 def _eager_of(module: nn.Module) -> Callable:

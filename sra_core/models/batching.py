@@ -1,4 +1,4 @@
-"""Batches by length, padding, and a model put in evaluation mode for a while.
+"""Batches by length, padding on the left for generation, and a model put in evaluation mode for a while.
 
 Shapes: B batch, T tokens.
 """
@@ -16,32 +16,35 @@ from torch import Tensor, nn
 __all__ = ["evaluating", "pad", "token_batches"]
 
 
-def token_batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
-    """Cut examples, longest first, into batches whose padded size stays within ``budget`` tokens.
+def token_batches(lengths: Sequence[int], budget: int, flat: bool = False) -> Iterator[list[int]]:
+    """Cut examples, longest first, into batches of at most ``budget`` tokens.
 
     Args:
         lengths: Tokens of each example.
-        budget: Most tokens of one batch, padding included; an example longer than that is a batch of its own.
+        budget: Most tokens of one batch; an example longer than that is a batch of its own.
+        flat: Count real tokens; else padding too.
 
     Yields:
         Indices of the examples of each batch.
     """
     batch: list[int] = []
+    tokens = 0
     for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        if batch and (len(batch) + 1) * lengths[batch[0]] > budget:
+        more = lengths[index] if flat or not batch else lengths[batch[0]]
+        if batch and tokens + more > budget:
             yield batch
-            batch = []
+            batch, tokens, more = [], 0, lengths[index]
         batch.append(index)
+        tokens += more
     if batch:
         yield batch
 
 
-def pad(rows: Sequence[np.ndarray | Sequence[int]], side: str = "right") -> tuple[Tensor, Tensor]:
-    """Stack token rows.
+def pad(rows: Sequence[np.ndarray | Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """Stack token rows, with token 0 on the left of the shorter ones, so that all of them end where generation goes on.
 
     Args:
         rows: Token ids, one sequence a row.
-        side: ``right`` or ``left``, where the padding goes. Padding holds token 0 and is masked.
 
     Returns:
         ``(ids, mask)``, both (B, T) long; the mask is 1 on real tokens.
@@ -50,9 +53,8 @@ def pad(rows: Sequence[np.ndarray | Sequence[int]], side: str = "right") -> tupl
     ids = torch.zeros(len(rows), width, dtype=torch.long)
     mask = torch.zeros_like(ids)
     for index, row in enumerate(rows):
-        place = slice(0, len(row)) if side == "right" else slice(width - len(row), width)
-        ids[index, place] = torch.as_tensor(np.asarray(row, dtype=np.int64))
-        mask[index, place] = 1
+        ids[index, width - len(row) :] = torch.as_tensor(np.asarray(row, dtype=np.int64))
+        mask[index, width - len(row) :] = 1
     return ids, mask
 
 

@@ -1,4 +1,4 @@
-"""The teacher's forward, pooled to spans on its device. B texts, T tokens, N spans of the batch, d teacher width."""
+"""The teacher's forward, pooled to spans on its device. B texts, N tokens of the batch, K spans of it, d width."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sra_core.models.batching import pad, token_batches
-from sra_core.models.states import MappedStates, mapped_states
+from sra_core.models.batching import token_batches
+from sra_core.models.forward import MappedStates, choose_layout, mapped_states
 from sra_core.models.structure import lm_head
-from sra_core.objective import pool_batch
+from sra_core.models.texts import join
+from sra_core.objective import pool_spans
 from sra_core.shards import PreparedRow, TeacherRow
 
 __all__ = ["TeacherCapture", "predicting"]
@@ -30,7 +31,7 @@ class TeacherCapture:
     Args:
         model: The teacher in evaluation mode. Its LM head is never run.
         layers: Layers to keep, counted from 1.
-        tokens_per_batch: Most tokens, padding included, in one forward.
+        tokens_per_batch: Most tokens in one forward; padding counts where the model is run padded.
         weighted_pooling: Weigh tokens by attention inside a span; off keeps plain means.
         token_states: Keep the last layer's states at the positions that `predicting` names.
     """
@@ -59,31 +60,34 @@ class TeacherCapture:
     ) -> list[TeacherRow]:
         """What is kept of every row, in the order given; ``done`` hears how many more examples are finished."""
         captured: dict[int, TeacherRow] = {}
-        for batch in token_batches([len(row.teacher_ids) for row in rows], self._budget):
+        flat = choose_layout(self._model).flat
+        for batch in token_batches([len(row.teacher_ids) for row in rows], self._budget, flat):
             captured |= dict(zip(batch, self._forward([rows[index] for index in batch]), strict=True))
             done(len(batch))
         return [captured[index] for index in range(len(rows))]
 
     @torch.inference_mode()
     def _forward(self, rows: Sequence[PreparedRow]) -> list[TeacherRow]:
-        ids, mask = (tensor.to(self._model.device) for tensor in pad([row.teacher_ids for row in rows]))
-        states = mapped_states(self._model, ids, mask, self._layers)
-        centers, mass = self._pooled(states, rows)
-        tokens = _token_states(states.final, rows) if self._tokens else [None] * len(rows)
+        ids, starts = join([row.teacher_ids for row in rows])
+        longest = max(len(row.teacher_ids) for row in rows)
+        states = mapped_states(self._model, ids.to(self._model.device), starts, self._layers, longest)
+        centers, mass = self._pooled(states, rows, starts.numpy())
+        tokens = _token_states(states.final, rows, starts.numpy()) if self._tokens else [None] * len(rows)
         return [
             TeacherRow(row.id, {k: centers[k][i] for k in centers}, {k: mass[k][i] for k in mass}, tokens[i])
             for i, row in enumerate(rows)
         ]
 
-    def _pooled(self, states: MappedStates, rows: Sequence[PreparedRow]) -> tuple[dict[int, Any], dict[int, Any]]:
+    def _pooled(
+        self, states: MappedStates, rows: Sequence[PreparedRow], starts: NDArray[np.int64]
+    ) -> tuple[dict[int, Any], dict[int, Any]]:
         """Centres and masses by layer and row."""
         if not self._layers:
             return {}, {}
-        device = states.final.device
         counts = [len(row.teacher_spans) for row in rows]
-        text = torch.repeat_interleave(torch.arange(len(rows)), torch.tensor(counts)).to(device)
-        spans = torch.from_numpy(np.concatenate([row.teacher_spans for row in rows]).astype(np.int64)).to(device)
-        pooled = [pool_batch(states.hidden[k], states.weights[k], text, spans, self._weighted) for k in self._layers]
+        ranges = np.concatenate([row.teacher_spans + start for row, start in zip(rows, starts, strict=False)])
+        spans = torch.from_numpy(ranges).to(states.final.device)
+        pooled = [pool_spans(states.hidden[k], states.weights[k], spans, self._weighted) for k in self._layers]
         centers, mass = (_to_host([pair[side] for pair in pooled]) for side in (0, 1))
         return (
             {k: _by_row(values, counts) for k, values in zip(self._layers, centers, strict=True)},
@@ -91,8 +95,9 @@ class TeacherCapture:
         )
 
 
-def _token_states(final: Tensor, rows: Sequence[PreparedRow]) -> list[NDArray[np.float32]]:
-    parts = [final[place, predicting(row)] for place, row in enumerate(rows)]
+def _token_states(final: Tensor, rows: Sequence[PreparedRow], starts: NDArray[np.int64]) -> list[NDArray[np.float32]]:
+    texts = final.split(np.diff(starts).tolist())
+    parts = [states[predicting(row)] for states, row in zip(texts, rows, strict=True)]
     whole: NDArray[np.float32] = torch.cat(parts).float().cpu().numpy()
     return _by_row(whole, [len(part) for part in parts])
 

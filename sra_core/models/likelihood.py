@@ -3,7 +3,7 @@
 A text costs the same number of bytes under every tokenizer, so the summed code length of its tokens divided by its
 bytes compares models that cut it differently.
 
-Shapes: B batch, T tokens, N response tokens of a batch, d width, V vocabulary.
+Shapes: B texts, N tokens of the batch, n response tokens of it, d width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ import torch
 from torch import Tensor
 
 from sra_core.errors import EvaluationError
-from sra_core.models.batching import evaluating, pad, token_batches
-from sra_core.models.structure import decoder_of, lm_head, unwrap
+from sra_core.models.batching import evaluating, token_batches
+from sra_core.models.forward import choose_layout, mapped_states
+from sra_core.models.structure import lm_head, unwrap
+from sra_core.models.texts import join
 from sra_core.objective import Head
 
 __all__ = ["Likelihood", "Side", "bits_per_byte", "response_likelihood"]
@@ -76,7 +78,7 @@ def response_likelihood(
         rows: Prepared rows; ``side`` picks ``teacher_ids`` or ``student_ids``.
         side: Whose tokens the model reads.
         eos_token_id: End-of-text token; a row's last token is left out when it is this one, as it stands for no bytes.
-        tokens_per_batch: Most tokens, padding included, in one forward.
+        tokens_per_batch: Most tokens in one forward; padding counts where the model is run padded.
         progress: Called with (examples done, examples in all).
 
     Raises:
@@ -90,7 +92,8 @@ def response_likelihood(
     done = 0
     with evaluating(model):
         head = lm_head(model)
-        for batch in token_batches([len(ids) for ids, _ in texts], tokens_per_batch):
+        flat = choose_layout(model).flat
+        for batch in token_batches([len(ids) for ids, _ in texts], tokens_per_batch, flat):
             nats[batch] = _batch_nats(model, head, [texts[index] for index in batch])
             done += len(batch)
             if progress:
@@ -124,25 +127,27 @@ def _check(rows: Sequence[Any], texts: list[tuple[np.ndarray, int]], sizes: np.n
 
 def _batch_nats(model: Any, head: Head, texts: list[tuple[np.ndarray, int]]) -> np.ndarray:
     """Summed -ln p of each text's response tokens: (B,) float64."""
-    ids, mask = (part.to(head.weight.device) for part in pad([ids for ids, _ in texts]))
-    hidden = decoder_of(model)(input_ids=ids, attention_mask=mask, use_cache=False)[0]
-    rows, places = _response_places(texts)
-    values = token_nats(hidden[rows, places - 1], ids[rows, places], head).double().cpu().numpy()
+    ids, starts = join([ids for ids, _ in texts])
+    ids = ids.to(head.weight.device)
+    final = mapped_states(model, ids, starts, longest=max(len(text) for text, _ in texts)).final
+    rows, places = _response_places(texts, starts)
+    values = token_nats(final[places - 1], ids[places], head).double().cpu().numpy()
     nats = np.bincount(rows.numpy(), weights=values, minlength=len(texts))
     # a first token with nothing before it has no prediction: a uniform code pays for it
     unpredicted = np.array([first == 0 for _, first in texts])
     return nats + unpredicted * math.log(len(head.weight))
 
 
-def _response_places(texts: list[tuple[np.ndarray, int]]) -> tuple[Tensor, Tensor]:
-    """Row and position of every response token that has a token before it."""
-    places = [torch.arange(max(first, 1), len(ids)) for ids, first in texts]
+def _response_places(texts: list[tuple[np.ndarray, int]], starts: Tensor) -> tuple[Tensor, Tensor]:
+    """Text and position of every response token that has a token before it."""
+    firsts = starts.tolist()
+    places = [torch.arange(max(first, 1), len(ids)) + at for (ids, first), at in zip(texts, firsts, strict=False)]
     rows = torch.repeat_interleave(torch.arange(len(texts)), torch.tensor([len(place) for place in places]))
     return rows, torch.cat(places)
 
 
 def token_nats(states: Tensor, targets: Tensor, head: Head) -> Tensor:
-    """-ln p of each target: states (N, d), targets (N,) -> (N,) float32, in chunks of bounded memory."""
+    """-ln p of each target: states (n, d), targets (n,) -> (n,) float32, in chunks of bounded memory."""
     chunk = max(1, LOGIT_BYTES // (4 * len(head.weight)))
     pieces = [
         torch.nn.functional.cross_entropy(head.logits(part), wanted, reduction="none")

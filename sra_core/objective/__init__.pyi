@@ -4,7 +4,7 @@ from .diagnostics import center_cosines, diagnose, gradient_norms, span_statisti
 from .head import Head
 from .logit import next_token_loss, span_logit_kl
 from .needs import TeacherNeeds, student_layers, teacher_needs
-from .pooling import pool_batch, pool_spans
+from .pooling import pool_spans
 from .terms import span_cosine_loss, span_geometry_loss, span_trajectory_loss, span_weights
 
 __all__ = [
@@ -19,7 +19,6 @@ __all__ = [
     "diagnose",
     "gradient_norms",
     "next_token_loss",
-    "pool_batch",
     "pool_spans",
     "span_cosine_loss",
     "span_geometry_loss",

@@ -1,4 +1,4 @@
-"""Approximate likelihood matching (ALM, arXiv 2503.20083).  Legend: N spans of the batch, n supervised positions."""
+"""Approximate likelihood matching (ALM, arXiv 2503.20083).  Legend: K spans of the batch, n supervised positions."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ class AlmObjective(TokenObjective):
                 "prepare the batch with teacher_range, which the prepared shards hold as teacher_spans",
             )
         head = self.head("teacher_full_head", own.rows.device)
-        student_log, student_known = _span_likelihood(own, student.head, batch.span_text, batch.span_range)
+        student_log, student_known = _span_likelihood(own, student.head, batch.span_range)
         with torch.no_grad():
-            teacher_log, teacher_known = _span_likelihood(teacher, head, batch.span_text, batch.teacher_range)
+            teacher_log, teacher_known = _span_likelihood(teacher, head, batch.teacher_range)
         known = (student_known & teacher_known).to(student_log.dtype)
         gap = TEMPERATURE * binary_kl(teacher_log / TEMPERATURE, student_log / TEMPERATURE)
         return {"alm": (gap * known).sum() / known.sum().clamp(min=1)}
@@ -58,13 +58,13 @@ def _log_complement(log_p: Tensor) -> Tensor:
     return torch.log(-torch.expm1(log_p))
 
 
-def _span_likelihood(side: Side, head: Head, span_text: Tensor, span_range: Tensor) -> tuple[Tensor, Tensor]:
-    """(N,) log-likelihood of each span's tokens, and whether every one of them is predicted."""
+def _span_likelihood(side: Side, head: Head, span_range: Tensor) -> tuple[Tensor, Tensor]:
+    """(K,) log-likelihood of each span's tokens, and whether every one of them is predicted."""
     log_q = head_map(side.rows, head, _target_log_probability, (side.target,))
     none = len(log_q)  # index of an extra zero, for tokens that are not predicted
-    index = torch.full((len(side.counts) * side.width,), none, dtype=torch.long, device=log_q.device)
+    index = torch.full((side.tokens,), none, dtype=torch.long, device=log_q.device)
     index[side.place] = torch.arange(none, device=log_q.device)
-    tokens, span = span_tokens(span_text, span_range, side.width)
+    tokens, span = span_tokens(span_range)
     index = index.index_select(0, tokens)
     zeros = log_q.new_zeros(len(span_range))
     missing = zeros.index_add(0, span, (index == none).to(zeros.dtype))

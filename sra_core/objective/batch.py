@@ -1,16 +1,21 @@
-"""What an objective is given.  Legend: B texts, T tokens, N spans of the batch, d width, V shared vocabulary."""
+"""What an objective is given.
+
+Legend: B texts, N tokens of the batch one after another, K spans of the batch, n supervised tokens of it, d width, V
+shared vocabulary.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from sra_core.objective.head import Head
 
-__all__ = ["Batch", "ObjectiveContext", "StudentOutput", "TeacherSpans"]
+__all__ = ["Batch", "ObjectiveContext", "Sizes", "StudentOutput", "TeacherSpans"]
 
 
 @dataclass(slots=True)
@@ -18,37 +23,55 @@ class TeacherSpans:
     """The teacher's spans at one layer, in the order of the batch's spans.
 
     Args:
-        centers: (N, d_T) centres of mass.
-        mass: (N,) attention mass of each span.
+        centers: (K, d_T) centres of mass.
+        mass: (K,) attention mass of each span.
     """
 
     centers: Tensor
     mass: Tensor
 
 
+class Sizes(NamedTuple):
+    """Sizes of a batch that shapes on a device depend on: counted where the batch is made, so that no step waits.
+
+    Args:
+        longest: Tokens of the longest text.
+        in_spans: Tokens inside spans.
+        most_spans: Spans of the text that has most of them.
+    """
+
+    longest: int
+    in_spans: int
+    most_spans: int
+
+
 @dataclass(slots=True)
 class Batch:
-    """Texts, their spans and what the teacher made of them.
+    """Texts one after another, their spans and what the teacher made of them.
 
     Args:
         ids: B example ids.
-        input_ids: (B, T) student tokens, padded on either side.
-        attention_mask: (B, T), 1 on real tokens.
-        labels: (B, T), the token itself where it is supervised (response and end of text), else -100.
-        span_text: (N,) row of each span, non-decreasing.
-        span_range: (N, 2) half-open student token ranges, columns of ``input_ids``.
+        input_ids: (N,) student tokens.
+        starts: (B + 1,) first token of each text, and N.
+        labels: (N,), the token itself where it is supervised (response and end of text), else -100.
+        span_text: (K,) text of each span, non-decreasing.
+        span_range: (K, 2) half-open student token ranges, places of ``input_ids``.
         teacher: Spans by teacher layer.
         supervised: Supervised tokens a forward of the step has on average; unset counts this batch's own.
-        teacher_states: Token states (B, T_T, d_T) by teacher layer, the highest being the last one, after the final
+        teacher_states: Token states (N_T, d_T) by teacher layer, the highest being the last one, after the final
             norm; read only at positions that predict a supervised token, so the rest may be zero.
-        teacher_ids: (B, T_T) teacher tokens.
-        teacher_labels: (B, T_T), as ``labels``, in teacher tokens; -100 on padding and where no real token precedes.
-        teacher_range: (N, 2) the spans' half-open teacher token ranges, columns of ``teacher_ids``.
+        teacher_ids: (N_T,) teacher tokens.
+        teacher_starts: (B + 1,) as ``starts``.
+        teacher_labels: (N_T,), as ``labels``, in teacher tokens.
+        teacher_range: (K, 2) the spans' half-open teacher token ranges, places of ``teacher_ids``.
+        sizes: Counted from the tensors while unset.
+        targets: (n,) places of the supervised tokens that some token of their text precedes; likewise.
+        teacher_targets: Likewise, of the teacher's tokens.
     """
 
     ids: list[str]
     input_ids: Tensor
-    attention_mask: Tensor
+    starts: Tensor
     labels: Tensor
     span_text: Tensor
     span_range: Tensor
@@ -56,17 +79,37 @@ class Batch:
     supervised: float | None = None
     teacher_states: dict[int, Tensor] | None = None
     teacher_ids: Tensor | None = None
+    teacher_starts: Tensor | None = None
     teacher_labels: Tensor | None = None
     teacher_range: Tensor | None = None
+    sizes: Sizes = None  # type: ignore[assignment]
+    targets: Tensor = None
+    teacher_targets: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.sizes is None:
+            spans = torch.bincount(self.span_text, minlength=self.texts)
+            in_spans = (self.span_range[:, 1] - self.span_range[:, 0]).clamp(min=0).sum()
+            self.sizes = Sizes(int(self.starts.diff().max()), int(in_spans), int(spans.max()))
+            self.targets = _targets(self.labels, self.starts)
+            if self.teacher_labels is not None and self.teacher_starts is not None:
+                self.teacher_targets = _targets(self.teacher_labels, self.teacher_starts)
 
     @property
     def texts(self) -> int:
         """B, the texts of the batch, those without a span included."""
-        return int(self.input_ids.shape[0])
+        return len(self.starts) - 1
 
     def to(self, device: torch.device | str) -> Batch:
         """The batch with every tensor on ``device``."""
-        return Batch(**{field.name: _move(getattr(self, field.name), device) for field in fields(self)})
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pinned(self) -> Batch:
+        """The batch in memory that a GPU copies from while it computes."""
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        return Batch(**{field.name: _changed(getattr(self, field.name), change) for field in fields(self)})
 
 
 @dataclass(slots=True)
@@ -74,9 +117,9 @@ class StudentOutput:
     """The student's forward pass, without its LM head.
 
     Args:
-        hidden: (B, T, d_S) by student layer.
-        weights: (B, T) last-row attention by student layer; rows sum to one, no gradient.
-        final: (B, T, d_S) after the final norm.
+        hidden: (N, d_S) by student layer.
+        weights: (N,) attention of each text's last token by student layer; a text's sum to one, no gradient.
+        final: (N, d_S) after the final norm.
         head: The student's own head, whole.
         embedding: (V_S, d_S) input embeddings, for objectives that read them (``student_embedding`` of the needs).
     """
@@ -119,11 +162,18 @@ class ObjectiveContext:
     teacher_tokens: list[str] | None = None
 
 
-def _move(value: Any, device: torch.device | str) -> Any:
+def _changed(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(value, Tensor):
-        return value.to(device, non_blocking=True)
+        return change(value)
     if isinstance(value, TeacherSpans):
-        return TeacherSpans(_move(value.centers, device), _move(value.mass, device))
+        return TeacherSpans(change(value.centers), change(value.mass))
     if isinstance(value, dict):
-        return {key: _move(item, device) for key, item in value.items()}
+        return {key: _changed(item, change) for key, item in value.items()}
     return value
+
+
+def _targets(labels: Tensor, starts: Tensor) -> Tensor:
+    """Places of the labels that count; the first token of a text has nothing before it that could predict it."""
+    wanted = labels != -100
+    wanted[starts[:-1]] = False
+    return wanted.nonzero()[:, 0]

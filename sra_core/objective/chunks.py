@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from sra_core.objective.head import Head, accurate, product
 
-__all__ = ["head_loss", "head_map", "slope_by_autograd", "supervised"]
+__all__ = ["head_loss", "head_map", "slope_by_autograd"]
 
 LOGITS_AT_ONCE = 1 << 22  # entries of one chunk of logits: 16 MiB in float32
 ROWS_AT_LEAST = 32  # of a chunk: each chunk passes once over the (V, d) gradient, which must not dominate
@@ -110,22 +110,6 @@ def slope_by_autograd(values: Callable[..., Tensor]) -> Slope:
         return value.detach(), grad
 
     return slope
-
-
-def supervised(labels: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Where a next token is to be learned.
-
-    Args:
-        labels: (B, T), -100 where nothing is supervised.
-        attention_mask: (B, T).
-
-    Returns:
-        Positions (n,) into the flattened (B * T) states that predict a supervised token, and these tokens (n,).  A
-        token that no real token precedes cannot be predicted and is left out.
-    """
-    wanted = (labels[:, 1:] != -100) & attention_mask[:, :-1].bool()
-    text, place = wanted.nonzero(as_tuple=True)
-    return text * labels.shape[1] + place, labels[text, place + 1]
 
 
 class _HeadLoss(torch.autograd.Function):

@@ -1,4 +1,4 @@
-"""Numbers that tell why a run goes wrong.  Legend: N spans of the batch, V entries."""
+"""Numbers that tell why a run goes wrong.  Legend: K spans of a text, V entries."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
 from sra_core.objective.batch import Batch, StudentOutput
-from sra_core.objective.chunks import supervised
-from sra_core.objective.pooling import pool_batch
+from sra_core.objective.pooling import pool_spans
 from sra_core.objective.sra import SraObjective
 from sra_core.objective.terms import span_weights
 
@@ -97,12 +96,8 @@ def center_cosines(objective: nn.Module, batch: Batch, student: StudentOutput) -
         return {}
     found = {}
     for (teacher, own), projector in zip(objective.layers, objective.projectors, strict=True):
-        centers, _ = pool_batch(
-            student.hidden[own],
-            student.weights[own],
-            batch.span_text,
-            batch.span_range,
-            objective.config.weighted_pooling,
+        centers, _ = pool_spans(
+            student.hidden[own], student.weights[own], batch.span_range, objective.config.weighted_pooling
         )
         cosine = cosine_similarity(projector(centers), batch.teacher[teacher].centers.to(centers.dtype), dim=-1)
         found[f"center_cosine_{teacher}_{own}"] = cosine.sum() / max(1, len(cosine))
@@ -124,8 +119,6 @@ def span_statistics(batch: Batch, shared: int, vocabulary: int, power: float = 1
         share of spans that the loss weights amount to (``1 / sum pi^2`` over K, mean over texts, by the last mapped
         teacher layer); ``shared_vocabulary``, the share of the student's vocabulary that the logit term compares.
     """
-    _, target = supervised(batch.labels, batch.attention_mask)
-    inside = (batch.span_range[:, 1] - batch.span_range[:, 0]).sum()
     counts = torch.bincount(batch.span_text, minlength=batch.texts)
     effective = 0.0
     if batch.teacher and int(counts.max()):
@@ -136,7 +129,7 @@ def span_statistics(batch: Batch, shared: int, vocabulary: int, power: float = 1
         effective = float((1 / (squares[filled] * counts[filled])).mean())
     return {
         "spans_per_text": len(batch.span_text) / max(1, batch.texts),
-        "covered_tokens": float(inside) / max(1, len(target)),
+        "covered_tokens": batch.sizes.in_spans / max(1, len(batch.targets)),
         "effective_spans": effective,
         "shared_vocabulary": shared / vocabulary,
     }

@@ -1,6 +1,6 @@
 """Losses over a vocabulary: cross-entropy and the span-logit KL (paper section 3).
 
-Legend: N spans, d width, V entries.
+Legend: N tokens of a batch, K spans of it, d width, V entries.
 
 Why not a kernel library: liger-kernel's fused linear distillation losses are the nearest thing.  They want a target
 token for every row, divide by the number of targets (no weight a row, so no mean over the spans of a text), know no
@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from sra_core.objective.batch import Batch
-from sra_core.objective.chunks import Slope, head_loss, supervised
+from sra_core.objective.chunks import Slope, head_loss
 from sra_core.objective.head import Head
+from sra_core.objective.terms import counts_of_texts
 
 __all__ = ["cross_entropy_slope", "kl_slope", "next_token_loss", "span_logit_kl"]
 
@@ -36,14 +37,14 @@ def span_logit_kl(
     Only rows of the shared vocabulary take part, a chunk of spans at a time (see :mod:`sra_core.objective.chunks`).
 
     Args:
-        student_centers: (N, d_S).
-        teacher_centers: (N, d_T), constant.
+        student_centers: (K, d_S).
+        teacher_centers: (K, d_T), constant.
         student_head: The student's rows of the shared vocabulary, (V, d_S).
         teacher_head: The teacher's, (V, d_T), in the same order; constant.
         temperature: tau.
         reduction: Over the spans of a text: ``sum`` or ``mean``.
         chunk: Spans at once; unset takes as many as 16 MiB of logits hold, at least 32.
-        text: (N,) text of each span; unset when all belong to one.
+        text: (K,) text of each span; unset when all belong to one.
         texts: B; a text without spans contributes 0.
     """
     if reduction not in ("sum", "mean"):
@@ -55,7 +56,7 @@ def span_logit_kl(
         (spans,), 1 / texts, dtype=torch.promote_types(student_centers.dtype, torch.float32)
     )
     if reduction == "mean":
-        weights = weights / torch.bincount(text, minlength=texts).index_select(0, text)
+        weights = weights / counts_of_texts(text, texts).index_select(0, text)
     slope = kl_slope(Head.of(teacher_head).constant(), temperature)
     return head_loss(student_centers, Head.of(student_head), slope, (teacher_centers.detach(),), weights, chunk)
 
@@ -81,13 +82,12 @@ def next_token_loss(final: Tensor, batch: Batch, head: Head, chunk: int | None =
     over the step's forwards is the mean over its tokens, however the step was cut.
 
     Args:
-        final: (B, T, d_S) student states after the final norm.
-        batch: For its labels and mask.
+        final: (N, d_S) student states after the final norm.
+        batch: For its labels and targets.
         head: The student's head, whole; full-vocabulary logits exist at supervised positions only.
         chunk: Positions at once.
     """
-    position, target = supervised(batch.labels, batch.attention_mask)
-    rows = final.reshape(-1, final.shape[-1]).index_select(0, position)
+    rows, target = final.index_select(0, batch.targets - 1), batch.labels.index_select(0, batch.targets)
     return head_loss(rows, head, cross_entropy_slope, (target,), chunk=chunk) / (
         batch.supervised or max(1, len(target))
     )

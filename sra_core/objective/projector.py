@@ -25,7 +25,7 @@ class Projector(nn.Linear):
         self.weight = nn.Parameter(torch.eye(teacher_width) if same else orthogonal(student_width, teacher_width, seed))
 
     def forward(self, centers: Tensor) -> Tensor:
-        """(N, d_S) to (N, d_T)."""
+        """(K, d_S) to (K, d_T)."""
         centers = accurate(centers)
         return functional.linear(centers, self.weight.to(centers.dtype))
 

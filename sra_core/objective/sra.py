@@ -12,7 +12,7 @@ from sra_core.errors import ConfigError
 from sra_core.objective.batch import Batch, ObjectiveContext, StudentOutput
 from sra_core.objective.head import Head
 from sra_core.objective.logit import next_token_loss, span_logit_kl
-from sra_core.objective.pooling import pool_batch
+from sra_core.objective.pooling import pool_spans
 from sra_core.objective.projector import Projector
 from sra_core.objective.terms import span_cosine_loss, span_geometry_loss, span_trajectory_loss
 
@@ -57,12 +57,12 @@ class SraObjective(nn.Module):
         """The terms of one batch."""
         terms = {"ce": next_token_loss(student.final, batch, student.head)}
         centers = [
-            pool_batch(
+            pool_spans(
                 student.hidden[layer],
                 student.weights[layer],
-                batch.span_text,
                 batch.span_range,
                 self.config.weighted_pooling,
+                batch.sizes.in_spans,
             )[0]
             for _, layer in self.layers
         ]
@@ -102,7 +102,7 @@ class SraObjective(nn.Module):
         config, spans, terms = self.config, batch.teacher[self.layers[-1][0]], {}
         if config.geometry:
             terms["geometry"] = span_geometry_loss(
-                own, spans.centers, spans.mass, self.power, batch.span_text, batch.texts
+                own, spans.centers, spans.mass, self.power, batch.span_text, batch.texts, batch.sizes.most_spans
             )
         if self.teacher_head is not None:
             terms["logit"] = span_logit_kl(
@@ -155,4 +155,4 @@ def _constant(head: Head | None) -> Head:
 
 
 def _count(batch: Batch) -> Tensor:
-    return torch.tensor(float(len(batch.span_text)), device=batch.input_ids.device)
+    return torch.full((), float(len(batch.span_text)), device=batch.input_ids.device)

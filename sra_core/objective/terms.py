@@ -1,8 +1,8 @@
 """The span terms on centres of mass (paper section 3).
 
-Legend: B texts, K spans of one text, N spans of the batch, d width.
+Legend: B texts, K spans of one text or of a batch, d width.
 
-Every function takes the spans of one text, or those of B texts with ``text`` (N,), the text of each span, and
+Every function takes the spans of one text, or those of B texts with ``text`` (K,), the text of each span, and
 ``texts``, their number.  A value is the mean over the B texts; a text without spans counts as one that contributes 0,
 so that the gradient of a span does not depend on which texts share its batch.  The teacher's quantities are constants.
 """
@@ -18,7 +18,7 @@ from torch.nn.functional import cosine_similarity, normalize
 
 from sra_core.objective.head import accurate
 
-__all__ = ["span_cosine_loss", "span_geometry_loss", "span_trajectory_loss", "span_weights"]
+__all__ = ["counts_of_texts", "span_cosine_loss", "span_geometry_loss", "span_trajectory_loss", "span_weights"]
 
 NORM_FLOOR = 1e-8  # of a vector in a cosine, as in torch.nn.functional.cosine_similarity
 PAIRS_AT_ONCE = 1 << 22  # entries of one block of cosines: 16 MiB in float32
@@ -28,13 +28,13 @@ def span_weights(mass: Tensor, p: float = 1.0, text: Tensor | None = None, texts
     """``pi_i = m_i^p / sum_j m_j^p`` over the spans of each text; p = 0 weighs all alike (no WSL).
 
     Args:
-        mass: (N,) the teacher's masses.
+        mass: (K,) the teacher's masses.
         p: Power.
-        text: (N,) text of each span; unset when all belong to one.
+        text: (K,) text of each span; unset when all belong to one.
         texts: B.
 
     Returns:
-        (N,) weights that sum to one in each text (to zero where every mass is zero and p > 0).
+        (K,) weights that sum to one in each text (to zero where every mass is zero and p > 0).
     """
     text, texts = _texts(mass, text, texts)
     mass = accurate(mass.detach())
@@ -57,12 +57,12 @@ def span_cosine_loss(
     """``sum_i pi_i (1 - cos(W C^S_i, C^T_i))``, a scalar.
 
     Args:
-        student_centers: (N, d_S).
-        teacher_centers: (N, d_T), constant.
-        mass: (N,) the teacher's masses.
+        student_centers: (K, d_S).
+        teacher_centers: (K, d_T), constant.
+        mass: (K,) the teacher's masses.
         projector: W, from d_S to d_T.
         p: Power of the mass.
-        text: (N,) text of each span; unset when all belong to one.
+        text: (K,) text of each span; unset when all belong to one.
         texts: B; unset counts up to the last text with a span.
     """
     text, texts = _texts(mass, text, texts)
@@ -84,12 +84,12 @@ def span_trajectory_loss(
     since the two widths differ; pi comes from the masses of the later layer.
 
     Args:
-        student_centers: (N, d_S) for each of L >= 2 layer pairs.
-        teacher_centers: (N, d_T) for each.
-        mass: (N,) for each.
+        student_centers: (K, d_S) for each of L >= 2 layer pairs.
+        teacher_centers: (K, d_T) for each.
+        mass: (K,) for each.
         projectors: One for each.
         p: Power of the mass.
-        text: (N,) text of each span; unset when all belong to one.
+        text: (K,) text of each span; unset when all belong to one.
         texts: B.
     """
     text, texts = _texts(mass[0], text, texts)
@@ -113,6 +113,7 @@ def span_geometry_loss(
     p: float = 1.0,
     text: Tensor | None = None,
     texts: int | None = None,
+    most: int | None = None,
 ) -> Tensor:
     """``sum_{i != j} rho_ij (cos(C^S_i, C^S_j) - cos(C^T_i, C^T_j))^2``, a scalar.
 
@@ -120,16 +121,19 @@ def span_geometry_loss(
     within a text only, in blocks of bounded size, with the gradient formed in the forward.
 
     Args:
-        student_centers: (N, d_S), not projected.
-        teacher_centers: (N, d_T), constant.
-        mass: (N,) the teacher's masses.
+        student_centers: (K, d_S), not projected.
+        teacher_centers: (K, d_T), constant.
+        mass: (K,) the teacher's masses.
         p: Power of the mass.
-        text: (N,) text of each span, non-decreasing; unset when all belong to one.
+        text: (K,) text of each span, non-decreasing; unset when all belong to one.
         texts: B.
+        most: Spans of the text that has most of them; unset counts them, for which a GPU is waited for.
     """
     text, texts = _texts(mass, text, texts)
     weights = span_weights(mass, p, text, texts)
-    place, longest = _places(text, texts)
+    counts = counts_of_texts(text, texts)
+    place = torch.arange(len(text), device=text.device) - (counts.cumsum(0) - counts).index_select(0, text)
+    longest = most if most is not None else int(counts.max()) if texts else 0
     student, teacher, weights = (
         value.new_zeros(texts, longest, *value.shape[1:]).index_put((text, place), value)
         for value in (_unit(student_centers), _unit(teacher_centers).detach(), weights)
@@ -199,9 +203,6 @@ def _texts(mass: Tensor, text: Tensor | None, texts: int | None) -> tuple[Tensor
     return text.long(), texts
 
 
-def _places(text: Tensor, texts: int) -> tuple[Tensor, int]:
-    """(N,) the place of each span within its text, and the largest number of spans of a text."""
-    counts = torch.bincount(text, minlength=texts)
-    first = counts.cumsum(0) - counts
-    place = torch.arange(len(text), device=text.device) - first.index_select(0, text)
-    return place, int(counts.max()) if texts else 0
+def counts_of_texts(text: Tensor, texts: int) -> Tensor:
+    """(B,) how often each text occurs among (K,); unlike ``torch.bincount`` no GPU is waited for."""
+    return torch.zeros(texts, dtype=torch.long, device=text.device).index_add(0, text, torch.ones_like(text))

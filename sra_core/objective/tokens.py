@@ -1,6 +1,6 @@
 """What the token-level rivals share: supervised positions of both sides and their pairing.
 
-Legend: B texts, T tokens, n supervised positions of the batch, d width.
+Legend: B texts, N tokens of the batch, n supervised positions of it, d width.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from sra_core.config import ObjectiveConfig
 from sra_core.errors import ConfigError
 from sra_core.objective.batch import Batch, ObjectiveContext, StudentOutput
-from sra_core.objective.chunks import supervised
 from sra_core.objective.head import Head
 from sra_core.objective.logit import next_token_loss
+from sra_core.objective.terms import counts_of_texts
 
 __all__ = ["Side", "TokenObjective", "pad", "paired", "student_side", "teacher_side"]
 
@@ -33,9 +33,9 @@ class Side:
         target: (n,) the token to predict.
         text: (n,) text of each, non-decreasing.
         rank: (n,) place within the text.
-        place: (n,) place of the target in the flattened (B * T) tokens.
+        place: (n,) place of the target in the batch.
         counts: (B,) positions a text.
-        width: T, tokens of a row of the batch.
+        tokens: N.
     """
 
     rows: Tensor
@@ -45,7 +45,7 @@ class Side:
     rank: Tensor
     place: Tensor
     counts: Tensor
-    width: int
+    tokens: int
 
     @property
     def first(self) -> Tensor:
@@ -75,7 +75,7 @@ class TokenObjective(nn.Module, ABC):
         ce = next_token_loss(student.final, batch, student.head)
         terms = self.distill(batch, student, student_side(batch, student), teacher_side(batch))
         loss = self.config.alpha * ce + (1 - self.config.alpha) * torch.stack(list(terms.values())).sum()
-        spans = torch.tensor(float(len(batch.span_text)), device=loss.device)
+        spans = torch.full((), float(len(batch.span_text)), device=loss.device)
         return {"loss": loss, "ce": ce, **terms, "spans": spans}
 
     def weights(self) -> dict[str, float]:
@@ -97,7 +97,7 @@ class TokenObjective(nn.Module, ABC):
 
 def student_side(batch: Batch, student: StudentOutput) -> Side:
     """The student's supervised positions."""
-    return _side(student.final, batch.input_ids, batch.labels, batch.attention_mask)
+    return _side(student.final, batch.input_ids, batch.labels, batch.starts, batch.targets)
 
 
 def teacher_side(batch: Batch) -> Side:
@@ -106,13 +106,14 @@ def teacher_side(batch: Batch) -> Side:
     Raises:
         ConfigError: The batch carries no token states.
     """
-    if batch.teacher_states is None or batch.teacher_ids is None or batch.teacher_labels is None:
+    states, ids, labels = batch.teacher_states, batch.teacher_ids, batch.teacher_labels
+    starts, targets = batch.teacher_starts, batch.teacher_targets
+    if states is None or ids is None or labels is None or starts is None or targets is None:
         raise ConfigError(
             "this objective compares tokens, and the cache holds span centres only",
             "run the cache stage with this objective, which stores token states, or choose objective sra or sft",
         )
-    states = batch.teacher_states[max(batch.teacher_states)].detach()
-    return _side(states, batch.teacher_ids, batch.teacher_labels, torch.ones_like(batch.teacher_labels))
+    return _side(states[max(states)].detach(), ids, labels, starts, targets)
 
 
 def paired(own: Side, teacher: Side) -> tuple[Tensor, Tensor]:
@@ -130,12 +131,9 @@ def pad(side: Side, values: Tensor) -> tuple[Tensor, Tensor]:
     return padded, mask
 
 
-def _side(states: Tensor, ids: Tensor, labels: Tensor, mask: Tensor) -> Side:
-    position, target = supervised(labels, mask)
-    text = torch.div(position, labels.shape[1], rounding_mode="floor")
-    counts = torch.bincount(text, minlength=len(labels))
+def _side(states: Tensor, ids: Tensor, labels: Tensor, starts: Tensor, targets: Tensor) -> Side:
+    text = torch.searchsorted(starts, targets, right=True) - 1
+    counts = counts_of_texts(text, len(starts) - 1)
     rank = torch.arange(len(text), device=text.device) - (counts.cumsum(0) - counts).index_select(0, text)
-    rows = states.reshape(-1, states.shape[-1]).index_select(0, position)
-    return Side(
-        rows, ids.reshape(-1).index_select(0, position), target, text, rank, position + 1, counts, labels.shape[1]
-    )
+    rows, source = (values.index_select(0, targets - 1) for values in (states, ids))
+    return Side(rows, source, labels.index_select(0, targets), text, rank, targets, counts, len(ids))

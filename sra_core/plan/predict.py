@@ -28,6 +28,7 @@ from sra_core.errors import DataError, SraError
 from sra_core.models import (
     TeacherCapture,
     build_student,
+    choose_layout,
     layer_count,
     lm_head,
     load_head,
@@ -244,6 +245,7 @@ def _plan_cache(config: RunConfig, plan: Plan, sample: _Sample, folder: Path) ->
     """Returns the captured rows: those of the first examples of ``sample``, which is a training sample."""
     device, started = pick_device(config.cache.device), time.perf_counter()
     model = load_model(config.teacher, config.cache.compute_dtype, device)
+    choose_layout(model, config.layout)
     loading = time.perf_counter() - started
     holds, head = Holdings.of(config), lm_head(model)
     run = TeacherCapture(
@@ -334,7 +336,8 @@ def _plan_adaptation(config: RunConfig, plan: Plan, sample: _Sample, folder: Pat
     objective = ObjectiveConfig(name="sft")
     context = objective_context(config, folder, None, model)
     module = DistillModule(model.train(), build_objective(objective, context), []).to(device)
-    data = distill_data(config, MemoryPrepared(sample.rows), None, 0, 0, "teacher")
+    choose_layout(model, config.layout)
+    data = distill_data(config, MemoryPrepared(sample.rows), None, 0, "teacher")
     _plan_steps(plan, "adapt", settings, module, data)
 
 
@@ -348,8 +351,9 @@ def _plan_training(config: RunConfig, plan: Plan, sample: _Sample, teacher: Memo
     context = objective_context(config, folder, folder if teacher else None, student)
     layers = [resolve_layer(layer_count(student), layer) for layer in student_layers(config.objective)]
     module = DistillModule(student.train(), build_objective(config.objective, context), layers).to(device)
+    choose_layout(student, config.layout)
     count = load_head(folder).layers if teacher else 0
-    data = distill_data(config, MemoryPrepared(rows), teacher, count, 0)
+    data = distill_data(config, MemoryPrepared(rows), teacher, count)
     plan.counts["steps"] = _plan_steps(plan, "distill", settings, module, data)
 
 
@@ -362,7 +366,7 @@ def _plan_steps(plan: Plan, stage: str, settings: TrainingConfig, module: Distil
     step = _seconds(module, batches) * settings.accumulation * settings.batch_size / micro
     size = settings.batch_size * settings.accumulation * settings.processes
     steps = total_steps(settings, round(plan.counts["train"]), size)
-    longest = max(batch.input_ids.numel() for batch in batches)
+    longest = max(len(batch.input_ids) for batch in batches)
     plan.seconds[stage] = steps * step
     plan.devices[stage], plan.memory[stage] = device.type, _training_memory(settings, module, longest)
     return steps
@@ -381,7 +385,7 @@ def _seconds(module: DistillModule, batches: Sequence[Batch]) -> float:
         module(batch)["loss"].backward()
         optimizer.step()
         optimizer.zero_grad()
-        float(batch.attention_mask.sum())  # waits for a device
+        float(batch.starts[-1])  # waits for a device
         if place == 0:
             started = time.perf_counter()
     return (time.perf_counter() - started) / (len(batches) - 1)

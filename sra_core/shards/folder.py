@@ -311,6 +311,7 @@ class StageFolder:
         files: Iterable[FileEntry] = (),
         counts: Mapping[str, int] | None = None,
         metrics: Mapping[str, float] | None = None,
+        notes: Mapping[str, str] | None = None,
     ) -> Manifest:
         """Write the manifest, last and by rename: from now on the stage is done."""
         files = list(files)
@@ -324,6 +325,7 @@ class StageFolder:
             files=files,
             counts=dict(counts or {}),
             metrics=dict(metrics or {}),
+            notes=dict(notes or {}),
             versions={name: metadata.version(name) for name in _RECORDED},
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             folder=str(self.path),

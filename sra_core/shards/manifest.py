@@ -76,6 +76,7 @@ class Manifest(BaseModel):
     files: list[FileEntry] = []
     counts: dict[str, int] = Field({}, description="Examples in, kept, and dropped by reason.")
     metrics: dict[str, float] = Field({}, description="Scores and costs of the stage.")
+    notes: dict[str, str] = Field({}, description="What was decided while it ran, such as the layout of batches.")
     versions: dict[str, str] = Field({}, description="Packages that made it.")
     created: str = Field(description="UTC time at which the stage ended.")
     folder: str = Field("", exclude=True, description="Where it was read from; not stored.")

@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
-from sra_core.models import layer_count, load_head, pick_device, resolve_layer
+from sra_core.models import choose_layout, layer_count, load_head, pick_device, resolve_layer
 from sra_core.objective import build_objective, student_layers
 from sra_core.shards import PreparedSet, TeacherSet, read_manifest
 from sra_core.training.adapters import add_adapters
 from sra_core.training.checkpoints import Progress
 from sra_core.training.context import distill_data, objective_context
-from sra_core.training.job import Job
+from sra_core.training.job import Events, Job
 from sra_core.training.module import DistillModule, parameter_groups
 from sra_core.training.runtime import deepspeed_settings, make_optimizer, start_processes
 from sra_core.training.trainer import Trainer
@@ -22,24 +22,26 @@ from sra_core.training.weights import outer_parameters
 __all__ = ["build_module", "train"]
 
 
-def train(job: Job) -> Progress:
-    """Train as the process that the environment says, to the end."""
+def train(job: Job) -> tuple[Progress, str]:
+    """Train as the process that the environment says, to the end; also tells how the model was run."""
     training = job.training
     device = start_processes(pick_device(training.device), training.precision)
     import deepspeed
 
     rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    module = build_module(job)
+    module = build_module(job).to(device)
+    layout = str(choose_layout(module.student, job.config.layout))
+    Events(job.events, silent=rank != 0).send("message", text=f"the {job.side} reads batches {layout}")
     torch.manual_seed(job.config.seed + rank)
     prepared = PreparedSet(read_manifest(job.prepared), "train")
     teacher = TeacherSet(read_manifest(job.teacher), "train") if job.teacher else None
     layers = load_head(job.teacher).layers if job.teacher else 0
-    data = distill_data(job.config, prepared, teacher, layers, module.student.config.pad_token_id or 0, job.side)
+    data = distill_data(job.config, prepared, teacher, layers, job.side)
     validation = list(PreparedSet(read_manifest(job.prepared), "validation"))
-    engine = _engine(job, module.to(device), device)
+    engine = _engine(job, module, device)
     progress = Trainer(engine, job, data, validation, device, rank, world).run()
     deepspeed.comm.destroy_process_group()
-    return progress
+    return progress, layout
 
 
 def _engine(job: Job, module: DistillModule, device: torch.device) -> Any:

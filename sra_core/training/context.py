@@ -54,7 +54,6 @@ def distill_data(
     prepared: Any,
     teacher: Any,
     layers: int,
-    pad_id: int,
     side: Literal["teacher", "student"] = "student",
 ) -> DistillData:
     """Batches with what the objective reads, whatever else the cache holds.
@@ -64,15 +63,14 @@ def distill_data(
         prepared: The training examples: a `PreparedSet` or what reads like one.
         teacher: The cache of the same examples (a `TeacherSet` or alike), None for objectives without a teacher.
         layers: Number of the teacher's layers.
-        pad_id: Token that fills up short texts.
         side: Whose tokens and spans make the batch.
     """
     if teacher is None:
-        return DistillData(prepared, None, pad_id, side)
+        return DistillData(prepared, None, side)
     needs = teacher_needs(config.objective)
     wanted = sorted({resolve_layer(layers, layer) for layer in needs.span_layers})
     states = layers if needs.token_states else None
-    return DistillData(prepared, teacher, pad_id, side, layers=wanted, token_states=states)
+    return DistillData(prepared, teacher, side, layers=wanted, token_states=states)
 
 
 def _token_texts(folder: Path) -> list[str]:

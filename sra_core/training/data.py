@@ -1,4 +1,4 @@
-"""Which examples make which step, and their tensors. B texts, T tokens, N spans of the batch, K spans of a text."""
+"""Which examples make which step, and their tensors. B texts, N tokens of the batch, K spans of it."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sra_core.models.texts import join
 from sra_core.objective import Batch, TeacherSpans
 from sra_core.shards import PreparedRow, PreparedSet, TeacherBatch, TeacherSet
 
@@ -92,7 +93,6 @@ class DistillData:
     Args:
         prepared: Prepared examples of the training split.
         teacher: What the teacher made of the same examples in the same order; None for objectives without a teacher.
-        pad_id: Token that fills up short texts.
         side: Whose tokens and spans make the batch.
         layers: Teacher layers whose spans are read; unset reads all that the cache holds.
         token_states: The number of the teacher's last layer, where its token states are read.
@@ -102,14 +102,12 @@ class DistillData:
         self,
         prepared: PreparedSet,
         teacher: TeacherSet | None,
-        pad_id: int,
         side: Literal["teacher", "student"] = "student",
         layers: Sequence[int] | None = None,
         token_states: int | None = None,
     ) -> None:
         self.prepared = prepared
         self.teacher = teacher
-        self.pad_id = pad_id
         self.side = side
         self.layers = layers
         self.token_states = token_states
@@ -134,7 +132,7 @@ class DistillData:
         return int(self._supervised[indices].sum())
 
     def batch(self, indices: Sequence[int] | NDArray[np.int64], supervised: float) -> Batch:
-        """Tensors of the examples, padded on the right.
+        """Tensors of the examples, their tokens one after another.
 
         Args:
             indices: Examples of one forward.
@@ -142,28 +140,20 @@ class DistillData:
                 makes the mean over forwards the mean over the step, however the step was cut.
         """
         rows = [self.prepared[int(index)] for index in indices]
-        ids, mask, labels = self._tokens(rows)
-        counts = [len(self._spans(row)) for row in rows]
+        ids, starts, labels = _joined([self._ids(row) for row in rows], [self._first(row) for row in rows])
+        spans = [self._spans(row) for row in rows]
         kept = self._kept(indices)
         return Batch(
             ids=[row.id for row in rows],
-            input_ids=torch.from_numpy(ids),
-            attention_mask=torch.from_numpy(mask),
-            labels=torch.from_numpy(labels),
-            span_text=torch.repeat_interleave(torch.arange(len(rows)), torch.tensor(counts)),
-            span_range=torch.from_numpy(np.concatenate([self._spans(row) for row in rows]).astype(np.int64)),
+            input_ids=ids,
+            starts=starts,
+            labels=labels,
+            span_text=torch.from_numpy(np.repeat(np.arange(len(rows)), [len(each) for each in spans])),
+            span_range=_shifted(spans, starts),
             teacher=_teacher_spans(kept),
             supervised=supervised,
             **self._teacher_tokens(rows, kept),
         )
-
-    def _tokens(self, rows: Sequence[PreparedRow]) -> tuple[NDArray[np.int64], ...]:
-        texts = [self._ids(row) for row in rows]
-        ids, labels = _padded(texts, [self._first(row) for row in rows], self.pad_id)
-        mask = np.zeros_like(ids)
-        for place, text in enumerate(texts):
-            mask[place, : len(text)] = 1
-        return ids, mask, labels
 
     def _kept(self, indices: Sequence[int] | NDArray[np.int64]) -> TeacherBatch:
         if self.teacher is None:
@@ -174,29 +164,31 @@ class DistillData:
         """The batch's fields for objectives that compare tokens."""
         if kept.states is None or self.token_states is None:
             return {}
-        ids, labels = _padded([row.teacher_ids for row in rows], [row.teacher_response for row in rows], 0)
-        targets = torch.from_numpy(labels)
+        ids, starts, labels = _joined([row.teacher_ids for row in rows], [row.teacher_response for row in rows])
         states = _floats(kept.states)
-        padded = states.new_zeros(*ids.shape, states.shape[1])
-        padded[:, :-1][targets[:, 1:] != IGNORED] = states  # a state stands where it predicts, text by text
-        ranges = np.concatenate([row.teacher_spans for row in rows]).astype(np.int64)
+        placed = states.new_zeros(len(ids), states.shape[1])
+        placed[:-1][labels[1:] != IGNORED] = states  # a state stands where it predicts, text by text
         return {
-            "teacher_states": {self.token_states: padded},
-            "teacher_ids": torch.from_numpy(ids),
-            "teacher_labels": targets,
-            "teacher_range": torch.from_numpy(ranges),
+            "teacher_states": {self.token_states: placed},
+            "teacher_ids": ids,
+            "teacher_starts": starts,
+            "teacher_labels": labels,
+            "teacher_range": _shifted([row.teacher_spans for row in rows], starts),
         }
 
 
-def _padded(texts: Sequence[NDArray[np.int32]], first: Sequence[int], pad: int) -> tuple[NDArray[np.int64], ...]:
-    """Tokens (B, T) padded on the right, and labels: the token itself from ``first`` on where one precedes it."""
-    shape = (len(texts), max(len(text) for text in texts))
-    ids, labels = np.full(shape, pad, np.int64), np.full(shape, IGNORED, np.int64)
-    for place, (text, start) in enumerate(zip(texts, first, strict=True)):
-        ids[place, : len(text)] = text
-        labels[place, start : len(text)] = text[start:]
-    labels[:, 0] = IGNORED
-    return ids, labels
+def _joined(texts: Sequence[NDArray[np.int32]], first: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+    """Tokens (N,), starts (B + 1,) and labels: the token itself from ``first`` of its text on where one precedes it."""
+    ids, starts = join(texts)
+    labels = ids.clone()
+    for start, response in zip(starts.tolist(), first, strict=False):
+        labels[start : start + max(response, 1)] = IGNORED
+    return ids, starts, labels
+
+
+def _shifted(spans: Sequence[NDArray[np.int32]], starts: Tensor) -> Tensor:
+    """(K, 2) ranges within each text to ranges within the batch."""
+    return torch.from_numpy(np.concatenate([each + start for each, start in zip(spans, starts.numpy(), strict=False)]))
 
 
 def _teacher_spans(kept: TeacherBatch) -> dict[int, TeacherSpans]:

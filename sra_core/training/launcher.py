@@ -23,7 +23,7 @@ _POLL_SECONDS = 0.1
 _log = logging.getLogger(__name__)
 
 
-def launch(job: Job, watch: Watcher) -> Mapping[str, float]:
+def launch(job: Job, watch: Watcher) -> Mapping[str, Any]:
     """Train in processes of their own until they end.
 
     With micro-batch `auto`, a run that ends for lack of memory starts again from its last checkpoint with half the

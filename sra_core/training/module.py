@@ -40,7 +40,7 @@ class DistillModule(nn.Module):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """The objective's terms; ``loss`` is the one to minimise."""
-        states = mapped_states(self.student, batch.input_ids, batch.attention_mask, self.layers)
+        states = mapped_states(self.student, batch.input_ids, batch.starts, self.layers, batch.sizes.longest)
         embedding = unwrap(self.student).get_input_embeddings().weight
         output = StudentOutput(states.hidden, states.weights, states.final, lm_head(self.student), embedding)
         terms: dict[str, Tensor] = self.objective(batch, output)

@@ -140,7 +140,7 @@ class Trainer:
             result = self.engine(batch.to(self.device))
             self.engine.backward(result["loss"])
             terms.append({name: value.detach().float() for name, value in result.items()})
-            self.progress.tokens += int(batch.attention_mask.sum())
+            self.progress.tokens += len(batch.input_ids)
             if len(terms) == len(micro_batches) and self._plain:
                 norm, applied = self._clip()
             self.engine.step()

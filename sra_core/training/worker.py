@@ -27,9 +27,9 @@ def main(job_file: str) -> int:
     try:
         from sra_core.training.build import train
 
-        progress = train(job)
+        progress, layout = train(job)
         if rank == 0:
-            _write_result(job, progress)
+            _write_result(job, progress, layout)
     except Exception as error:
         traceback.print_exc()
         _write_error(job, rank, error)
@@ -55,7 +55,7 @@ def _write_error(job: Job, rank: int, error: Exception) -> None:
         sys.stderr.write(f"{full}\n")
 
 
-def _write_result(job: Job, progress: Progress) -> None:
+def _write_result(job: Job, progress: Progress, layout: str) -> None:
     values = {
         "steps": progress.step,
         "best_bits_per_byte": progress.best if progress.best < float("inf") else None,
@@ -64,6 +64,7 @@ def _write_result(job: Job, progress: Progress) -> None:
         "seconds": progress.seconds,
         "skipped": progress.skipped,
         "spikes": progress.spiked,
+        "layout": layout,
     }
     with atomic_write(job.folder / "result.json") as file:
         file.write(json.dumps(values).encode())

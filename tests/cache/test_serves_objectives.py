@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from sra_core.cache import capture_teacher, find_cache
 from sra_core.config import RunConfig
 from sra_core.models import (
     build_student,
+    choose_layout,
     layer_count,
     load_head,
     load_model,
@@ -71,7 +73,7 @@ def test_every_objective_trains_from_it(name: str, request: pytest.FixtureReques
     context = objective_context(config, Path(prepared.folder), Path(cache.folder), student)
     layers = [resolve_layer(layer_count(student), layer) for layer in student_layers(config.objective)]
     module = DistillModule(student, build_objective(config.objective, context), layers)
-    data = distill_data(config, PreparedSet(prepared, "train"), TeacherSet(cache, "train"), context_layers(cache), 0)
+    data = distill_data(config, PreparedSet(prepared, "train"), TeacherSet(cache, "train"), context_layers(cache))
     batch = data.batch(range(7), 0)
     optimizer = torch.optim.AdamW(module.parameters(), lr=3e-3)
     losses = []
@@ -86,6 +88,31 @@ def test_every_objective_trains_from_it(name: str, request: pytest.FixtureReques
     assert (batch.teacher_states is None) == (name == "sra")
 
 
+@pytest.mark.parametrize("name", [*ACROSS, *SAME])
+def test_every_objective_is_the_same_flat_and_padded(name: str, request: pytest.FixtureRequest) -> None:
+    config, prepared = request.getfixturevalue("same" if name in SAME else "across")
+    config = named(config, name)
+    cache = serving(config, prepared)
+    student = build_student(config, load_tokenizer(config.student), []).eval()
+    context = objective_context(config, Path(prepared.folder), Path(cache.folder), student)
+    layers = [resolve_layer(layer_count(student), layer) for layer in student_layers(config.objective)]
+    module = DistillModule(student, build_objective(config.objective, context), layers)
+    data = distill_data(config, PreparedSet(prepared, "train"), TeacherSet(cache, "train"), context_layers(cache))
+    batch, found = data.batch(range(7), 0), {}
+    assert len(set(batch.starts.diff().tolist())) > 3
+    for layout in ("flat", "padded"):
+        assert choose_layout(student, layout).flat == (layout == "flat")
+        module.zero_grad()
+        terms = module(batch)
+        terms["loss"].backward()
+        found[layout] = terms, {n: p.grad.clone() for n, p in module.named_parameters() if p.grad is not None}
+    for flat, padded in zip(found["flat"], found["padded"], strict=True):
+        assert flat.keys() == padded.keys()
+        for key, value in padded.items():
+            scale = float(value.abs().max())
+            torch.testing.assert_close(flat[key], value, atol=1e-4 * scale + 1e-7, rtol=0)
+
+
 def context_layers(cache: Manifest) -> int:
     return load_head(Path(cache.folder)).layers
 
@@ -94,29 +121,22 @@ def test_token_states_stand_where_they_predict(across: tuple[RunConfig, Manifest
     config, prepared = across
     config = named(config, "uld")
     rows = PreparedSet(prepared, "train")
-    data = distill_data(config, rows, TeacherSet(serving(config, prepared), "train"), 3, 0)
+    data = distill_data(config, rows, TeacherSet(serving(config, prepared), "train"), 3)
     batch = data.batch([5, 2, 3], 0)
-    model = load_model(config.teacher)
+    model, ranges = load_model(config.teacher), []
     with torch.no_grad():
-        final = model.get_decoder()(
-            input_ids=batch.teacher_ids, attention_mask=torch.ones_like(batch.teacher_ids)
-        ).last_hidden_state
-    states = batch.teacher_states[3]
-    for place, index in enumerate([5, 2, 3]):
-        row = rows[index]
-        length, first = len(row.teacher_ids), row.teacher_response
-        assert batch.teacher_ids[place, :length].tolist() == row.teacher_ids.tolist()
-        assert batch.teacher_labels[place].tolist() == [
-            *[-100] * first,
-            *row.teacher_ids[first:].tolist(),
-            *[-100] * (states.shape[1] - length),
-        ]
-        predicts = slice(first - 1, length - 1)
-        torch.testing.assert_close(states[place, predicts], final[place, predicts], atol=1e-5, rtol=1e-4)
-        assert not states[place, : first - 1].any()
-        assert not states[place, length - 1 :].any()
-    ranges = [tuple(pair) for index in (5, 2, 3) for pair in rows[index].teacher_spans.tolist()]
-    assert [tuple(pair) for pair in batch.teacher_range.tolist()] == ranges
+        for index, (begin, end) in zip([5, 2, 3], pairwise(batch.teacher_starts.tolist()), strict=True):
+            row = rows[index]
+            ids, first = batch.teacher_ids[begin:end], row.teacher_response
+            final = model.get_decoder()(input_ids=ids[None]).last_hidden_state[0]
+            states = batch.teacher_states[3][begin:end]
+            assert ids.tolist() == row.teacher_ids.tolist()
+            assert batch.teacher_labels[begin:end].tolist() == [*[-100] * first, *row.teacher_ids[first:].tolist()]
+            torch.testing.assert_close(states[first - 1 : -1], final[first - 1 : -1], atol=1e-5, rtol=1e-4)
+            assert not states[: first - 1].any()
+            assert not states[-1:].any()
+            ranges += [[begin + low, begin + high] for low, high in row.teacher_spans.tolist()]
+    assert batch.teacher_range.tolist() == ranges
 
 
 @pytest.mark.parametrize(("dtype", "kind"), [("bfloat16", torch.bfloat16), ("int8", torch.float32)])
@@ -127,7 +147,7 @@ def test_centres_reach_the_objective_in_the_type_they_are_stored_in(
     prepared = make_prepared(config)
     cache = capture_teacher(config, prepared, cache_folder(config, prepared), Watcher())
     kept = TeacherSet(cache, "train")
-    batch = distill_data(config, PreparedSet(prepared, "train"), kept, 3, 0).batch([4, 0], 0)
+    batch = distill_data(config, PreparedSet(prepared, "train"), kept, 3).batch([4, 0], 0)
     assert batch.teacher[2].centers.dtype == kind
     expected = torch.cat([torch.from_numpy(kept[index].centers[2].copy()) for index in (4, 0)])
     assert torch.equal(batch.teacher[2].centers.float(), expected)

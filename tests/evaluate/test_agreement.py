@@ -28,12 +28,12 @@ def plain(model, row, centers, student_head, teacher_head, temperature):
     """Span by span, one text at a time."""
     ids = torch.tensor(row.student_ids[None].astype(np.int64))
     with torch.no_grad():
-        states = mapped_states(model, ids, torch.ones_like(ids), [-1])
+        states = mapped_states(model, ids[0], torch.tensor([0, ids.shape[1]]), [-1])
     (layer,) = states.hidden
     total, same = 0.0, 0
     for (start, end), theirs in zip(row.student_spans, centers, strict=True):
-        weights = states.weights[layer][0, start:end]
-        own = (weights[:, None] * states.hidden[layer][0, start:end]).sum(0) / max(float(weights.sum()), 1e-5)
+        weights = states.weights[layer][start:end]
+        own = (weights[:, None] * states.hidden[layer][start:end]).sum(0) / max(float(weights.sum()), 1e-5)
         q = torch.softmax(student_head.weight @ own / temperature, 0)
         p = torch.softmax(teacher_head.weight @ torch.from_numpy(theirs) / temperature, 0)
         total += float((p * (p.log() - q.log())).sum())
@@ -69,9 +69,8 @@ def test_a_model_agrees_with_itself(llama, spanned):
     head = lm_head(llama).rows(torch.arange(97)).constant()
     centers = []
     for row in spanned:
-        text = torch.zeros(len(row.student_spans), dtype=torch.long)
         with torch.no_grad():
-            centers.append(module._centers(llama, [row], text, -1, True).numpy())
+            centers.append(module._centers(llama, [row], -1, True).numpy())
     got = teacher_agreement(llama, spanned, centers, head, head)
     assert got.top1 == 1.0
     assert got.span_kl == pytest.approx(0, abs=1e-5)

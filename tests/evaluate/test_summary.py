@@ -7,7 +7,6 @@ import pyarrow as pa
 from sra_core.compare import ANSWER_SCHEMA, Interval
 from sra_core.evaluate.summary import summary
 
-
 TEMPLATE = "Below is a task.\n\n### Q:\n{}\n\n### A:\n"
 
 

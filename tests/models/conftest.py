@@ -74,7 +74,11 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma3": ("gemma3_text", {"sliding_window": 4, "query_pre_attn_scalar": 8}),
     "granite": ("granite", {"attention_multiplier": 0.3, "logits_scaling": 3.0}),
     "cohere2": ("cohere2", {"sliding_window": 4}),
+    "cohere": ("cohere", {}),
     "stablelm": ("stablelm", {}),
+    "olmo2": ("olmo2", {}),
+    "starcoder2": ("starcoder2", {}),
+    "smollm3": ("smollm3", {}),
     "gpt_oss": (
         "gpt_oss",
         {

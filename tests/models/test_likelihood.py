@@ -169,16 +169,13 @@ def test_batches_hold_everything_once_within_the_bound(lengths, bound):
     assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
     for batch in batches:
         assert len(batch) == 1 or len(batch) * max(lengths[index] for index in batch) <= bound
+    flat = list(token_batches(lengths, bound, flat=True))
+    assert sorted(index for batch in flat for index in batch) == list(range(len(lengths)))
+    assert all(len(batch) == 1 or sum(lengths[index] for index in batch) <= bound for batch in flat)
+    assert len(flat) <= len(batches)
 
 
-@pytest.mark.parametrize(
-    ("side", "ids", "mask"),
-    [
-        ("right", [[5, 6, 7], [8, 0, 0]], [[1, 1, 1], [1, 0, 0]]),
-        ("left", [[5, 6, 7], [0, 0, 8]], [[1, 1, 1], [0, 0, 1]]),
-    ],
-)
-def test_padding_goes_where_it_is_asked(side, ids, mask):
-    got_ids, got_mask = pad([[5, 6, 7], [8]], side)
-    assert got_ids.tolist() == ids
-    assert got_mask.tolist() == mask
+def test_padding_goes_to_the_left():
+    ids, mask = pad([[5, 6, 7], [8]])
+    assert ids.tolist() == [[5, 6, 7], [0, 0, 8]]
+    assert mask.tolist() == [[1, 1, 1], [0, 0, 1]]

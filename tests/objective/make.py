@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -21,6 +21,23 @@ class World:
     context: ObjectiveContext
     leaves: dict[str, Tensor]
 
+    def recount(self) -> None:
+        """Take in labels that a test has changed."""
+        self.batch = replace(self.batch, sizes=None)
+
+    def text(self, row: int) -> slice:
+        """Where a text lies in the batch."""
+        return slice(int(self.batch.starts[row]), int(self.batch.starts[row + 1]))
+
+    def teacher_text(self, row: int) -> slice:
+        """Where it lies among the teacher's tokens."""
+        return slice(int(self.batch.teacher_starts[row]), int(self.batch.teacher_starts[row + 1]))
+
+    def ranges(self, row: int) -> list[list[int]]:
+        """The spans of a text, places of that text."""
+        inside = self.batch.span_text == row
+        return (self.batch.span_range[inside] - self.batch.starts[row]).tolist()
+
 
 def spans_of(rng: torch.Generator, begin: int, end: int, most: int) -> list[tuple[int, int]]:
     """Disjoint ranges in order inside [begin, end), some tokens left out."""
@@ -38,14 +55,13 @@ def spans_of(rng: torch.Generator, begin: int, end: int, most: int) -> list[tupl
 def make(
     seed: int = 0,
     most_spans: tuple[int, ...] = (4, 0, 1, 5),
-    side: str = "right",
     tied: bool = True,
     bias: bool = False,
     softcap: float | None = None,
     layers: tuple[tuple[int, int], ...] = ((6, 3), (7, 4)),
     same: bool = False,
 ) -> World:
-    """A batch with as many texts as ``most_spans``, padded on one ``side``; ``same`` shares the tokenizer."""
+    """A batch with as many texts as ``most_spans``; ``same`` shares the tokenizer."""
     rng = torch.Generator().manual_seed(seed)
     texts, prompt, longest = len(most_spans), 3, 16
     shared = torch.randperm(min(STUDENT_VOCABULARY, TEACHER_VOCABULARY), generator=rng)[:SHARED]
@@ -55,20 +71,20 @@ def make(
 
     lengths = [int(torch.randint(9, longest + 1, (), generator=rng)) for _ in range(texts)]
     teacher_lengths = lengths if same else [int(torch.randint(9, longest + 1, (), generator=rng)) for _ in range(texts)]
-    ids, mask, labels = rows(rng, lengths, longest, prompt, STUDENT_VOCABULARY, side)
-    teacher_ids, teacher_mask, teacher_labels = rows(rng, teacher_lengths, longest, prompt, vocabulary, side)
+    ids, starts, labels = rows(rng, lengths, prompt, STUDENT_VOCABULARY)
+    teacher_ids, teacher_starts, teacher_labels = rows(rng, teacher_lengths, prompt, vocabulary)
     if same:
         teacher_ids, teacher_labels = ids, labels
     elif shared_student.numel():
         student_of = {int(t): int(s) for s, t in zip(shared_student, shared_teacher, strict=True)}
-        keep_some_tokens_equal(ids, labels, teacher_ids, teacher_mask, mask, student_of)
+        for row in range(texts):
+            keep_some_tokens_equal(ids, labels, starts[row : row + 2], teacher_ids, teacher_starts[row], student_of)
 
     text, ranges, teacher_ranges = [], [], []
     for row, most in enumerate(most_spans):
-        begin = prompt + (longest - lengths[row] if side == "left" else 0)
-        teacher_begin = prompt + (longest - teacher_lengths[row] if side == "left" else 0)
-        own = spans_of(rng, begin, begin + lengths[row] - prompt, most)
-        theirs = spans_of(rng, teacher_begin, teacher_begin + teacher_lengths[row] - prompt, most)
+        begin, teacher_begin = int(starts[row]) + prompt, int(teacher_starts[row]) + prompt
+        own = spans_of(rng, begin, int(starts[row + 1]), most)
+        theirs = spans_of(rng, teacher_begin, int(teacher_starts[row + 1]), most)
         count = min(len(own), len(theirs))
         text += [row] * count
         ranges += own[:count]
@@ -79,15 +95,15 @@ def make(
         return torch.randn(*shape, generator=rng, dtype=torch.float64)
 
     leaves = {
-        "first": normal(texts, longest, NARROW).requires_grad_(),
-        "final": normal(texts, longest, NARROW).requires_grad_(),
+        "first": normal(len(ids), NARROW).requires_grad_(),
+        "final": normal(len(ids), NARROW).requires_grad_(),
         "head": normal(STUDENT_VOCABULARY, NARROW).requires_grad_(),
     }
     if bias:
         leaves["bias"] = normal(STUDENT_VOCABULARY).requires_grad_()
     if not tied:
         leaves["embedding"] = normal(STUDENT_VOCABULARY, NARROW).requires_grad_()
-    weights = {layer: attention(rng, mask) for _, layer in layers}
+    weights = {layer: attention(rng, lengths) for _, layer in layers}
     hidden = {layer: leaves["final"] if layer == layers[-1][1] else leaves["first"] for _, layer in layers}
     head = Head(leaves["head"], leaves.get("bias"), softcap)
     embedding = leaves["head"] if tied else leaves["embedding"]
@@ -96,7 +112,7 @@ def make(
     batch = Batch(
         [f"t{row}" for row in range(texts)],
         ids,
-        mask,
+        starts,
         labels,
         torch.tensor(text, dtype=torch.long),
         torch.tensor(ranges, dtype=torch.long).reshape(-1, 2),
@@ -104,8 +120,9 @@ def make(
             layer: TeacherSpans(normal(spans, WIDE), torch.rand(spans, generator=rng, dtype=torch.float64) + 0.05)
             for layer, _ in layers
         },
-        teacher_states={layers[-1][0]: normal(texts, longest, WIDE)},
+        teacher_states={layers[-1][0]: normal(len(teacher_ids), WIDE)},
         teacher_ids=teacher_ids,
+        teacher_starts=teacher_starts,
         teacher_labels=teacher_labels,
         teacher_range=torch.tensor(teacher_ranges, dtype=torch.long).reshape(-1, 2),
     )
@@ -124,39 +141,32 @@ def make(
     return World(batch, student, context, leaves)
 
 
-def rows(
-    rng: torch.Generator, lengths: list[int], longest: int, prompt: int, vocabulary: int, side: str
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Random tokens, mask and labels, padded on one side."""
-    ids = torch.zeros(len(lengths), longest, dtype=torch.long)
-    mask, labels = torch.zeros_like(ids), torch.full_like(ids, -100)
-    for row, length in enumerate(lengths):
-        first = longest - length if side == "left" else 0
-        ids[row, first : first + length] = torch.randint(vocabulary, (length,), generator=rng)
-        mask[row, first : first + length] = 1
-        response = slice(first + prompt, first + length)
-        labels[row, response] = ids[row, response]
-    return ids, mask, labels
+def rows(rng: torch.Generator, lengths: list[int], prompt: int, vocabulary: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Random tokens one text after another, where the texts start, and labels."""
+    starts = torch.tensor([0, *lengths]).cumsum(0)
+    ids = torch.randint(vocabulary, (sum(lengths),), generator=rng)
+    labels = ids.clone()
+    for start in starts[:-1].tolist():
+        labels[start : start + prompt] = -100
+    return ids, starts, labels
 
 
 def keep_some_tokens_equal(
-    ids: Tensor, labels: Tensor, teacher_ids: Tensor, teacher_mask: Tensor, mask: Tensor, student_of: dict[int, int]
+    ids: Tensor, labels: Tensor, text: Tensor, teacher_ids: Tensor, teacher_start: Tensor, student_of: dict[int, int]
 ) -> None:
-    """Make the n-th real tokens of both sides the same token for even n, where the teacher's is shared."""
-    for row in range(len(ids)):
-        own, theirs = mask[row].nonzero()[:, 0], teacher_mask[row].nonzero()[:, 0]
-        for place in range(0, min(len(own), len(theirs)), 2):
-            token = student_of.get(int(teacher_ids[row, theirs[place]]))
-            if token is not None:
-                ids[row, own[place]] = token
-                if labels[row, own[place]] != -100:
-                    labels[row, own[place]] = token
+    """Make the n-th tokens of both sides the same token for even n, where the teacher's is shared."""
+    for place in range(0, int(text[1] - text[0]), 2):
+        own = int(text[0]) + place
+        token = student_of.get(int(teacher_ids[min(int(teacher_start) + place, len(teacher_ids) - 1)]))
+        if token is not None:
+            ids[own] = token
+            if labels[own] != -100:
+                labels[own] = token
 
 
-def attention(rng: torch.Generator, mask: Tensor) -> Tensor:
-    """(B, T) random weights over the real tokens, rows summing to one."""
-    scores = torch.randn(mask.shape, generator=rng, dtype=torch.float64).masked_fill(mask == 0, -torch.inf)
-    return scores.softmax(-1)
+def attention(rng: torch.Generator, lengths: list[int]) -> Tensor:
+    """(N,) random weights that sum to one over each text."""
+    return torch.cat([torch.randn(length, generator=rng, dtype=torch.float64).softmax(-1) for length in lengths])
 
 
 def gradients(value: Tensor, leaves: dict[str, Tensor]) -> dict[str, Tensor]:

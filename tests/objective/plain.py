@@ -1,12 +1,13 @@
 """The objectives spelled out: loops over texts, spans and tokens, full logits, autograd.  Written from the formulas.
 
 Tests compare ``sra_core.objective`` with it in float64; benchmarks/objective.py measures against it.
-Legend: B texts, T tokens, K spans of one text, d width, V entries.
+Legend: B texts, N tokens of all of them, T tokens of one, K spans of one text, d width, V entries.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -92,12 +93,12 @@ def kl(teacher_logits: Tensor, student_logits: Tensor, tau: float) -> Tensor:
     return (p * (torch.log_softmax(teacher_logits / tau, -1) - torch.log_softmax(student_logits / tau, -1))).sum(-1)
 
 
-def cross_entropy(final: Tensor, labels: Tensor, mask: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Mean over the supervised tokens of a batch that some real token precedes."""
+def cross_entropy(final: Tensor, labels: Tensor, starts: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Mean over the supervised tokens of a batch that some token of their text precedes."""
     values = []
-    for b in range(labels.shape[0]):
-        for t in range(1, labels.shape[1]):
-            if labels[b, t] != -100 and mask[b, t - 1]:
-                z = logits(final[b, t - 1][None], weight, bias)[0]
-                values.append(-torch.log_softmax(z, -1)[labels[b, t]])
+    for begin, end in pairwise(starts.tolist()):
+        for t in range(begin + 1, end):
+            if labels[t] != -100:
+                z = logits(final[t - 1][None], weight, bias)[0]
+                values.append(-torch.log_softmax(z, -1)[labels[t]])
     return torch.stack(values).mean() if values else final.sum() * 0

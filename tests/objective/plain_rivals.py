@@ -23,9 +23,10 @@ def sides(world: World, row: int) -> tuple[list[Position], list[Position]]:
         places = [t for t in range(1, len(labels)) if labels[t] != -100]
         return [(hidden[t - 1], int(ids[t - 1]), int(labels[t]), t) for t in places]
 
+    own, theirs = world.text(row), world.teacher_text(row)
     return (
-        found(world.student.final[row], batch.input_ids[row], batch.labels[row]),
-        found(states[row], batch.teacher_ids[row], batch.teacher_labels[row]),
+        found(world.student.final[own], batch.input_ids[own], batch.labels[own]),
+        found(states[theirs], batch.teacher_ids[theirs], batch.teacher_labels[theirs]),
     )
 
 
@@ -75,9 +76,12 @@ def divergence(world: World, name: str, tau: float, skew: float) -> Tensor:
 def alm(world: World, tau: float = 100.0, floor: float = 1e-6) -> Tensor:
     batch, values = world.batch, []
     for span in range(len(batch.span_text)):
-        mine, theirs = sides(world, int(batch.span_text[span]))
-        own = likelihood(world.student.head, mine, batch.span_range[span])
-        other = likelihood(world.context.teacher_full_head, theirs, batch.teacher_range[span])
+        row = int(batch.span_text[span])
+        mine, theirs = sides(world, row)
+        own = likelihood(world.student.head, mine, batch.span_range[span] - batch.starts[row])
+        other = likelihood(
+            world.context.teacher_full_head, theirs, batch.teacher_range[span] - batch.teacher_starts[row]
+        )
         if own is None or other is None:
             continue
         q, p = torch.exp(own / tau - floor), torch.exp(other / tau - floor)

@@ -23,7 +23,7 @@ def test_moving_a_batch_moves_every_tensor_and_nothing_else() -> None:
             tensors = [item] if isinstance(item, Tensor) else [item.centers, item.mass] if hasattr(item, "mass") else []
             assert all(tensor.device.type == "meta" for tensor in tensors)
             seen += len(tensors)
-    assert seen == 5 + 2 * 2 + 4
+    assert seen == 6 + 2 * 2 + 6
     assert moved.ids == batch.ids
     assert moved.supervised == 12.0
     assert moved.texts == batch.texts == 4

@@ -58,8 +58,8 @@ def test_center_cosines_are_means_over_spans_of_the_projected_centres() -> None:
     assert set(found) == {"center_cosine_6_3", "center_cosine_7_4"}
     batch, student, values = world.batch, world.student, []
     for row in range(batch.texts):
-        inside = (batch.span_text == row).nonzero()[:, 0]
-        own, _ = plain.pool(student.hidden[4][row], student.weights[4][row], batch.span_range[inside].tolist())
+        inside, text = (batch.span_text == row).nonzero()[:, 0], world.text(row)
+        own, _ = plain.pool(student.hidden[4][text], student.weights[4][text], world.ranges(row))
         projected = own @ objective.projectors[1].weight.T
         values += [plain.cosine(x, y) for x, y in zip(projected, batch.teacher[7].centers[inside], strict=True)]
     torch.testing.assert_close(found["center_cosine_7_4"], torch.stack(values).mean().detach())

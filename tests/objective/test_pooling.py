@@ -7,21 +7,22 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sra_core.objective import pool_batch, pool_spans
+from sra_core.objective import pool_spans
 from tests.objective import plain
 from tests.objective.make import assert_same, make
 
 
 @pytest.mark.parametrize("weighted", [True, False])
-@pytest.mark.parametrize("side", ["left", "right"])
-def test_pooling_a_batch_equals_a_loop_over_texts_and_tokens(side: str, weighted: bool) -> None:
-    world = make(side=side)
+def test_pooling_a_batch_equals_a_loop_over_texts_and_tokens(weighted: bool) -> None:
+    world = make()
     batch, hidden, weights = world.batch, world.leaves["final"], world.student.weights[4]
-    centers, mass = pool_batch(hidden, weights, batch.span_text, batch.span_range, weighted)
-    expected = [
-        plain.pool(hidden[row], weights[row], batch.span_range[batch.span_text == row].tolist(), weighted)
-        for row in range(batch.texts)
-    ]
+    centers, mass = pool_spans(hidden, weights, batch.span_range, weighted)
+    counted, _ = pool_spans(hidden, weights, batch.span_range, weighted, batch.sizes.in_spans)
+    assert torch.equal(counted, centers)
+    expected = []
+    for row in range(batch.texts):
+        text = world.text(row)
+        expected.append(plain.pool(hidden[text], weights[text], world.ranges(row), weighted))
     torch.testing.assert_close(mass, torch.cat([each for _, each in expected]))
     plain_centers = torch.cat([each for each, _ in expected])
     direction = torch.linspace(-1, 1, plain_centers.numel(), dtype=torch.float64).reshape(plain_centers.shape)
@@ -62,13 +63,13 @@ def test_no_span_and_empty_ranges() -> None:
 
 def test_half_precision_states_are_summed_in_float32() -> None:
     rng = torch.Generator().manual_seed(3)
-    hidden = torch.randn(1, 4096, 8, generator=rng).to(torch.bfloat16)
-    weights = torch.rand(1, 4096, generator=rng)
+    hidden = torch.randn(4096, 8, generator=rng).to(torch.bfloat16)
+    weights = torch.rand(4096, generator=rng)
     weights = weights / weights.sum()
-    text, ranges = torch.zeros(1, dtype=torch.long), torch.tensor([[0, 4096]])
-    centers, mass = pool_batch(hidden, weights, text, ranges)
+    ranges = torch.tensor([[0, 4096]])
+    centers, mass = pool_spans(hidden, weights, ranges)
     assert centers.dtype == mass.dtype == torch.float32
-    exact, _ = pool_batch(hidden.double(), weights.double(), text, ranges)
+    exact, _ = pool_spans(hidden.double(), weights.double(), ranges)
     torch.testing.assert_close(centers.double(), exact, rtol=1e-4, atol=1e-6)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -102,31 +103,34 @@ def test_a_floor_above_the_peak_is_lowered_to_it() -> None:
     assert {learning_rate(config, 1e-3, step, 10) for step in range(11)} == {1e-3}
 
 
-def test_batches_hold_the_examples_padded_and_labelled(tmp_path: Path) -> None:
+def test_batches_hold_the_examples_end_to_end_and_labelled(tmp_path: Path) -> None:
     job = make_job(tmp_path, make_config())
     prepared = PreparedSet(read_manifest(job.prepared), "train")
-    data = DistillData(prepared, None, pad_id=7)
+    data = DistillData(prepared, None)
     batch = data.batch([3, 0], supervised=11.0)
     rows = [prepared[3], prepared[0]]
     assert batch.ids == ["train-3", "train-0"]
     assert batch.supervised == 11.0
-    for place, row in enumerate(rows):
-        length, first = len(row.student_ids), row.student_response
-        assert batch.input_ids[place, :length].tolist() == row.student_ids.tolist()
-        assert set(batch.input_ids[place, length:].tolist()) <= {7}
-        assert batch.attention_mask[place].sum() == length
-        assert batch.labels[place, first:length].tolist() == row.student_ids[first:].tolist()
-        assert set(batch.labels[place, :first].tolist() + batch.labels[place, length:].tolist()) == {-100}
+    ranges = []
+    for row, (begin, end) in zip(rows, pairwise(batch.starts.tolist()), strict=True):
+        first = row.student_response
+        assert batch.input_ids[begin:end].tolist() == row.student_ids.tolist()
+        assert batch.labels[begin + first : end].tolist() == row.student_ids[first:].tolist()
+        assert set(batch.labels[begin : begin + first].tolist()) == {-100}
+        ranges += [[begin + low, begin + high] for low, high in row.student_spans.tolist()]
+    assert batch.span_range.tolist() == ranges
+    assert batch.sizes.longest == max(len(row.student_ids) for row in rows)
     assert batch.span_text.tolist() == [0] * len(rows[0].student_spans) + [1] * len(rows[1].student_spans)
-    supervised = int((batch.labels[:, 1:] != -100).sum())
+    supervised = len(batch.targets)
+    assert supervised == sum(len(row.student_ids) - max(row.student_response, 1) for row in rows)
     assert data.supervised(np.array([3, 0])) == supervised
 
 
 def test_the_teacher_side_reads_the_teachers_tokens(tmp_path: Path) -> None:
     job = make_job(tmp_path, make_config())
     prepared = PreparedSet(read_manifest(job.prepared), "train")
-    batch = DistillData(prepared, None, 0, "teacher").batch([1], 1.0)
-    assert batch.input_ids[0].tolist() == prepared[1].teacher_ids.tolist()
+    batch = DistillData(prepared, None, "teacher").batch([1], 1.0)
+    assert batch.input_ids.tolist() == prepared[1].teacher_ids.tolist()
     assert batch.span_range.tolist() == prepared[1].teacher_spans.tolist()
 
 
