@@ -66,7 +66,7 @@ def distill_student(
     Raises:
         TrainingError: Training stopped; its checkpoints stay for the next try.
     """
-    from sra_core.training import WORK, Job, launch, quiet_libraries, read_history, step_costs
+    from sra_core.training import WORK, Job, launch, quiet_libraries, read_history, start_projectors, step_costs
 
     quiet_libraries()
     results = {manifest.stage: Path(manifest.folder) for manifest in upstream}
@@ -80,6 +80,7 @@ def distill_student(
         folder=work,
     )
     _save_initial(config.model_copy(update={"teacher": teacher}), prepared, job.initial)
+    starts = start_projectors(job, watch)
     result = dict(launch(job, watch))
     layout = result.pop("layout")
     written = _export(job, upstream, result, folder.path)
@@ -93,10 +94,10 @@ def distill_student(
         counts={name: int(result[name]) for name in ("steps", "tokens", "skipped")},
         metrics={
             f"distill/{name}": float(value)
-            for name, value in {**result, **step_costs(history), **_cosines(history)}.items()
+            for name, value in {**result, **starts.metrics, **step_costs(history), **_cosines(history)}.items()
             if value is not None
         },
-        notes={"layout": layout},
+        notes={"layout": layout, **starts.notes},
     )
     folder.remove(WORK)
     return manifest

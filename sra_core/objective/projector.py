@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from sra_core.errors import ConfigError
 from sra_core.objective.head import accurate
 
 __all__ = ["Projector", "orthogonal"]
@@ -14,15 +15,25 @@ __all__ = ["Projector", "orthogonal"]
 class Projector(nn.Linear):
     """The learned linear map W from the student's width to the teacher's, computed in float32 or wider.
 
-    It starts as the identity where the widths are equal (a student cut from its teacher shares its axes), else as a
-    random map with orthonormal rows or columns, which keeps the cosines between centres.  The start depends on the
-    widths and the seed alone, not on the global random state.
+    It starts as the identity where the widths are equal, else (or where ``start`` is ``random``) as a random map with
+    orthonormal rows or columns, which keeps the cosines between centres; it depends on the widths and the seed alone,
+    not on the global random state.  What `sra_core.training.start` fits to the data is put in its place.
+
+    Raises:
+        ConfigError: ``start`` is ``identity``, and the widths differ.
     """
 
-    def __init__(self, student_width: int, teacher_width: int, seed: int = 0) -> None:
+    def __init__(self, student_width: int, teacher_width: int, seed: int = 0, start: str = "auto") -> None:
         super().__init__(student_width, teacher_width, bias=False, device="meta")
         same = student_width == teacher_width
-        self.weight = nn.Parameter(torch.eye(teacher_width) if same else orthogonal(student_width, teacher_width, seed))
+        if start == "identity" and not same:
+            raise ConfigError(
+                f"objective.projector_start is `identity`, and the widths {student_width} and {teacher_width} differ",
+                "set it to `auto` or `fit`",
+            )
+        identity = same and start != "random"
+        first = torch.eye(teacher_width) if identity else orthogonal(student_width, teacher_width, seed)
+        self.weight = nn.Parameter(first)
 
     def forward(self, centers: Tensor) -> Tensor:
         """(K, d_S) to (K, d_T)."""

@@ -47,7 +47,7 @@ class SraObjective(nn.Module):
         self.lambdas = pair_weights(config)
         mapped = any(self.lambdas) or config.trajectory > 0
         self.projectors = nn.ModuleList(
-            Projector(context.student_width, context.teacher_width, context.seed + place)
+            Projector(context.student_width, context.teacher_width, context.seed + place, config.projector_start)
             for place in range(len(self.layers) if mapped else 0)
         )
         self.teacher_head = _constant(context.teacher_head) if config.logit else None

@@ -8,6 +8,7 @@ from .job import WORK, Job
 from .launcher import join_stage, launch
 from .runtime import deepspeed_settings, quiet_libraries
 from .schedule import learning_rate, total_steps
+from .start import Starts, start_projectors
 from .weights import KeptWeights
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "KeptWeights",
     "Order",
     "Progress",
+    "Starts",
     "adapter_targets",
     "add_adapters",
     "deepspeed_settings",
@@ -29,6 +31,7 @@ __all__ = [
     "model_card",
     "quiet_libraries",
     "read_history",
+    "start_projectors",
     "step_costs",
     "total_steps",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from sra_core.models import choose_layout, layer_count, load_head, pick_device, resolve_layer
@@ -73,5 +74,8 @@ def build_module(job: Job) -> DistillModule:
             model.enable_input_require_grads()
     layers = [resolve_layer(layer_count(model), layer) for layer in student_layers(job.objective)]
     context = objective_context(job.config, job.prepared, job.teacher, model)
+    objective = build_objective(job.objective, context)
+    if job.projectors.exists():
+        objective.projectors.load_state_dict(load_file(job.projectors))
     model.train()
-    return DistillModule(model, build_objective(job.objective, context), layers, len(context.shared_student_ids))
+    return DistillModule(model, objective, layers, len(context.shared_student_ids))

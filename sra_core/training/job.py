@@ -84,6 +84,11 @@ class Job(BaseModel, frozen=True):
         return self.folder / "weights"
 
     @property
+    def projectors(self) -> Path:
+        """The maps that the objective starts with, where they are fitted."""
+        return self.folder / "projectors.safetensors"
+
+    @property
     def events(self) -> Path:
         return self.folder / "events.jsonl"
 

@@ -45,6 +45,7 @@ def make_config(student: str = "dropout", **distill: Any) -> RunConfig:
         "checkpoint_every": 1,
         "log_every": 1,
         "device": "cpu",
+        "precision": "float32",
         **distill,
     }
     return RunConfig.model_validate(
