@@ -119,15 +119,16 @@ def _e4m3() -> NDArray[np.float32]:
 
 
 _E4M3 = _e4m3()
-_BETWEEN = (_E4M3[:126] + _E4M3[1:127]) / 2  # bytes grow with their values: between two of them the nearer one changes
+_SMALLEST_NORMAL = np.float32(2.0**-6)
 
 
 def _to_e4m3(values: NDArray[np.float32]) -> NDArray[np.uint8]:
     """The nearest byte, of two the even one; magnitudes past 448 become 448."""
     size = np.abs(values)
-    code = np.searchsorted(_BETWEEN, size)
-    tie = (code < len(_BETWEEN)) & (code % 2 == 1) & (size == _BETWEEN[np.minimum(code, len(_BETWEEN) - 1)])
-    return (code + tie + 128 * np.signbit(values)).astype(np.uint8)
+    bits = size.view(np.uint32)
+    code = ((bits + 0x7FFFF + ((bits >> 20) & 1)) >> 20).astype(np.int16) - (120 << 3)  # three bits of mantissa stay
+    code = np.where(size < _SMALLEST_NORMAL, np.rint(size * 512).astype(np.int16), np.minimum(code, 126))
+    return (code + 128 * np.signbit(values)).astype(np.uint8)
 
 
 def decode_vectors(stored: NDArray[Any], width: int, scale: NDArray[np.float16] | None = None) -> NDArray[np.float32]:
