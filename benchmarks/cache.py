@@ -196,7 +196,7 @@ def measure_bytes(store: Path, width: int) -> list[dict[str, Any]]:
     spans = sum(len(row.teacher_spans) for row in prepared)
     tokens = sum(len(row.teacher_ids) - row.teacher_response for row in prepared)
     table = []
-    for dtype in ("float32", "bfloat16", "int8"):
+    for dtype in ("float32", "bfloat16", "int8", "fp8"):
         for compression in (None, "zstd"):
             manifest = write(StageFolder(store, "cache", {"b": [dtype, compression]}), rows, dtype, compression, [1])
             size = sum(shard.bytes for shard in manifest.shards)

@@ -31,7 +31,7 @@ from sra_core.training.module import DistillModule
 
 __all__ = ["Fidelity", "check_cache"]
 
-DTYPES = ("float32", "bfloat16", "int8")
+DTYPES = ("float32", "bfloat16", "int8", "fp8")
 
 
 @dataclass(slots=True)

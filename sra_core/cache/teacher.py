@@ -7,7 +7,7 @@ from typing import Any
 from sra_core.cache.holdings import Holdings
 from sra_core.config import RunConfig
 from sra_core.models import TeacherCapture, choose_layout, load_model, pick_device
-from sra_core.models.structure import layers_of
+from sra_core.models.forward import compile_layers
 from sra_core.shards import StageFolder
 
 __all__ = ["load_teacher", "make_capture"]
@@ -18,8 +18,7 @@ def load_teacher(config: RunConfig, device: str | None = None) -> Any:
     model = load_model(config.teacher, config.cache.compute_dtype, pick_device(device or config.cache.device))
     choose_layout(model, config.layout)
     if config.cache.compile:
-        for layer in layers_of(model):
-            layer.compile(dynamic=True)
+        compile_layers(model)
     return model
 
 

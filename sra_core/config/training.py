@@ -115,6 +115,10 @@ class TrainingConfig(Part):
 class DistillConfig(TrainingConfig):
     """Training of the student with DeepSpeed."""
 
+    compile: bool = runtime(
+        False, "Compile the student's layers with torch.compile; the first steps then take minutes.", title="Compile"
+    )
+
     projector_learning_rate: float = Field(5e-4, gt=0, description="Peak learning rate of the projectors.")
     keep_last: bool = Field(
         False, description="Export the weights of the last step too, beside the student, as folder `last`."

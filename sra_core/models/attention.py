@@ -8,7 +8,8 @@ come from here: while a capture or a flat forward is open, the functions under t
 - A flat forward: the model sees one row of N tokens. Inside the attention function queries, keys and values are laid
   out as (B, H, T, d) and the outputs gathered back. The mask is made for one text of T tokens: None where plain
   causality suffices (padding on the right can't be seen by real tokens), else what the architecture asks for (windows,
-  chunks). Soft caps, sinks and grouped heads are the function's own affair.
+  chunks). Soft caps, sinks and grouped heads are the function's own affair. On CUDA in half precision torch's kernel
+  for texts end to end takes the function's place where attention is plain and causal.
 
 Shapes: B texts, T tokens of the longest, N tokens of all texts, H heads, G key heads, d width of a head.
 """
@@ -21,6 +22,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -32,6 +34,8 @@ from sra_core.models.structure import decoder_of, layer_count, layers_of, unwrap
 from sra_core.models.texts import Texts
 
 __all__ = ["FlatForward", "last_row_attention", "separate_texts"]
+
+_VARLEN = find_spec("torch.nn.attention.varlen") is not None
 
 
 @contextmanager
@@ -255,10 +259,52 @@ class _Attention:
             raise ModelError(f"{type(module).__name__} attends to more than the tokens given", "run it padded")
         kw = {name: value for name, value in kw.items() if name != "position_ids"}  # flash attention would cut by them
         rows = [each[0].transpose(0, 1)[: len(texts)] for each in operands]
-        query, key, value = (texts.padded(each).transpose(1, 2) for each in rows)
-        self._record(module, query, key, mask, kw, texts.real)
-        outputs = texts.flat(original(module, query, key, value, mask, *args, **kw)[0])
+        fused = mask is None and not args and varlen_fits(kw, *rows)
+        if not fused or any(capture is not None and id(module) in capture.layer_of for capture in self.users):
+            query, key, value = (texts.padded(each).transpose(1, 2) for each in rows)
+            self._record(module, query, key, mask, kw, texts.real)
+        if fused:
+            outputs = varlen_attention(texts, kw, *rows)
+        else:
+            outputs = texts.flat(original(module, query, key, value, mask, *args, **kw)[0])
         return torch.nn.functional.pad(outputs, (0, 0, 0, 0, 0, tokens - len(texts)))[None], None
+
+
+def varlen_fits(options: dict[str, Any], query: Tensor, key: Tensor, value: Tensor) -> bool:
+    """Whether torch's kernel for texts end to end computes this attention: half precision on CUDA, plain causal."""
+    width = query.shape[-1]
+    return (
+        query.is_cuda
+        and query.dtype in (torch.float16, torch.bfloat16)
+        and torch.cuda.get_device_capability(query.device) >= (8, 0)
+        and width == key.shape[-1] == value.shape[-1] <= 256
+        and width % 8 == 0
+        and not options.get("dropout")
+        and options.get("softcap") is None
+        and options.get("s_aux") is None
+        and options.get("is_causal") is not False
+        and _VARLEN
+    )
+
+
+def varlen_attention(texts: Texts, options: dict[str, Any], query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """(N, H, d) of each text to itself, from (N, H, d) queries and (N, G, d) keys and values."""
+    from torch.nn.attention import varlen
+
+    starts = texts.starts.to(torch.int32)
+    outputs: Tensor = varlen.varlen_attn(
+        query,
+        key,
+        value,
+        starts,
+        starts,
+        texts.longest,
+        texts.longest,
+        scale=options.get("scaling"),
+        window_size=(-1, 0),
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    return outputs
 
 
 class _Mask:

@@ -27,7 +27,7 @@ from sra_core.models.layers import resolve_layer
 from sra_core.models.structure import decoder_of, layer_count, layers_of, unwrap
 from sra_core.models.texts import Texts
 
-__all__ = ["Layout", "MappedStates", "choose_layout", "mapped_states"]
+__all__ = ["Layout", "MappedStates", "choose_layout", "compile_layers", "mapped_states"]
 
 _PROBE = (9, 1, 14, 5)
 """Lengths of the texts that a model is probed with. One is a single token, which sees nothing but itself: what leaks
@@ -122,6 +122,12 @@ def _run_padded(model: nn.Module, input_ids: Tensor, texts: Texts) -> Tensor:
     mask = texts.real.to(input_ids.dtype)
     final: Tensor = decoder_of(model)(input_ids=texts.padded(input_ids), attention_mask=mask, use_cache=False)[0]
     return texts.flat(final)
+
+
+def compile_layers(model: nn.Module) -> None:
+    """Compile each layer of a model; attention itself stays as it is."""
+    for layer in layers_of(model):
+        layer.compile(dynamic=True)
 
 
 def _tail(model: nn.Module, tokens: int) -> int:

@@ -108,6 +108,11 @@ class Batch:
         """The batch in memory that a GPU copies from while it computes."""
         return self._each(Tensor.pin_memory)
 
+    def keep(self, device: torch.device) -> None:
+        """Keep the batch's memory on a GPU until what is computed from now on is done, whatever stream copied it."""
+        if device.type == "cuda":
+            self._each(lambda tensor: (tensor.record_stream(torch.cuda.current_stream(device)), tensor)[1])
+
     def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
         return Batch(**{field.name: _changed(getattr(self, field.name), change) for field in fields(self)})
 

@@ -259,7 +259,7 @@ def _plan_cache(config: RunConfig, plan: Plan, sample: _Sample, folder: Path) ->
     plan.seconds["cache"] = loading + rate * plan.counts["teacher tokens"] / config.cache.workers
     plan.devices["cache"], plan.memory["cache"] = device, _capture_memory(config, model, holds)
     stored, width = config.cache, int(head.weight.shape[1])
-    number = {"float32": 4, "bfloat16": 2, "int8": 1}[stored.dtype]
+    number = {"float32": 4, "bfloat16": 2, "int8": 1, "fp8": 1}[stored.dtype]
     parts = [_teacher_part(row, holds, number * width) for row in sample.rows]
     plan.bytes["cache"] = _scaled(
         lambda rows: _teacher_size(config, holds, width, rows), kept, parts, sample, _shards(config, len(sample))

@@ -1,7 +1,8 @@
 """Teacher shards: span centres and masses at every mapped layer, and token states. K spans, n tokens, d teacher width.
 
 Vectors are stored row-major. ``bfloat16`` keeps the upper half of each float32, rounded to nearest even; ``int8`` keeps
-one float16 scale a vector, the largest magnitude of the row over 127.
+one float16 scale a vector, the largest magnitude of the row over 127. ``fp8`` keeps e4m3 floats and such a scale, over
+448: each value is then within 1/16 of its own size, where int8's error follows the largest value of the row.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ __all__ = [
     "teacher_schema",
 ]
 
-_STORED = {"bfloat16": pa.uint16(), "float32": pa.float32(), "int8": pa.int8()}
+_STORED = {"bfloat16": pa.uint16(), "float32": pa.float32(), "int8": pa.int8(), "fp8": pa.uint8()}
+_LARGEST = {"int8": 127.0, "fp8": 448.0}  # types that are scaled, and what a row's largest magnitude becomes
 _COMPRESSED_ROWS = 8  # examples of a compressed record batch: what reading one of them unpacks
 _STATES = "states"
 
@@ -40,7 +42,7 @@ def teacher_schema(
 ) -> pa.Schema:
     """Columns of a teacher shard.
 
-    ``id``; a layer l, ``mass_l``, ``centers_l`` and, under int8, ``scale_l``; with ``states``, the token states
+    ``id``; a layer l, ``mass_l``, ``centers_l`` and, under int8 and fp8, ``scale_l``; with ``states``, the token states
     ``states`` and their scales. A compressed shard is cut into small record batches.
     """
     fields: list[tuple[str, pa.DataType]] = [("id", pa.string())]
@@ -57,7 +59,7 @@ def teacher_schema(
 
 def _vector_fields(name: str, scale: str, dtype: str) -> list[tuple[str, pa.DataType]]:
     fields = [(name, pa.large_list(_STORED[dtype]))]
-    return [*fields, (scale, pa.list_(pa.float16()))] if dtype == "int8" else fields
+    return [*fields, (scale, pa.list_(pa.float16()))] if dtype in _LARGEST else fields
 
 
 @dataclass(slots=True)
@@ -92,7 +94,7 @@ class TeacherBatch:
 
 
 def encode_vectors(vectors: NDArray[np.float32], dtype: str) -> tuple[NDArray[Any], NDArray[np.float16] | None]:
-    """(K, d) float32 to what is stored, flat, and the scales (K,) under int8."""
+    """(K, d) float32 to what is stored, flat, and the scales (K,) under int8 and fp8."""
     if dtype == "float32":
         return np.ascontiguousarray(vectors, np.float32).ravel(), None
     if dtype == "bfloat16":
@@ -100,9 +102,33 @@ def encode_vectors(vectors: NDArray[np.float32], dtype: str) -> tuple[NDArray[An
         rounded = bits + 0x7FFF + ((bits >> 16) & 1)
         return (rounded >> 16).astype(np.uint16).ravel(), None
     smallest = np.finfo(np.float16).smallest_normal
-    scale = np.maximum(np.abs(vectors).max(axis=1, initial=0.0) / 127, smallest).astype(np.float16)
-    whole = np.rint(vectors / scale.astype(np.float32)[:, None]).clip(-127, 127)
-    return whole.astype(np.int8).ravel(), scale
+    scale = np.maximum(np.abs(vectors).max(axis=1, initial=0.0) / _LARGEST[dtype], smallest).astype(np.float16)
+    scaled = vectors / scale.astype(np.float32)[:, None]
+    if dtype == "fp8":
+        return _to_e4m3(scaled).ravel(), scale
+    return np.rint(scaled).clip(-127, 127).astype(np.int8).ravel(), scale
+
+
+def _e4m3() -> NDArray[np.float32]:
+    """The value of each of the 256 bytes: sign, four bits of exponent with bias 7, three of mantissa."""
+    codes = np.arange(128)
+    exponent, mantissa = codes >> 3, (codes & 7) / 8
+    values = np.where(exponent == 0, mantissa * 2.0**-6, (1 + mantissa) * 2.0 ** (exponent - 7.0))
+    values[127] = np.nan
+    return np.concatenate([values, -values]).astype(np.float32)
+
+
+_E4M3 = _e4m3()
+_SMALLEST_NORMAL = np.float32(2.0**-6)
+
+
+def _to_e4m3(values: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """The nearest byte, of two the even one; magnitudes past 448 become 448."""
+    size = np.abs(values)
+    bits = size.view(np.uint32)
+    code = ((bits + 0x7FFFF + ((bits >> 20) & 1)) >> 20).astype(np.int16) - (120 << 3)  # three bits of mantissa stay
+    code = np.where(size < _SMALLEST_NORMAL, np.rint(size * 512).astype(np.int16), np.minimum(code, 126))
+    return (code + 128 * np.signbit(values)).astype(np.uint8)
 
 
 def decode_vectors(stored: NDArray[Any], width: int, scale: NDArray[np.float16] | None = None) -> NDArray[np.float32]:
@@ -114,7 +140,7 @@ def decode_vectors(stored: NDArray[Any], width: int, scale: NDArray[np.float16] 
 
 
 def _scaled(rows: NDArray[Any], scale: NDArray[np.float16]) -> NDArray[np.float32]:
-    values = rows.astype(np.float32)
+    values = _E4M3[rows] if rows.dtype == np.uint8 else rows.astype(np.float32)
     values *= scale.astype(np.float32)[:, None]
     return values
 
@@ -152,7 +178,7 @@ def _vector_arrays(vectors: Sequence[NDArray[np.float32]], dtype: str) -> list[p
     stored, scales = zip(*(encode_vectors(each, dtype) for each in vectors), strict=True)
     values = pa.array(np.concatenate(stored), _STORED[dtype])
     arrays: list[pa.Array] = [pa.LargeListArray.from_arrays(pa.array(list_offsets(stored)), values)]
-    return [*arrays, _lists(scales, pa.float16())] if dtype == "int8" else arrays
+    return [*arrays, _lists(scales, pa.float16())] if dtype in _LARGEST else arrays
 
 
 def _lists(values: Sequence[NDArray[Any]], kind: pa.DataType) -> pa.ListArray:

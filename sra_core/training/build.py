@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from sra_core.models import choose_layout, layer_count, load_head, pick_device, resolve_layer
+from sra_core.models.forward import compile_layers
 from sra_core.objective import build_objective, student_layers
 from sra_core.shards import PreparedSet, TeacherSet, read_manifest
 from sra_core.training.adapters import add_adapters
@@ -33,6 +34,8 @@ def train(job: Job) -> tuple[Progress, str]:
     module = build_module(job).to(device)
     layout = str(choose_layout(module.student, job.config.layout))
     Events(job.events, silent=rank != 0).send("message", text=f"the {job.side} reads batches {layout}")
+    if getattr(training, "compile", False):
+        compile_layers(module.student)
     torch.manual_seed(job.config.seed + rank)
     prepared = PreparedSet(read_manifest(job.prepared), "train")
     teacher = TeacherSet(read_manifest(job.teacher), "train") if job.teacher else None

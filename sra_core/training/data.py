@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import Any, Literal
@@ -16,7 +16,7 @@ from sra_core.models.texts import join
 from sra_core.objective import Batch, TeacherSpans
 from sra_core.shards import PreparedRow, PreparedSet, TeacherBatch, TeacherSet
 
-__all__ = ["DistillData", "Order", "prefetch"]
+__all__ = ["DistillData", "Order", "prefetch", "uploader"]
 
 IGNORED = -100
 
@@ -202,6 +202,25 @@ def _floats(stored: NDArray[Any]) -> Tensor:
     """Vectors as they are stored, without a copy: float32, or bfloat16 from its bits."""
     tensor = torch.from_numpy(stored)
     return tensor.view(torch.bfloat16) if stored.dtype == np.uint16 else tensor
+
+
+def uploader(device: torch.device) -> Callable[[Batch], Batch]:
+    """A function that puts batches on a device.
+
+    For a GPU it copies from pinned memory on a stream of its own: called by the thread that prepares the next batch, it
+    overlaps with what the GPU computes, and only that thread waits for it.
+    """
+    if device.type != "cuda":
+        return lambda batch: batch.to(device)
+    stream = torch.cuda.Stream(device)
+
+    def upload(batch: Batch) -> Batch:
+        with torch.cuda.stream(stream):
+            moved = batch.pinned().to(device)
+        stream.synchronize()
+        return moved
+
+    return upload
 
 
 def prefetch(make: Any, keys: Iterable[Any]) -> Iterator[Any]:

@@ -15,7 +15,7 @@ from sra_core.models import response_likelihood
 from sra_core.objective import Batch, weighted_terms
 from sra_core.shards import PreparedRow
 from sra_core.training.checkpoints import Checkpoints, Progress, gather
-from sra_core.training.data import DistillData, Order, prefetch
+from sra_core.training.data import DistillData, Order, prefetch, uploader
 from sra_core.training.guards import SpikeWatch, non_finite_error
 from sra_core.training.job import Events, History, Job
 from sra_core.training.meter import Meter, average, peak_memory
@@ -68,6 +68,7 @@ class Trainer:
         self.spikes = SpikeWatch(config.spike)
         self._plain = config.zero_stage == 0 and config.precision == "float32"
         self._meter = Meter()
+        self._upload = uploader(device)
 
     def run(self) -> Progress:
         """Train to the end, resuming from the newest whole checkpoint.
@@ -124,7 +125,7 @@ class Trainer:
     def _micro_batches(self, step: int) -> list[Batch]:
         forwards = self.job.forwards * self.progress.world
         supervised = self.data.supervised(self.order.step(step)) / forwards
-        return [self.data.batch(indices, supervised) for indices in self.order.forwards(step, self.rank)]
+        return [self._upload(self.data.batch(indices, supervised)) for indices in self.order.forwards(step, self.rank)]
 
     # One step.
 
@@ -134,21 +135,23 @@ class Trainer:
             group["lr"] = learning_rate(self.config, group["peak"], self.progress.step, self.total)
         terms: list[dict[str, Tensor]] = []
         norm, applied = None, True
+        losses: list[float] = []
         diagnosing = self._diagnoses()
         for place, batch in enumerate(micro_batches):
             self.module.diagnosing = diagnosing and place == 0
-            result = self.engine(batch.to(self.device))
+            batch.keep(self.device)
+            result = self.engine(batch)
             self.engine.backward(result["loss"])
             terms.append({name: value.detach().float() for name, value in result.items()})
             self.progress.tokens += len(batch.input_ids)
             if len(terms) == len(micro_batches) and self._plain:
-                norm, applied = self._clip()
+                norm, losses, applied = self._clip(terms)
             self.engine.step()
         if not self._plain:
             norm, applied = self._stepped()
+            losses = torch.stack([each["loss"] for each in terms]).tolist()
         mean = {name: torch.stack([each[name] for each in terms]).mean() for name in terms[0]}
         self.progress.step += 1
-        losses = torch.stack([each["loss"] for each in terms]).tolist()
         self._guard(losses, applied, micro_batches)
         self._meter.add(mean, norm)
         if diagnosing:
@@ -166,17 +169,20 @@ class Trainer:
             findings = average(findings, self.device)
         self._publish({f"diagnose/{name}": value for name, value in findings.items()})
 
-    def _clip(self) -> tuple[float, bool]:
-        """Clip the gradients of a plain optimizer; one that is not finite is dropped, so that no weight moves."""
+    def _clip(self, terms: list[dict[str, Tensor]]) -> tuple[float, list[float], bool]:
+        """Clip the gradients of a plain optimizer; one that is not finite is dropped, so that no weight moves.
+
+        Norm and losses are read from the device together: the one wait of a step.
+        """
         with_gradient = [p for g in self.engine.optimizer.param_groups for p in g["params"] if p.grad is not None]
         norm = torch.nn.utils.get_total_norm([p.grad for p in with_gradient])
-        value = float(norm)
+        value, *losses = torch.stack([norm.float(), *(each["loss"] for each in terms)]).tolist()
         if not math.isfinite(value):
             self.engine.zero_grad()
-            return value, False
+            return value, losses, False
         if self.config.clip:
             torch.nn.utils.clip_grads_with_norm_(with_gradient, self.config.clip, norm)
-        return value, True
+        return value, losses, True
 
     def _stepped(self) -> tuple[float | None, bool]:
         """DeepSpeed's own optimizers measure, clip and refuse a gradient that is not finite while stepping."""

@@ -112,7 +112,7 @@ def _text(recipe: str, overrides: dict[str, Any] | None = None, source: str = "-
         ("distill.micro_batch", "x", "distill.micro_batch: must be an integer or 'auto', not 'x'"),
         ("distill.lora", 3, "distill.lora: must be a mapping of fields, not 3"),
         ("distill.keep_best", "x", "distill.keep_best: must be true or false, not 'x'"),
-        ("cache.dtype", "int9", "cache.dtype: must be one of 'bfloat16', 'float32' or 'int8', not 'int9'"),
+        ("cache.dtype", "int9", "cache.dtype: must be one of 'bfloat16', 'float32', 'int8' or 'fp8', not 'int9'"),
         ("name", 1, "name: must be text, not 1"),
     ],
 )

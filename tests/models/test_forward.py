@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM, PreTrainedModel
 
 from sra_core.errors import ConfigError, ModelError
-from sra_core.models import choose_layout, lm_head, mapped_states
+from sra_core.models import attention, choose_layout, lm_head, mapped_states
 from sra_core.models.forward import _PROBE
 from tests.models.conftest import tiny_model
 
@@ -179,6 +180,41 @@ def test_plain_causal_layers_attend_without_a_mask(tiny, ids, monkeypatch: pytes
         # a window that no text outgrows needs no mask; else one mask serves all texts
         assert seen == [((1, 1, longest, longest), False, longest) if window == 4 else (None, True, longest)] * 3
         monkeypatch.undo()
+
+
+@pytest.mark.parametrize("name", ["llama", "granite", "gpt2"])
+def test_the_kernel_for_texts_end_to_end_gets_what_it_needs(
+    tiny, name: str, ids, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stand-in with torch's signature, which attends text by text from its arguments alone."""
+    from torch.nn.attention import varlen
+
+    calls = 0
+
+    def stand_in(q, k, v, cu_q, cu_k, max_q, max_k, *, scale, window_size, enable_gqa):
+        nonlocal calls
+        calls += 1
+        assert window_size == (-1, 0)
+        assert cu_q.dtype == torch.int32
+        assert max_q == max_k == max(LENGTHS)
+        outputs = []
+        for begin, end in pairwise(cu_q.tolist()):
+            parts = (each[begin:end].transpose(0, 1)[None] for each in (q, k, v))
+            out = torch.nn.functional.scaled_dot_product_attention(
+                *parts, is_causal=True, scale=scale, enable_gqa=enable_gqa
+            )
+            outputs.append(out[0].transpose(0, 1))
+        return torch.cat(outputs)
+
+    model = tiny(name)
+    choose_layout(model, "flat")
+    expected = mapped_states(model, ids, STARTS, [2])
+    monkeypatch.setattr(varlen, "varlen_attn", stand_in)
+    monkeypatch.setattr(attention, "varlen_fits", lambda options, *operands: True)
+    states = mapped_states(model, ids, STARTS, [2])
+    assert calls == 3
+    torch.testing.assert_close(states.final, expected.final, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(states.weights[2], expected.weights[2])
 
 
 @pytest.mark.parametrize("reentrant", [False, True])

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sra_core.config import ObjectiveConfig
 from sra_core.errors import ConfigError
@@ -226,3 +227,31 @@ def test_bfloat16_students_and_projectors_give_float32_losses_close_to_exact() -
         torch.testing.assert_close(terms[name].double(), exact[name], rtol=0.03, atol=0.01)
     terms["loss"].backward()
     assert all(torch.isfinite(leaf.grad).all() for leaf in world.leaves.values())
+
+
+class Waits(TorchDispatchMode):
+    """Names the operations inside that read a number from the device or take a shape from what is on it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name, options = func.overloadpacket.__name__, kwargs or {}
+        counted = name == "repeat_interleave" and options.get("output_size") is None
+        if counted or name in ("_local_scalar_dense", "nonzero", "bincount", "masked_select", "unique", "is_nonzero"):
+            self.seen.add(name)
+        return func(*args, **options)
+
+
+@pytest.mark.parametrize("name", ["sra", "sft"])
+def test_a_step_does_not_wait_for_the_device(name: str) -> None:
+    world = make()
+    objective, leaves = build(world, **(ALL if name == "sra" else {"name": "sft"}))
+    with Waits() as waits:
+        loss = objective(world.batch, world.student)["loss"]
+        torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+    assert waits.seen == set()
+    with Waits() as waits:
+        int(world.batch.starts.max())
+    assert waits.seen

@@ -15,7 +15,7 @@ from sra_core.errors import ShardError
 from sra_core.shards import StageFolder, TeacherSet, decode_vectors, encode_vectors, teacher_batch, teacher_schema
 from tests.shards.make import WIDTH, teacher_rows, write_teacher
 
-BOUND = {"float32": 0.0, "bfloat16": 2.0**-8, "int8": 0.5 / 127}
+BOUND = {"float32": 0.0, "bfloat16": 2.0**-8, "int8": 0.5 / 127, "fp8": 2.0**-4}
 """Largest error of a stored number over the largest magnitude of its vector (of the number itself for bfloat16)."""
 
 vectors = arrays.arrays(
@@ -58,9 +58,40 @@ def test_int8_golden_numbers() -> None:
     assert scale.tolist() == [1.0]
 
 
+@given(vectors)
+def test_fp8_is_what_torch_rounds_to(values: np.ndarray) -> None:
+    stored, scale = encode_vectors(values, "fp8")
+    assert stored.dtype == np.uint8
+    scaled = torch.from_numpy(values / scale.astype(np.float32)[:, None]).clamp(-448, 448)
+    assert torch.equal(torch.from_numpy(stored.reshape(-1, WIDTH)), scaled.to(torch.float8_e4m3fn).view(torch.uint8))
+    back = torch.from_numpy(stored).view(torch.float8_e4m3fn).float().reshape(-1, WIDTH).numpy()
+    np.testing.assert_array_equal(decode_vectors(stored, WIDTH, scale), back * scale.astype(np.float32)[:, None])
+
+
+def test_every_fp8_value_and_tie_rounds_as_in_torch() -> None:
+    every = torch.arange(127, dtype=torch.uint8).view(torch.float8_e4m3fn).float()
+    ties = (every[1:] + every[:-1]) / 2
+    for values in (every, ties, ties.nextafter(every[1:]), ties.nextafter(every[:-1])):
+        row = torch.cat([values, -values, torch.tensor([448.0])])  # its scale is 1
+        stored, scale = encode_vectors(row.numpy()[None], "fp8")
+        assert scale.tolist() == [1.0]
+        assert torch.equal(torch.from_numpy(stored), row.to(torch.float8_e4m3fn).view(torch.uint8))
+
+
+def test_an_outlier_costs_int8_its_other_numbers_and_fp8_none() -> None:
+    values = np.random.default_rng(0).standard_normal((8, 64)).astype(np.float32)
+    values[:, 3] = 300.0
+    errors = {}
+    for dtype in ("int8", "fp8"):
+        stored, scale = encode_vectors(values, dtype)
+        gap = np.delete(decode_vectors(stored, 64, scale) - values, 3, axis=1)
+        errors[dtype] = np.linalg.norm(gap) / np.linalg.norm(np.delete(values, 3, axis=1))
+    assert errors["fp8"] < 0.04 < 0.4 < errors["int8"]
+
+
 @pytest.mark.parametrize("compression", [None, "zstd"])
 @pytest.mark.parametrize("states", [False, True])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8", "fp8"])
 def test_round_trip_by_row_and_by_batch(dtype: str, states: bool, compression: str | None, tmp_path: Path) -> None:
     rows = teacher_rows(45, states=states)
     manifest = write_teacher(

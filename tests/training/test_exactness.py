@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.torch import load_file
@@ -100,3 +102,40 @@ def test_another_number_of_processes_is_refused(tmp_path: Path) -> None:
     run = Run(job, world=2)
     assert any(run.wait())
     assert "was written by 1 processes and cannot be resumed by 2" in run.output()
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"zero_stage": 0},
+        {"zero_stage": 2, "lora": {"rank": 2, "dropout": 0.0}},
+        {"zero_stage": 3, "deepspeed": THRESHOLD, "gradient_checkpointing": True},
+    ],
+    ids=str,
+)
+def test_padding_changes_nothing_of_a_run_over_two_processes(tmp_path: Path, fields: dict[str, Any]) -> None:
+    """Two layer pairs; the student has no dropout, which would draw other numbers for other shapes."""
+    flat = make_job(tmp_path / "flat", make_config("plain", max_steps=6, **fields))
+    told = finish(flat, world=2).messages()
+    assert any(text.startswith("the student reads batches flat: states differ by") for text in told)
+    padded = again(flat, tmp_path / "padded")
+    padded.config.layout = "padded"
+    assert "the student reads batches padded: as asked for" in finish(padded, world=2).messages()
+    for name in ("train/loss", "train/ce", "train/cosine", "train/geometry", "train/logit", "validation/bits_per_byte"):
+        values, others = read_history(flat, name), read_history(padded, name)
+        assert values.keys() == others.keys()
+        assert max(abs(values[step] - others[step]) for step in values) < 1e-4
+    counted = [json.loads((job.folder / "result.json").read_text())["tokens"] for job in (flat, padded)]
+    assert counted[0] == counted[1]
+
+
+@pytest.mark.slow
+@pytest.mark.integration
+def test_compiled_layers_train_the_same(tmp_path: Path) -> None:
+    plain = make_job(tmp_path / "plain", make_config("plain", max_steps=4))
+    finish(plain)
+    compiled = again(plain, tmp_path / "compiled", compile=True)
+    finish(compiled)
+    values, others = read_history(plain, "train/loss"), read_history(compiled, "train/loss")
+    assert max(abs(values[step] - others[step]) for step in values) < 1e-3
