@@ -131,8 +131,8 @@ class PairEncoder:
 
         Returns:
             One item an example, in order. Reasons of rejection: ``empty_response``; ``template`` (a chat template
-            refuses the example or changes its response); ``unsupported_tools``; ``no_span`` (no common cut inside the response);
-            ``too_long`` (the prompt leaves no room for a single span).
+            refuses the example or changes its response); ``unsupported_tools``; ``no_span`` (no common cut inside the
+            response); ``too_long`` (the prompt leaves no room for a single span).
         """
         rendered = [self._rendered(example) for example in examples]
         pairs = [pair for pair in rendered if not isinstance(pair, Rejected)]

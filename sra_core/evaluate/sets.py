@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sra_core.alignment import AlignedExample
+from sra_core.compare import SCORING
 from sra_core.config import AlignmentConfig, CorpusConfig, DatasetConfig, RunConfig, hashed
 from sra_core.corpus import Corpus, Example, Rejected
 from sra_core.errors import ConfigError, DataError, EvaluationError
@@ -58,6 +59,7 @@ def identity(run: Run) -> dict[str, Any]:
     """
     made: dict[str, Any] = {
         "schema": SCHEMA_VERSION,
+        "scoring": SCORING,
         "students": run.fingerprint("distill"),
         "evaluate": _settings(run.config),
     }

@@ -11,6 +11,7 @@ from sra_core.compare import (
     AnswerCounts,
     Interval,
     ModelScores,
+    all_references,
     compare_runs,
     count_answers,
     figures,
@@ -79,7 +80,8 @@ def report_evaluation(manifest: Manifest, watch: Watcher) -> None:
 
 def _counted(scores: ModelScores) -> AnswerCounts:
     assert scores.answers is not None
-    return count_answers(*(scores.answers[name].to_pylist() for name in ("reference", "answer", "finish_reason")))
+    texts = (scores.answers[name].to_pylist() for name in ("answer", "finish_reason"))
+    return count_answers(all_references(scores.answers), *texts)
 
 
 def _remarks(config: RunConfig, counted: Mapping[str, AnswerCounts]) -> str:

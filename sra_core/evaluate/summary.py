@@ -135,4 +135,9 @@ def counted_answers(counts: Mapping[str, Any]) -> str:
         f"{TITLES[name]} {each.empty} empty and {each.unfinished} cut at the token limit of {each.answers}"
         for name, each in counts.items()
     ]
-    return f"Answers, all scored: {'; '.join(parts)}." if parts else ""
+    unscorable = max((each.unscorable for each in counts.values()), default=0)
+    if unscorable:
+        parts.append(
+            f"{unscorable} of each to references without a word, which have no ROUGE and are in no average of it"
+        )
+    return f"Answers: {'; '.join(parts)}." if parts else ""
