@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from sra_core.config.data import ColumnField
 from sra_core.config.part import Part, runtime
@@ -105,6 +105,12 @@ class EvaluateConfig(Part):
     samples: int = Field(3, ge=0, description="Answers shown side by side in the summary.")
     batch_size: int = runtime(16, "Examples in one forward.", ge=1)
     device: str = runtime("auto", "`auto`, `cpu` or `cuda`.")
+
+    @field_validator("leaks", mode="before")
+    @classmethod
+    def _off_is_no_boolean(cls, leaks: Any) -> Any:
+        """A form or an older YAML writer hands `off` on as false."""
+        return "off" if leaks is False else leaks
 
     @model_validator(mode="after")
     def _protocol_fixes_fields(self) -> EvaluateConfig:

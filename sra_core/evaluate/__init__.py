@@ -5,7 +5,7 @@ from sra_core.evaluate.answers import AnswerSet
 from sra_core.evaluate.decisions import Sampling
 from sra_core.evaluate.generation import Answer, generate
 from sra_core.evaluate.leaks import Leak, LeakReport, find_leaks
-from sra_core.evaluate.sets import EvaluationSet, evaluation_sets, identity
+from sra_core.evaluate.sets import EvaluationSet, check_datasets, evaluation_sets, identity
 from sra_core.evaluate.settings import AnswerSettings, pick_backend, require_lm_eval
 from sra_core.evaluate.stage import SUMMARY, report_evaluation, score_student
 
@@ -20,6 +20,7 @@ __all__ = [
     "LeakReport",
     "Sampling",
     "agreement_table",
+    "check_datasets",
     "evaluation_sets",
     "find_leaks",
     "generate",
