@@ -193,12 +193,16 @@ def _as_turns(value: Any, column: str, role: str) -> list[Spoken]:
 
 
 def _unwanted(layout: Layout, values: Mapping[str, Any]) -> bool:
-    """Whether a label (KTO) says that the answer is a bad one; classes and the like are no labels."""
-    value = values.get(layout.column("label"))
-    try:
-        return value is not None and layout.kind != "text" and not flag(value, layout.column("label"))
-    except MalformedRow:
+    """Whether a label (KTO) says that the answer is a bad one."""
+    column = layout.column("label")
+    if values.get(column) in (None, ""):
         return False
+    try:
+        return not flag(values[column], f"column `{column}`")
+    except MalformedRow as error:
+        raise MalformedRow(
+            f"{error} as a label of good answers; if it is none, leave it out with corpus.ignore: [{column}]"
+        ) from error
 
 
 def _tools(value: Any, column: str) -> str:
