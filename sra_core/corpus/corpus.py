@@ -74,6 +74,7 @@ class Corpus:
         self._quarantine = quarantine
         self._source = open_source(config)
         self._unused: dict[str, dict[str, None]] = {}  # columns by file
+        self._remarks: list[str] = []
 
     def identity(self) -> dict[str, Any]:
         """All that determines the examples, ready for JSON: the data's content and the fields that shape it.
@@ -117,7 +118,7 @@ class Corpus:
         Complete once the corpus was iterated.
         """
         unused = [f"{path}: columns that are not read: {_listed(columns)}" for path, columns in self._unused.items()]
-        return [*self._source.notes, *unused]
+        return [*self._source.notes, *unused, *self._remarks]
 
     @cached_property
     def _first_pass(self) -> tuple[dict[str, Limit], bool]:
@@ -128,7 +129,11 @@ class Corpus:
         for split, rank, item in self._scan(named):
             if isinstance(item, Example):
                 limits[split].offer(rank)
-        return limits, "source" in self._config.columns or named.repeat
+        trusted = "source" in self._config.columns or named.repeat
+        if not trusted:
+            told = f"the values of {_listed(named.columns)} tell rows apart: they are no sources, each file is one"
+            self._remarks = [f"{self._config.source}: {told} (corpus.columns.source takes them all the same)"]
+        return limits, trusted
 
     def _scan(self, sources: _Sources | bool) -> Iterator[tuple[str, int, Example | Rejected]]:
         """One pass over the rows: split, rank and item; limits are not applied yet.
@@ -184,7 +189,7 @@ class Corpus:
                 del unseen[field]
             try:
                 if isinstance(sources, _Sources):
-                    sources.see(source_of(row, layout))
+                    sources.see(source_of(row, layout), layout.column("source"))
                 found = list(examples(row, layout, self._config, self._several, sources is True))
             except MalformedRow as malformed:
                 yield "", b"", quarantine.add(_bad(row, str(malformed)))
@@ -219,13 +224,15 @@ class _Sources:
     """
 
     def __init__(self) -> None:
+        self.columns: dict[str, None] = {}
         self._rows = 0
         self._values: set[int] = set()
 
-    def see(self, value: str) -> None:
+    def see(self, value: str, column: str) -> None:
         if value:
             self._rows += 1
             self._values.add(hash(value))
+            self.columns[column] = None
 
     @property
     def repeat(self) -> bool:

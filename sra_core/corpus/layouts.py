@@ -16,9 +16,6 @@ from sra_core.errors import DataError
 
 __all__ = ["examples", "missing_column", "source_of", "unknown_layout"]
 
-SHORT_SOURCE = 200
-"""Characters; a longer value tells a row apart, it names no source."""
-
 
 def unknown_layout(config: CorpusConfig, row: Row, problem: NoLayout) -> DataError:
     """The error for a first row that no layout fits: names the columns seen, those known, and the remedy."""
@@ -221,7 +218,7 @@ def source_of(row: Row, layout: Layout) -> str:
     if not isinstance(value, str):
         return ""
     value = text(value, layout.column("source"))
-    return value if value.strip() and len(value) <= SHORT_SOURCE else ""
+    return value if value.strip() else ""
 
 
 def _id(row: Row, layout: Layout) -> str:

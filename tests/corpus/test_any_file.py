@@ -485,15 +485,17 @@ def test_all_that_is_read_is_in_an_example_whole_or_counted(rows, every):
             items = [item for _, item in found]
         except DataError as error:  # the file as a whole is refused, by name
             refused = error.problem
-        if refused:
+        if refused:  # a first line may also make the whole file a damaged archive
             assert str(path) in refused or "holds no rows" in refused
             return
         aside = [json.loads(line) for line in quarantine.read_text().splitlines()] if quarantine.exists() else []
     assert sum(isinstance(item, Rejected) and item.reason == "malformed" for item in items) == len(aside)
     lost = {record["line"] for record in aside}
+    if any("what follows is lost" in record["reason"] for record in aside):
+        return
     for number, row in enumerate(rows, 1):
         name = row.get("id") if isinstance(row, dict) else None
-        if number in lost or not lines[number - 1].strip():
+        if number in lost or not lines[number - 1].removeprefix(b"\xef\xbb\xbf").strip():
             continue
         own = [item for item in items if _is_of(item, number, name)]
         assert own, f"line {number} left no trace"
