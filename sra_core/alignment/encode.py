@@ -48,7 +48,7 @@ class AlignedExample:
     truncated: bool
     """The response lost text, or its end-of-text tokens."""
     prompt_cut: int
-    """Tokens that the prompt lost on the left, on the side that lost more."""
+    """Tokens that the prompt lost on the left, on the side that lost more; text far from what is kept not counted."""
     special_as_text: bool = False
     """Some of its text looks like a special token of either side and was tokenized as text."""
     end_stripped: bool = False
@@ -69,6 +69,10 @@ class AlignedExample:
         arrays = {name: np.array(values[name], np.int32) for name in ("teacher_ids", "student_ids")}
         spans = {name: np.array(pairs, np.int32).reshape(-1, 2) for name, pairs in values["spans"].items()}
         return cls(**{**values, **arrays, "spans": SpanMap(**spans)})
+
+
+_FAR = 64
+"""Characters a kept token, beyond which text is left out before it is tokenized; tokens have about four."""
 
 
 class _Side(NamedTuple):
@@ -137,12 +141,12 @@ class PairEncoder:
         rendered = [self._rendered(example) for example in examples]
         pairs = [pair for pair in rendered if not isinstance(pair, Rejected)]
         sides = zip(
-            self._teacher.encode([teacher for teacher, _ in pairs]),
-            self._student.encode([student for _, student in pairs]),
+            self._teacher.encode([self._shortened(teacher, self._teacher) for teacher, _ in pairs]),
+            self._student.encode([self._shortened(student, self._student) for _, student in pairs]),
             strict=True,
         )
         return [
-            pair if isinstance(pair, Rejected) else self._aligned(example, pair, *next(sides))
+            pair if isinstance(pair, Rejected) else self._of(example, pair, *next(sides))
             for example, pair in zip(examples, rendered, strict=True)
         ]
 
@@ -156,6 +160,31 @@ class PairEncoder:
             return self._teacher.render(example), self._student.render(example)
         except RenderError as error:
             return Rejected(example.id, error.reason, error.problem)
+
+    def _shortened(self, rendered: Rendered, side: _Encoder) -> Rendered:
+        """What is certain to hold all tokens that will be kept: a text of megabytes costs gigabytes as tokens."""
+        begin, end = len(rendered.prompt) - _FAR * self._max_prompt, _FAR * self._max_length
+        if begin <= 0 and len(rendered.response) <= end:
+            return rendered
+        return rendered.part(side.opening(rendered), max(begin, 0), end)
+
+    def _of(
+        self, example: Example, whole: tuple[Rendered, Rendered], teacher: _Side, student: _Side
+    ) -> AlignedExample | Rejected:
+        """An example, cut short or not; one whose tokens are so long that too few are left is tokenized whole."""
+        short = self._shortened(whole[0], self._teacher), self._shortened(whole[1], self._student)
+        for part, side, rendered in zip(short, (teacher, student), whole, strict=True):
+            few_before = len(part.prompt) < len(rendered.prompt) and side.response <= 2 * self._max_prompt
+            after = len(side.ids) - side.response
+            few_after = len(part.response) < len(rendered.response) and after <= 2 * self._max_length
+            if few_before or few_after:
+                ((teacher,), (student,)) = self._teacher.encode([whole[0]]), self._student.encode([whole[1]])
+                short = whole
+                break
+        found = self._aligned(example, short, teacher, student)
+        if isinstance(found, AlignedExample):
+            found.end_stripped = len(whole[1].response) < len(example.response)
+        return found
 
     def _aligned(
         self, example: Example, rendered: tuple[Rendered, Rendered], teacher: _Side, student: _Side
@@ -194,7 +223,6 @@ class PairEncoder:
             truncated=not fits,
             prompt_cut=max(begins),
             special_as_text=any(side.literal for side in rendered),
-            end_stripped=len(rendered[1].response) < len(example.response),
             reasoning_left_out=any(side.reasoning_left_out for side in rendered),
         )
 
@@ -250,6 +278,11 @@ class _Encoder:
 
     def _render(self, example: Example) -> Rendered:
         return render(example, self._template, self._prompt, self._tokenizer)
+
+    def opening(self, rendered: Rendered) -> int:
+        """Characters at the beginning of a prompt that no cut removes: the begin of text that a template writes."""
+        first = self._tokenizer.convert_ids_to_tokens([self._begin])[0] if self._begin is not None else None
+        return len(first) if first and not rendered.add_special_tokens and rendered.prompt.startswith(first) else 0
 
     def encode(self, rendered: Sequence[Rendered]) -> list[_Side]:
         """Tokenize renderings, those that want special tokens and those that do not in a batch each."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import re
 import string
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,6 +18,8 @@ CONTEXT_HEADING = "### Input:\n"
 TODAY = datetime.datetime(2024, 7, 26)
 """The day that chat templates are told: the same example must render alike on every day."""
 DIRECTIVES = "aAbBdFHIjmMpSTyY"
+WORD_START = re.compile(r"\s(?=\S)")
+NEAR = 1024
 MARK = "MARK4d1f7b"
 """Stands for a text whose place in a rendering is looked for."""
 REMEDY_TOOLS = (
@@ -37,6 +40,17 @@ class Rendered:
     """Where, in prompt and response, text of the example looks like a special token and is none."""
     reasoning_left_out: bool = False
     """Whether the template has no place for what the example was reasoned with."""
+
+    def part(self, opening: int, begin: int, end: int) -> Rendered:
+        """The rendering without what lies between the prompt's ``opening`` and ``begin``, and after the response's
+        ``end``: characters."""
+        # At the start of a word, if one is near: where a run of spaces is cut decides how tokenizers group the rest.
+        near = [found.end() for found in WORD_START.finditer(self.prompt, max(begin - NEAR, opening), begin)]
+        lost = max((near[-1] if near else begin) - opening, 0)
+        begin, size = opening + lost, len(self.prompt)
+        kept = [(a - lost, b - lost) for a, b in self.literal if a >= begin and b <= size + end]
+        prompt = self.prompt[:opening] + self.prompt[begin:]
+        return replace(self, prompt=prompt, response=self.response[:end], literal=tuple(kept))
 
 
 class RenderError(DataError):

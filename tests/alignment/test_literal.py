@@ -162,3 +162,45 @@ def test_an_ordinary_text_is_tokenized_as_before():
     (found,) = encoder()([Example("a", "Name", "An apple.")])
     plain = byte_level().backend_tokenizer.encode("Name\nAn apple.", add_special_tokens=True).ids
     assert np.array_equal(found.student_ids[:-1], plain)
+
+
+@pytest.mark.parametrize("student", ["unigram", "mistral", "byte-fallback"])
+def test_what_is_far_from_all_that_is_kept_is_not_tokenized_and_changes_nothing(student, monkeypatch):
+    words = " ".join(f"word{k} naïve 東京 </s>" for k in range(3000))
+    examples = [
+        Example("a", words, f"It {words}"),
+        Example("b", "short", words),
+        Example("c", "short", " " * 60000 + "x"),
+    ]
+    make = PairEncoder(
+        byte_level(),
+        tokenizer(student),
+        teacher_template="plain",
+        student_template="plain",
+        prompt="{instruction}\n",
+        max_length=40,
+        max_prompt=20,
+    )
+    short = make(examples)
+    monkeypatch.setattr("sra_core.alignment.encode._FAR", 10**9)
+    for found, whole in zip(short, make(examples), strict=True):
+        if isinstance(whole, Rejected):
+            assert found == whole
+            continue
+        assert found.teacher_ids.tolist() == whole.teacher_ids.tolist()
+        assert found.student_ids.tolist() == whole.student_ids.tolist()
+        assert found.spans.chars.tolist() == whole.spans.chars.tolist()
+        assert (found.prompt, found.response, found.truncated) == (whole.prompt, whole.response, whole.truncated)
+
+
+def test_a_line_of_megabytes_costs_no_gigabytes():
+    import tracemalloc
+
+    words = "the quick brown fox jumps over the lazy dog " * 100_000
+    make = encoder(chat(), chat(), ("chat", "chat"))
+    tracemalloc.start()
+    (found,) = make([Example("a", words, words)])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found.truncated
+    assert peak < 20 * len(words)
