@@ -17,7 +17,7 @@ from flows.watcher import PrefectWatcher
 from sra_core.bench import Bench, Report, bench_report, run_cells
 from sra_core.config import RunConfig
 from sra_core.config.load import load_config, parse_overrides
-from sra_core.doctor import check_tools
+from sra_core.doctor import check_datasets, check_tools
 from sra_core.errors import SraError, StorageError
 from sra_core.run import Run
 from sra_core.shards import Manifest
@@ -43,6 +43,7 @@ def run_pipeline(config: RunConfig) -> dict[str, Manifest]:
 
     Raises:
         ConfigError: A tool of evaluation is not installed: told before the first stage.
+        DataError: A data set of evaluation cannot be read: likewise.
         TrainingError: The flow run was started too often: it crashes again and again.
     """
     run = Run(config)
@@ -55,6 +56,7 @@ def _run_stages(stages: Iterable[str], run: Run, parent: PipelineRun | None) -> 
     stages = list(stages)
     if "evaluate" in stages:
         check_tools(run.config)
+        check_datasets(run.config)
     return {stage: stage_task(stage, _run_one)(stage, run, parent) for stage in stages}
 
 

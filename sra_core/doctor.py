@@ -16,7 +16,7 @@ from sra_core.errors import SraError
 from sra_core.run import settled
 from sra_core.shards import Remote, is_url, local_copy
 
-__all__ = ["Finding", "check_layers", "check_tools", "examine"]
+__all__ = ["Finding", "check_datasets", "check_layers", "check_tools", "examine"]
 
 _PACKAGES = ("torch", "transformers", "datasets", "pyarrow", "deepspeed", "prefect", "mlflow")
 _GIB = 2**30
@@ -137,8 +137,12 @@ def _evaluation(config: RunConfig) -> Iterator[Finding]:
 
     try:
         check_tools(config)
+        check_datasets(config)
     except SraError as error:
         yield Finding("bad", f"{error.problem} -> {error.remedy}")
+    else:
+        if config.evaluate.datasets:
+            yield Finding("good", f"{len(config.evaluate.datasets)} data sets of evaluate.datasets can be read")
 
 
 def _tracking(config: RunConfig) -> Iterator[Finding]:
@@ -175,3 +179,15 @@ def check_tools(config: RunConfig) -> None:
 
     require_lm_eval(config.evaluate.lm_eval)
     pick_backend(config.evaluate.backend, pick_device(config.evaluate.device))
+
+
+def check_datasets(config: RunConfig) -> None:
+    """Refuse an evaluation whose data sets cannot be read, hours before it would ask for them.
+
+    Raises:
+        ConfigError: A field of a data set that it has no use for.
+        DataError: Names the data set, the file and line, and what to do.
+    """
+    from sra_core.evaluate import check_datasets as check
+
+    check(config)

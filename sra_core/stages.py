@@ -172,11 +172,13 @@ def run(config: RunConfig | Run, watch: Watcher | None = None) -> dict[str, Mani
     Raises:
         ConfigError: A layer that teacher or student do not have, or a tool of evaluation that is not installed: found
             before anything runs.
+        DataError: A data set of evaluation that cannot be read: likewise.
     """
-    from sra_core.doctor import check_layers, check_tools
+    from sra_core.doctor import check_datasets, check_layers, check_tools
 
     settled = Run.of(config)
     if not settled.finished:
         check_layers(settled.config)
         check_tools(settled.config)
+        check_datasets(settled.config)
     return {name: STAGES[name](settled, watch) for name in settled.stages}

@@ -122,6 +122,9 @@ class AlignmentAudit:
             student_lengths=_lengths(total, 1),
             longest=dict(sorted(self._longest.items())),
             worst=[_view(score, example, readers) for score, _, example in self._worst],
+            special_as_text=self._counts["special_as_text"],
+            end_stripped=self._counts["end_stripped"],
+            reasoning_left_out=self._counts["reasoning_left_out"],
         )
 
     def _flush(self) -> None:
@@ -132,6 +135,8 @@ class AlignmentAudit:
         self._counts["examples"] += len(batch)
         self._counts["truncated"] += sum(example.truncated for example in batch)
         self._counts["prompts_cut"] += sum(example.prompt_cut > 0 for example in batch)
+        for name in ("special_as_text", "end_stripped", "reasoning_left_out"):
+            self._counts[name] += sum(getattr(example, name) for example in batch)
         self._counts["prompt_tokens_cut"] += sum(example.prompt_cut for example in batch)
         table = _SpanTable.of(batch, self._inside)
         sources = sorted({example.source for example in batch})

@@ -7,7 +7,7 @@ prompts of the two sides may differ: only the response is aligned.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any, Literal, NamedTuple
 
@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sra_core.alignment.cuts import SpanMap, align, clean_cuts
+from sra_core.alignment.literal import EndTokens, SpecialTokens
 from sra_core.alignment.offsets import check_offsets, has_no_gaps, mend_offsets, offsets_of, reorders_marks
 from sra_core.alignment.tokens import FastTokenizer, backend_of, end_of_text
 from sra_core.config import RunConfig
@@ -47,7 +48,13 @@ class AlignedExample:
     truncated: bool
     """The response lost text, or its end-of-text tokens."""
     prompt_cut: int
-    """Tokens that the prompt lost on the left, on the side that lost more."""
+    """Tokens that the prompt lost on the left, on the side that lost more; text far from what is kept not counted."""
+    special_as_text: bool = False
+    """Some of its text looks like a special token of either side and was tokenized as text."""
+    end_stripped: bool = False
+    """An end token was typed at the end of the response and is left out."""
+    reasoning_left_out: bool = False
+    """It was reasoned with, and the template of a side has no place for that."""
 
     def plain(self) -> dict[str, Any]:
         """Ready for JSON."""
@@ -62,6 +69,10 @@ class AlignedExample:
         arrays = {name: np.array(values[name], np.int32) for name in ("teacher_ids", "student_ids")}
         spans = {name: np.array(pairs, np.int32).reshape(-1, 2) for name, pairs in values["spans"].items()}
         return cls(**{**values, **arrays, "spans": SpanMap(**spans)})
+
+
+_FAR = 64
+"""Characters a kept token, beyond which text is left out before it is tokenized; tokens have about four."""
 
 
 class _Side(NamedTuple):
@@ -113,34 +124,67 @@ class PairEncoder:
         self._student = _Encoder(student_tokenizer, student_template, prompt)
         self._max_length = max_length
         self._max_prompt = max_prompt
+        self._ends = EndTokens((teacher_tokenizer, student_tokenizer))
+
+    def without_end(self, text: str) -> str:
+        """A response without end tokens that are typed at its end."""
+        return self._ends.stripped(text)
 
     def __call__(self, examples: Sequence[Example]) -> list[AlignedExample | Rejected]:
         """Encode examples.
 
         Returns:
             One item an example, in order. Reasons of rejection: ``empty_response``; ``template`` (a chat template
-            refuses the example or changes its response); ``no_span`` (no common cut inside the response);
-            ``too_long`` (the prompt leaves no room for a single span).
+            refuses the example or changes its response); ``unsupported_tools``; ``no_span`` (no common cut inside the
+            response); ``too_long`` (the prompt leaves no room for a single span).
         """
         rendered = [self._rendered(example) for example in examples]
         pairs = [pair for pair in rendered if not isinstance(pair, Rejected)]
         sides = zip(
-            self._teacher.encode([teacher for teacher, _ in pairs]),
-            self._student.encode([student for _, student in pairs]),
+            self._teacher.encode([self._shortened(teacher, self._teacher) for teacher, _ in pairs]),
+            self._student.encode([self._shortened(student, self._student) for _, student in pairs]),
             strict=True,
         )
         return [
-            pair if isinstance(pair, Rejected) else self._aligned(example, pair, *next(sides))
+            pair if isinstance(pair, Rejected) else self._of(example, pair, *next(sides))
             for example, pair in zip(examples, rendered, strict=True)
         ]
 
     def _rendered(self, example: Example) -> tuple[Rendered, Rendered] | Rejected:
+        response = self._ends.stripped(example.response)
+        if response != example.response:
+            example = replace(example, response=response)
         if not example.response.strip():
             return Rejected(example.id, "empty_response", "the response is empty or white space")
         try:
             return self._teacher.render(example), self._student.render(example)
         except RenderError as error:
-            return Rejected(example.id, "template", error.problem)
+            return Rejected(example.id, error.reason, error.problem)
+
+    def _shortened(self, rendered: Rendered, side: _Encoder) -> Rendered:
+        """What is certain to hold all tokens that will be kept: a text of megabytes costs gigabytes as tokens."""
+        begin, end = len(rendered.prompt) - _FAR * self._max_prompt, _FAR * self._max_length
+        if begin <= 0 and len(rendered.response) <= end:
+            return rendered
+        return rendered.part(side.opening(rendered), max(begin, 0), end)
+
+    def _of(
+        self, example: Example, whole: tuple[Rendered, Rendered], teacher: _Side, student: _Side
+    ) -> AlignedExample | Rejected:
+        """An example, cut short or not; one whose tokens are so long that too few are left is tokenized whole."""
+        short = self._shortened(whole[0], self._teacher), self._shortened(whole[1], self._student)
+        for part, side, rendered in zip(short, (teacher, student), whole, strict=True):
+            few_before = len(part.prompt) < len(rendered.prompt) and side.response <= 2 * self._max_prompt
+            after = len(side.ids) - side.response
+            few_after = len(part.response) < len(rendered.response) and after <= 2 * self._max_length
+            if few_before or few_after:
+                ((teacher,), (student,)) = self._teacher.encode([whole[0]]), self._student.encode([whole[1]])
+                short = whole
+                break
+        found = self._aligned(example, short, teacher, student)
+        if isinstance(found, AlignedExample):
+            found.end_stripped = len(whole[1].response) < len(example.response)
+        return found
 
     def _aligned(
         self, example: Example, rendered: tuple[Rendered, Rendered], teacher: _Side, student: _Side
@@ -178,6 +222,8 @@ class PairEncoder:
             source=example.source,
             truncated=not fits,
             prompt_cut=max(begins),
+            special_as_text=any(side.literal for side in rendered),
+            reasoning_left_out=any(side.reasoning_left_out for side in rendered),
         )
 
     def _prompt_cut(self, teacher: _Side, student: _Side, length: int, same: bool) -> tuple[tuple[int, int], int]:
@@ -223,9 +269,20 @@ class _Encoder:
         self._special = set(tokenizer.all_special_ids)
         self._begin = tokenizer.bos_token_id
         self._reorders = reorders_marks(self._backend)
+        self._specials = SpecialTokens(tokenizer)
 
     def render(self, example: Example) -> Rendered:
+        if self._specials.in_example(example):
+            return self._specials.rendered(example, self._render)
+        return self._render(example)
+
+    def _render(self, example: Example) -> Rendered:
         return render(example, self._template, self._prompt, self._tokenizer)
+
+    def opening(self, rendered: Rendered) -> int:
+        """Characters at the beginning of a prompt that no cut removes: the begin of text that a template writes."""
+        first = self._tokenizer.convert_ids_to_tokens([self._begin])[0] if self._begin is not None else None
+        return len(first) if first and not rendered.add_special_tokens and rendered.prompt.startswith(first) else 0
 
     def encode(self, rendered: Sequence[Rendered]) -> list[_Side]:
         """Tokenize renderings, those that want special tokens and those that do not in a batch each."""
@@ -240,6 +297,9 @@ class _Encoder:
     def _sides(self, rendered: Sequence[Rendered], special: bool) -> Iterator[_Side]:
         texts = [text.prompt + text.response for text in rendered]
         encodings = self._backend.encode_batch(texts, add_special_tokens=special)
+        for k, each in enumerate(rendered):
+            if each.literal:
+                encodings[k] = self._specials.encoded(each)
         ids = [encoding.ids for encoding in encodings]
         bounds = [0, *accumulate(map(len, ids))]
         offsets = offsets_of(encodings, bounds[-1])

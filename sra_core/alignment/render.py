@@ -57,6 +57,13 @@ def headline(report: AlignmentReport) -> list[tuple[str, str]]:
             f"{report.student_vocabulary:,} student entries",
         ),
     ]
+    for title, count in (
+        ("Special tokens typed in the text, kept as text", report.special_as_text),
+        ("End tokens typed after the response, left out", report.end_stripped),
+        ("Reasoning that a template has no place for", report.reasoning_left_out),
+    ):
+        if count:
+            rows.append((title, f"in {count:,} examples"))
     for side, figures in (("teacher", overall.teacher), ("student", overall.student)):
         text = f"mean {figures.mean:.2f}, p50 {figures.p50}, p90 {figures.p90}, p99 {figures.p99}"
         rows.append((f"{side.capitalize()} tokens a span", f"{text}, longest {figures.longest}"))

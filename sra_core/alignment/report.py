@@ -108,6 +108,12 @@ class AlignmentReport:
     longest: dict[str, LongestSpan]
     """By side, ``teacher`` and ``student``."""
     worst: list[WorstExample]
+    special_as_text: int = 0
+    """Examples with text that looks like a special token; it was tokenized as text."""
+    end_stripped: int = 0
+    """Examples whose response ended with a typed end token, which is left out."""
+    reasoning_left_out: int = 0
+    """Examples whose reasoning a template has no place for."""
 
     @property
     def dropped_share(self) -> float:
@@ -178,6 +184,9 @@ class AlignmentReport:
             values[f"{side}_tokens_per_span"] = figures.mean
             values[f"{side}_tokens_per_span_p99"] = figures.p99
             values[f"{side}_shared_tokens"] = figures.shared
+        for name in ("special_as_text", "end_stripped", "reasoning_left_out"):
+            if getattr(self, name):
+                values[name] = getattr(self, name)
         return {f"alignment/{name}": float(value) for name, value in values.items()}
 
     def tables(self) -> dict[str, dict[str, list[Any]]]:

@@ -5,18 +5,30 @@ from sra_core.compare.comparison import RunComparison, compare_runs
 from sra_core.compare.find import find_evaluation
 from sra_core.compare.intervals import Comparison, Interval, compare_all, detectable_difference, interval, paired
 from sra_core.compare.page import html_report, page_name, report_tables, terminal_report, write_report
-from sra_core.compare.results import ANSWER_SCHEMA, EvaluatedRun, ModelScores, read_answers, read_run, read_runs
-from sra_core.compare.scores import AnswerCounts, count_answers, rouge_scores
+from sra_core.compare.results import (
+    ANSWER_SCHEMA,
+    EvaluatedRun,
+    ModelScores,
+    all_references,
+    read_answers,
+    read_run,
+    read_runs,
+)
+from sra_core.compare.scores import SCORING, AnswerCounts, answer_scores, count_answers, rouge_scores
 from sra_core.compare.track import track_comparison
+from sra_core.compare.words import split_words
 
 __all__ = [
     "ANSWER_SCHEMA",
+    "SCORING",
     "AnswerCounts",
     "Comparison",
     "EvaluatedRun",
     "Interval",
     "ModelScores",
     "RunComparison",
+    "all_references",
+    "answer_scores",
     "compare_all",
     "compare_runs",
     "count_answers",
@@ -32,6 +44,7 @@ __all__ = [
     "read_runs",
     "report_tables",
     "rouge_scores",
+    "split_words",
     "terminal_report",
     "track_comparison",
     "write_report",

@@ -7,6 +7,7 @@ Shapes: E examples, S seeds.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sra_core.compare.intervals import Comparison, Interval, compare_all, interval
-from sra_core.compare.results import TITLES, EvaluatedRun, Metric, ModelScores, Values
+from sra_core.compare.results import TITLES, EvaluatedRun, Metric, ModelScores, Values, all_references
 from sra_core.compare.scores import AnswerCounts, count_answers
 from sra_core.errors import EvaluationError
 
@@ -170,8 +171,8 @@ def compare_runs(runs: Sequence[EvaluatedRun], *, resamples: int = 2000, seed: i
     result.differing = _differing(runs)
     for name, scores in systems.items():
         if scores.answers is not None:
-            columns = [scores.answers[column].to_pylist() for column in ("reference", "answer", "finish_reason")]
-            result.answers[name] = count_answers(*columns)
+            columns = [scores.answers[column].to_pylist() for column in ("answer", "finish_reason")]
+            result.answers[name] = count_answers(all_references(scores.answers), *columns)
     result.notes = _notes(result)
     return result
 
@@ -316,7 +317,8 @@ def _cases(systems: dict[str, ModelScores], pair: tuple[str, str] | None) -> lis
             key = row["dataset"], row["id"]
             case = cases.setdefault(key, Case(*key, row["source"], row["prompt"], row["reference"], {}, {}, 0.0))
             case.answers.setdefault(name, row["answer"])
-            totals.setdefault((key, name), []).append(100 * row["rougeL"])
+            if not math.isnan(row["rougeL"]):  # a reference without a word: nothing to score
+                totals.setdefault((key, name), []).append(100 * row["rougeL"])
     for (key, name), values in totals.items():
         cases[key].scores[name] = float(np.mean(values))
     for case in cases.values():

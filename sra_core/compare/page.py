@@ -29,7 +29,7 @@ _READING = (
     "the first is better, the same, worse. detectable: smallest true difference that these examples would show in "
     "four of five tests; a smaller one may exist unseen."
 )
-PERCENTAGES = ("rouge1", "rouge2", "rougeL", "top1")
+PERCENTAGES = ("rouge1", "rouge2", "rougeL", "chrf", "top1")
 ALL = "all"
 """Stands for all data sets in tables for tracking."""
 _BETTER = {True: "higher is better", False: "lower is better"}
@@ -128,9 +128,11 @@ def _other_table(systems: list[str], results: list[MetricResult]) -> Table:
 
 
 def _answer_table(comparison: RunComparison) -> Table:
-    table = _table("model", "answers", "empty", "cut at token limit")
+    table = _table("model", "answers", "empty", "cut at token limit", "unscorable")
     for system, counts in comparison.answers.items():
-        table.add_row(_text(system), *(str(n) for n in (counts.answers, counts.empty, counts.unfinished)))
+        table.add_row(
+            _text(system), *(str(n) for n in (counts.answers, counts.empty, counts.unfinished, counts.unscorable))
+        )
     return table
 
 
@@ -331,7 +333,7 @@ def _case_view(comparison: RunComparison, case: Case) -> dict[str, Any]:
         "gap": case.gap,
         "outcome": outcome,
         "answers": [
-            (name, case.answers[name], f"{case.scores[name]:.1f}")
+            (name, case.answers[name], f"{case.scores[name]:.1f}" if name in case.scores else "–")
             for name in comparison.systems
             if name in case.answers
         ],

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from sra_core.compare.scores import ROUGE_TYPES
+from sra_core.compare.scores import ANSWER_SCORES
 from sra_core.errors import EvaluationError
 from sra_core.shards import Manifest, StageFolder, read_manifest
 
@@ -56,7 +56,7 @@ ANSWER_SCHEMA = pa.schema(
         ("finish_reason", pa.string()),
         ("prompt_tokens", pa.int32()),
         ("prompt_cut", pa.int32()),
-        *((name, pa.float64()) for name in ROUGE_TYPES),
+        *((name, pa.float64()) for name in ANSWER_SCORES),
     ]
 )
 """Columns of a file of answers."""
@@ -79,13 +79,14 @@ class Metric:
 
 METRICS = (
     Metric("bits_per_byte", "bits per byte", False),
-    Metric("rougeL", "ROUGE-L", True),
-    Metric("rouge1", "ROUGE-1", True),
-    Metric("rouge2", "ROUGE-2", True),
+    Metric("rougeL", "ROUGE-L (Unicode words)", True),
+    Metric("rouge1", "ROUGE-1 (Unicode words)", True),
+    Metric("rouge2", "ROUGE-2 (Unicode words)", True),
+    Metric("chrf", "chrF (characters)", True),
     Metric("span_kl", "span KL to teacher (nats)", False),
     Metric("top1", "top-1 agreement with teacher (%)", True),
 )
-"""All scores, the main ones first; ROUGE and agreement are percentages."""
+"""All scores, the main ones first; ROUGE, chrF and agreement are percentages."""
 
 KINDS = ("likelihood", "answers", "agreement")
 TASKS = "tasks-{}.parquet"
@@ -126,7 +127,7 @@ class ModelScores:
             return _keys(self.likelihood), bits, self.likelihood["bytes"].to_numpy().astype(np.float64)
         if metric in ("span_kl", "top1") and self.agreement is not None:
             return _span_means(self.agreement, *(("kl", 1.0) if metric == "span_kl" else ("same", 100.0)))
-        if metric in ROUGE_TYPES and self.answers is not None and len(self.answers):
+        if metric in ANSWER_SCORES and self.answers is not None and metric in self.answers.column_names:
             return _by_seed(self.answers, metric)
         if metric.startswith("lm_eval/") and self.tasks is not None:
             return _task_values(self.tasks, *metric.split("/")[1:])
@@ -144,12 +145,16 @@ def _span_means(table: pa.Table, column: str, scale: float) -> Values:
     return _keys(table), means[:, None], np.ones(len(table))
 
 
-def _by_seed(table: pa.Table, metric: str) -> Values:
+def _by_seed(table: pa.Table, metric: str) -> Values | None:
+    """Scores of the examples that have one: where no reference has a word, ROUGE has none to give."""
     seeds = sorted(set(table["seed"].to_pylist()))
     found: dict[tuple[str, str], dict[int, float]] = {}
     for row in table.select(["dataset", "id", "seed", metric]).to_pylist():
-        found.setdefault((row["dataset"], row["id"]), {})[row["seed"]] = 100 * row[metric]
+        if not math.isnan(row[metric]):
+            found.setdefault((row["dataset"], row["id"]), {})[row["seed"]] = 100 * row[metric]
     keys = [key for key, by_seed in found.items() if len(by_seed) == len(seeds)]
+    if not keys:
+        return None
     return keys, np.array([[found[key][seed] for seed in seeds] for key in keys]), np.ones(len(keys))
 
 
@@ -349,6 +354,12 @@ def _flat(value: Any, name: str) -> Iterator[tuple[str, str]]:
             yield from _flat(inner, f"{name}.{key}" if name else key)
     else:
         yield name, value if isinstance(value, str) else json.dumps(value)
+
+
+def all_references(answers: pa.Table) -> list[list[str]]:
+    """What each answer was scored against."""
+    pairs = zip(answers["reference"].to_pylist(), answers["other_references"].to_pylist(), strict=True)
+    return [[first, *others] for first, others in pairs]
 
 
 def read_answers(paths: Sequence[Path]) -> pa.Table:

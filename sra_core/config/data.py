@@ -9,13 +9,14 @@ from pydantic import Field, field_validator, model_validator
 
 from sra_core.config.part import Part, runtime
 
-__all__ = ["PAPER_PROMPT", "AlignmentConfig", "AuditGate", "CorpusConfig"]
+__all__ = ["PAPER_PROMPT", "AlignmentConfig", "AuditGate", "ColumnField", "CorpusConfig"]
 
 
 PAPER_PROMPT = (
     "Below is an instruction that describes a task.\n\n"
     "### Instruction:\n{instruction}\n\n{context_block}### Response:\n"
 )
+ColumnField = Literal["instruction", "context", "response", "system", "history", "tools", "messages", "id", "source"]
 PLACEHOLDERS = ("instruction", "context", "system", "context_block")
 
 
@@ -35,9 +36,18 @@ class CorpusConfig(Part):
         title="Columns",
         description="Names of the columns: a known layout, or `auto` to recognise it from the first row.",
     )
-    columns: dict[Literal["instruction", "context", "response", "system", "messages", "id", "source"], str] = Field(
+    columns: dict[ColumnField, str] = Field(
         {},
-        description="Own names for the columns instruction, context, response, system, messages, id or source (by which the audit is broken down); overrides the layout.",
+        description="Own names for the columns instruction, context, response, system, history, tools, messages, id or source (by which the audit is broken down); overrides the layout.",
+    )
+    ignore: list[str] = Field(
+        [],
+        description="Columns to leave out. A column that some layout gives a meaning to is read, or refused where it fits no field; this says that its words are not wanted.",
+    )
+    splits: dict[Literal["train", "validation", "test"], str | list[str]] = Field(
+        {},
+        title="Own splits",
+        description="Which split of a hub data set, or which files of a folder (names or patterns such as `held_out/*.jsonl`), are train, validation and test; what is not named is not read. Unset, splits that the data brings by name are taken, and what it does not bring is chosen by hash.",
     )
     turns: Literal["last", "all"] = Field(
         "last",

@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from sra_core.config.data import ColumnField
 from sra_core.config.part import Part, runtime
 
 __all__ = ["DatasetConfig", "EvaluateConfig"]
@@ -31,13 +32,15 @@ class DatasetConfig(Part):
     )
     revision: str | None = Field(None, description="Revision of a hub data set.")
     subset: str | None = Field(None, description="Configuration name of a hub data set.")
-    split: str = Field("train", description="Split of a hub data set to read.")
+    split: str = Field(
+        "train",
+        description="Split of a hub data set to read. Of a folder that brings splits by name, its test files are read, or else its validation files.",
+    )
     layout: Literal["auto", "instruction", "dolly", "alpaca", "messages", "text"] = Field(
         "auto", title="Columns", description="Names of the columns, as `corpus.layout`."
     )
-    columns: dict[Literal["instruction", "context", "response", "system", "messages", "id", "source"], str] = Field(
-        {}, description="Own names for the columns, as `corpus.columns`."
-    )
+    columns: dict[ColumnField, str] = Field({}, description="Own names for the columns, as `corpus.columns`.")
+    ignore: list[str] = Field([], description="Columns to leave out, as `corpus.ignore`.")
     instruction: str = Field(
         "",
         description="Instruction for data that has none, such as dialogues with summaries; what was read as instruction is then the context.",
@@ -102,6 +105,12 @@ class EvaluateConfig(Part):
     samples: int = Field(3, ge=0, description="Answers shown side by side in the summary.")
     batch_size: int = runtime(16, "Examples in one forward.", ge=1)
     device: str = runtime("auto", "`auto`, `cpu` or `cuda`.")
+
+    @field_validator("leaks", mode="before")
+    @classmethod
+    def _off_is_no_boolean(cls, leaks: Any) -> Any:
+        """A form or an older YAML writer hands `off` on as false."""
+        return "off" if leaks is False else leaks
 
     @model_validator(mode="after")
     def _protocol_fixes_fields(self) -> EvaluateConfig:

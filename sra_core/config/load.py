@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,19 @@ ENV_PREFIX = "SRA_"
 
 OTHER_VARIABLES = frozenset({"SRA_CACHE_HOME", "SRA_ROOT", "SRA_STARTED_BY", "SRA_VERSION"})
 """Variables with that prefix that stand for no field: model cache, what deploy/prefect.yaml reads, the launcher's."""
+
+
+class Loader(yaml.SafeLoader):
+    """YAML in which only `true` and `false` are booleans, as in YAML 1.2: `off` is a value of `evaluate.leaks`."""
+
+
+Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile("^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
 
 _FOLDER = Path(__file__).parent.parent / "recipes"
 
@@ -109,7 +123,7 @@ def load_config(
 def _recipe_values(path: Path, children: tuple[Path, ...] = ()) -> dict[str, Any]:
     """A recipe's values over those of the recipe that it ``extends``."""
     try:
-        values = yaml.safe_load(path.read_text())
+        values = yaml.load(path.read_text(), Loader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path} cannot be read as YAML: {error}", "write it like the shipped recipes") from error
     if not isinstance(values, dict):
@@ -187,6 +201,6 @@ def parse_overrides(assignments: Iterable[str]) -> dict[str, Any]:
 
 def _yaml_value(assignment: str, text: str) -> Any:
     try:
-        return yaml.safe_load(text)
+        return yaml.load(text, Loader)
     except yaml.YAMLError as error:
         raise ConfigError(f"--set {assignment!r}: {error}", "quote the value as YAML") from error

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from sra_core.config import CorpusConfig
+from sra_core.corpus.columns import Layout, NoLayout, layout_of
 from sra_core.corpus.files import Files, is_data_file
 from sra_core.corpus.hub import HubRows
-from sra_core.corpus.layouts import Layout, examples, find_layout, unknown_layout
+from sra_core.corpus.layouts import examples, missing_column, source_of, unknown_layout
 from sra_core.corpus.python_docs import PythonDocs
 from sra_core.corpus.quarantine import Quarantine
+from sra_core.corpus.saved import SavedRows, is_saved
 from sra_core.corpus.split import SPLITS, Limit, digest, rank_of, split_of
 from sra_core.corpus.types import BadRow, Example, MalformedRow, Rejected, Row, Source
 from sra_core.errors import ConfigError, DataError
@@ -35,12 +37,12 @@ def open_source(config: CorpusConfig) -> Source:
         DataError: If there is no such source.
     """
     if config.source == "python-docs":
-        _refuse(config, "revision", "subset", "hub_split", "streaming", "layout", "columns")
+        _refuse(config, "revision", "subset", "hub_split", "streaming", "layout", "columns", "ignore", "splits")
         return PythonDocs()
     local = "://" in config.source or Path(config.source).expanduser().exists() or is_data_file(config.source)
     if local or not HUB_ID.fullmatch(config.source):
         _refuse(config, "revision", "subset", "hub_split", "streaming")
-        return Files(config.source)
+        return SavedRows(config) if is_saved(config.source) else Files(config)
     return HubRows(config)
 
 
@@ -57,8 +59,8 @@ class Corpus:
     """Examples and rejections of a config, as often as asked for, always in the same order.
 
     Memory does not grow with the text: a digest an example is kept to find duplicates, one to keep ids apart, and a
-    number for each example admitted to a limited split. With a limit, the rows are read twice: once to find the lowest
-    hashes, once to hand out the examples.
+    number for each example admitted to a limited split. The rows are read twice: once to find the lowest hashes and the
+    sources, once to hand out the examples.
 
     Args:
         config: What to read and how.
@@ -71,6 +73,8 @@ class Corpus:
         self._several = several
         self._quarantine = quarantine
         self._source = open_source(config)
+        self._unused: dict[str, dict[str, None]] = {}  # columns by file
+        self._remarks: list[str] = []
 
     def identity(self) -> dict[str, Any]:
         """All that determines the examples, ready for JSON: the data's content and the fields that shape it.
@@ -85,6 +89,7 @@ class Corpus:
     @cached_property
     def _identity(self) -> dict[str, Any]:
         place = {"source", "revision", "subset", "hub_split", "streaming"}
+        place |= {name for name in ("ignore", "splits") if not getattr(self._config, name)}  # as before there were any
         fields = self._config.model_dump(mode="json", exclude=place)
         return {"rules": RULES, "data": self._source.identity(), "fields": fields}
 
@@ -94,27 +99,51 @@ class Corpus:
         Raises:
             DataError: If the data cannot be read, its columns are not recognised, or too many rows are malformed.
         """
-        gates = {split: limit.gate() for split, limit in self._limits.items()}
-        for split, rank, item in self._scan():
+        limits, sources = self._first_pass
+        gates = {split: limit.gate() for split, limit in limits.items()}
+        for split, rank, item in self._scan(sources):
             if isinstance(item, Example) and not gates[split](rank):
-                detail = f"corpus.max_{split} keeps {self._limits[split].size} examples, those with the lowest hashes"
+                detail = f"corpus.max_{split} keeps {limits[split].size} examples, those with the lowest hashes"
                 item = Rejected(item.id, "over_limit", detail)
             yield split, item
 
-    @cached_property
-    def _limits(self) -> dict[str, Limit]:
-        limits = {split: Limit(getattr(self._config, f"max_{split}")) for split in SPLITS}
-        if any(limit.size is not None for limit in limits.values()):
-            for split, rank, item in self._scan():
-                if isinstance(item, Example):
-                    limits[split].offer(rank)
-        return limits
+    @property
+    def brought(self) -> frozenset[str]:
+        """The splits beside ``train`` that the data brings itself; only the others are chosen by hash."""
+        return self._source.brought
 
-    def _scan(self) -> Iterator[tuple[str, int, Example | Rejected]]:
-        """One pass over the rows: split, rank and item; limits are not applied yet."""
+    def notes(self) -> list[str]:
+        """What a reader should know of what was read: files by split, what was skipped, columns that no layout knows.
+
+        Complete once the corpus was iterated.
+        """
+        unused = [f"{path}: columns that are not read: {_listed(columns)}" for path, columns in self._unused.items()]
+        return [*self._source.notes, *unused, *self._remarks]
+
+    @cached_property
+    def _first_pass(self) -> tuple[dict[str, Limit], bool]:
+        """What only a look at all rows tells: the lowest hashes of limited splits; whether the source column names
+        sources, whose values repeat, or tells every row apart."""
+        limits = {split: Limit(getattr(self._config, f"max_{split}")) for split in SPLITS}
+        named = _Sources()
+        for split, rank, item in self._scan(named):
+            if isinstance(item, Example):
+                limits[split].offer(rank)
+        trusted = "source" in self._config.columns or named.repeat
+        if not trusted:
+            told = f"the values of {_listed(named.columns)} tell rows apart: they are no sources, each file is one"
+            self._remarks = [f"{self._config.source}: {told} (corpus.columns.source takes them all the same)"]
+        return limits, trusted
+
+    def _scan(self, sources: _Sources | bool) -> Iterator[tuple[str, int, Example | Rejected]]:
+        """One pass over the rows: split, rank and item; limits are not applied yet.
+
+        Args:
+            sources: Gathers what the source column says, in the first pass; later, whether it names sources.
+        """
         seen: set[bytes] = set()
         ids: set[int] = set()
-        for group, item in self._items():
+        for own, group, item in self._items(sources):
             if isinstance(item, Rejected):
                 yield "", 0, item
                 continue
@@ -123,7 +152,7 @@ class Corpus:
                 yield "", 0, Rejected(item.id, *problem)
                 continue
             key = _content(item)
-            split = split_of(group, self._config)
+            split = own if own in ("validation", "test") else split_of(group, self._config, self.brought)
             if self._config.deduplicate:
                 if key in seen:
                     yield split, 0, Rejected(item.id, "duplicate", "an earlier example has the same content")
@@ -131,23 +160,41 @@ class Corpus:
                 seen.add(key)
             yield split, rank_of(key), _with_own_id(item, key, ids)
 
-    def _items(self) -> Iterator[tuple[bytes, Example | Rejected]]:
+    def _items(self, sources: _Sources | bool) -> Iterator[tuple[str, bytes, Example | Rejected]]:
         quarantine = Quarantine(self._quarantine, self._config.max_malformed)
         unseen: dict[str, str] = {str(field): column for field, column in self._config.columns.items()}
-        layout, path, line = None, "", 0
+        layouts: dict[tuple[str, ...], Layout | NoLayout] = {}
+        last: tuple[str, Layout | None] = ("", None)  # file, and the layout that its rows had so far
+        line = 0
         for row in self._source:
             line = row.line
             if isinstance(row, BadRow):
-                yield b"", quarantine.add(row)
+                yield "", b"", quarantine.add(row)
                 continue
-            if layout is None or row.path != path:
-                layout, path = find_layout(self._config, row, self._source.layout), row.path
-            if layout is None:
-                yield b"", quarantine.add(_bad(row, "its columns fit no layout"), unknown_layout(self._config, row))
+            if row.path != last[0]:
+                last = row.path, None
+            columns = tuple(row.values)
+            if columns not in layouts:
+                layouts[columns] = layout_of(columns, self._config, self._source.layout)
+            layout = layouts[columns]
+            if isinstance(layout, NoLayout):
+                reason = layout.reason or missing_column(row, last[1], self._config)
+                error = None if last[1] else unknown_layout(self._config, row, layout)
+                yield "", b"", quarantine.add(_bad(row, reason), error)
                 continue
-            for field in [field for field, column in unseen.items() if column in row.values]:
+            last = row.path, layout
+            if layout.unused:
+                self._unused.setdefault(row.path, {}).update(dict.fromkeys(layout.unused))
+            for field in [field for field, column in unseen.items() if column in columns]:
                 del unseen[field]
-            yield from _row_items(row, layout, self._config, quarantine, self._several)
+            try:
+                if isinstance(sources, _Sources):
+                    sources.see(source_of(row, layout), layout.column("source"))
+                found = list(examples(row, layout, self._config, self._several, sources is True))
+            except MalformedRow as malformed:
+                yield "", b"", quarantine.add(_bad(row, str(malformed)))
+                continue
+            yield from ((row.split, group, item) for group, item in found)
         if not line:
             raise DataError(f"{self._config.source} holds no rows", "set corpus.source to data with at least one row")
         for field, column in unseen.items():
@@ -170,13 +217,30 @@ class Corpus:
         return None
 
 
-def _row_items(
-    row: Row, layout: Layout, config: CorpusConfig, quarantine: Quarantine, several: bool
-) -> Iterator[tuple[bytes, Example | Rejected]]:
-    try:
-        yield from list(examples(row, layout, config, several))
-    except MalformedRow as error:
-        yield b"", quarantine.add(_bad(row, str(error)))
+class _Sources:
+    """Whether the values of a source column repeat; one that tells every row apart (an address, a prompt) is no source.
+
+    Memory is a hash a distinct value.
+    """
+
+    def __init__(self) -> None:
+        self.columns: dict[str, None] = {}
+        self._rows = 0
+        self._values: set[int] = set()
+
+    def see(self, value: str, column: str) -> None:
+        if value:
+            self._rows += 1
+            self._values.add(hash(value))
+            self.columns[column] = None
+
+    @property
+    def repeat(self) -> bool:
+        return self._rows < 2 or 2 * len(self._values) <= self._rows
+
+
+def _listed(columns: Iterable[str]) -> str:
+    return ", ".join(f"`{column}`" for column in columns).encode(errors="backslashreplace").decode()
 
 
 def _bad(row: Row, reason: str) -> BadRow:
@@ -185,7 +249,11 @@ def _bad(row: Row, reason: str) -> BadRow:
 
 def _content(example: Example) -> bytes:
     turns = (part for turn in example.history for part in (turn.role, turn.content))
-    return digest(example.system, example.instruction, example.context, example.response, *turns)
+    # Only where there are any: an example without them keeps the hash by which limits chose it.
+    thoughts = [
+        each for each in (example.reasoning, example.tools, *(turn.reasoning for turn in example.history)) if each
+    ]
+    return digest(example.system, example.instruction, example.context, example.response, *turns, *thoughts)
 
 
 def _with_own_id(example: Example, key: bytes, ids: set[int]) -> Example:

@@ -1,57 +1,99 @@
-"""Rows of JSONL (plain, gzip, zstd), CSV and Parquet files, alone or in a folder, local or behind an fsspec URL."""
+"""Rows of data files, one alone or all in a folder, local or behind an fsspec URL, each in its own split."""
 
 from __future__ import annotations
 
-import csv
-import gzip
 import hashlib
-import io
-import json
-import zlib
-from collections.abc import Iterator
-from typing import IO, Any
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from fnmatch import fnmatch
+from functools import partial
+from typing import Any
 
 import fsspec
 
+from sra_core.config import CorpusConfig
+from sra_core.corpus.columns import NoLayout, layout_of
+from sra_core.corpus.formats import SUFFIXES, ending_of, is_data_file, rows_of
+from sra_core.corpus.split import SPLITS, named_split
 from sra_core.corpus.types import BadRow, Row
-from sra_core.errors import DataError
+from sra_core.errors import ConfigError, DataError
 
-__all__ = ["Files", "is_data_file"]
+__all__ = ["Columns", "Files", "is_data_file", "own_splits"]
 
-TEXT_FORMATS = (".jsonl", ".ndjson", ".json", ".csv")
-COMPRESSIONS = (".gz", ".zst")
-SUFFIXES = (*(text + end for text in TEXT_FORMATS for end in ("", *COMPRESSIONS)), ".parquet")
-DAMAGE = (EOFError, zlib.error, OSError)
-LONGEST_CELL = 16 * 2**20
-ROWS_AT_ONCE = 1024
 CHUNK = 2**20
+SHOWN = 5
 
 
-def is_data_file(path: str) -> bool:
-    """Whether a file's name ends as the files that can be read do."""
-    return path.lower().endswith(SUFFIXES)
+class Columns:
+    """Which columns of tables are read; remembers those that no layout knows, by table."""
+
+    def __init__(self, config: CorpusConfig) -> None:
+        self._config = config
+        self.unused: dict[str, Sequence[str]] = {}
+
+    def wanted(self, path: str, names: Sequence[str]) -> list[str] | None:
+        """The columns to read; None where they fit no layout."""
+        layout = layout_of(names, self._config)
+        if isinstance(layout, NoLayout):
+            return None
+        self.unused[path] = layout.unused
+        return [name for name in names if name in layout.read]
+
+    def notes(self) -> list[str]:
+        """What was not read, for a reader."""
+        told = {path: ", ".join(f"`{name}`" for name in names) for path, names in self.unused.items() if names}
+        return [f"{path}: columns that are not read: {columns}" for path, columns in told.items()]
 
 
 class Files:
     """The rows of one file, or of all data files below a folder in order of their paths.
 
+    In a folder, a file whose name or folder says a split (``test.jsonl``, ``dev/a.csv``) is of that split;
+    ``corpus.splits`` says so in place of the names.
+
     Raises:
-        DataError: If there is no such file or folder, or none in it that can be read.
+        DataError: If there is no such file or folder, none in it that can be read, or one whose split cannot be told.
     """
 
     layout: str | None = None
 
-    def __init__(self, source: str) -> None:
+    def __init__(self, config: CorpusConfig) -> None:
+        source = config.source
         self._system, self._root = _file_system(source)
         self._shown = source.rstrip("/")
         self._single = self._system.isfile(self._root)
-        found = [self._root] if self._single else sorted(filter(self._is_wanted, self._list(source)))
+        there = [self._root] if self._single else sorted(self._list(source))
+        found = there if self._single else [path for path in there if self._is_wanted(path)]
         if not found or not all(map(is_data_file, found)):
             raise DataError(
                 f"{source}: no file that can be read; known are {', '.join(SUFFIXES)}",
                 "convert the data, or set corpus.source to a file or folder of one of these",
             )
-        self._paths = found
+        self._columns = Columns(config)
+        self._files: dict[str, str] = dict.fromkeys(found, "")  # split by path
+        if not self._single:
+            names = {self._relative(path): path for path in found}
+            self._files = {names[name]: split for name, split in own_splits(list(names), config, source).items()}
+        elif config.splits:
+            raise ConfigError(
+                f"corpus.splits is set, but corpus.source {source} is a single file", "name a folder, or remove it"
+            )
+        self.brought = frozenset(self._files.values()) & {"validation", "test"}
+        skipped = [self._relative(path) for path in there if path not in self._files]
+        self._told = [] if self._single else list(self._tell(skipped))
+
+    @property
+    def notes(self) -> list[str]:
+        return [*self._told, *self._columns.notes()]
+
+    def _tell(self, skipped: Sequence[str]) -> Iterator[str]:
+        for split in ("", *SPLITS):
+            names = [self._relative(path) for path, own in self._files.items() if own == split]
+            if names:
+                how = f"as {split}" if split else "with splits chosen by hash"
+                yield f"{self._shown}: read {how}: {_listed(names)}"
+        if skipped:
+            yield f"{self._shown}: not read: {_listed(skipped)}"
 
     def _list(self, source: str) -> list[str]:
         if not self._system.isdir(self._root):
@@ -71,8 +113,11 @@ class Files:
         return path.removeprefix(self._root).lstrip("/")
 
     def identity(self) -> dict[str, Any]:
-        """Relative path, size and SHA-256 of every file."""
-        return {"kind": "files", "files": [self._file_identity(path) for path in self._paths]}
+        """Relative path, size and SHA-256 of every file; which split they are, where some bring one."""
+        files = {"kind": "files", "files": [self._file_identity(path) for path in self._files]}
+        if not self.brought:
+            return files
+        return {**files, "splits": {self._relative(path): split for path, split in self._files.items()}}
 
     def _file_identity(self, path: str) -> dict[str, Any]:
         state, size = hashlib.sha256(), 0
@@ -83,11 +128,71 @@ class Files:
         return {"path": self._relative(path), "bytes": size, "sha256": state.hexdigest()}
 
     def __iter__(self) -> Iterator[Row | BadRow]:
-        for path in self._paths:
+        for path, split in self._files.items():
             relative = self._relative(path)
             shown = self._shown if self._single else f"{self._shown}/{relative}"
+            if not relative.isprintable():
+                _require_name(relative)
             with self._system.open(path, "rb") as stream:
-                yield from _rows(stream, shown, relative)
+                for row in rows_of(stream, shown, relative, partial(self._columns.wanted, shown)):
+                    yield replace(row, split=split) if split and isinstance(row, Row) else row
+
+
+def _require_name(name: str) -> None:
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        shown = name.encode("utf-8", "surrogateescape")
+        raise DataError(f"the file name {shown!r} is not valid UTF-8", "rename the file") from error
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:SHOWN]).encode(errors="backslashreplace").decode()
+    return f"{shown} and {len(names) - SHOWN} more" if len(names) > SHOWN else shown
+
+
+def own_splits(names: Sequence[str], config: CorpusConfig, source: str) -> dict[str, str]:
+    """The split of each part of a source (a file by its path, a split by its name), as the config or the names say.
+
+    Returns:
+        Only those that are read, in the order given; an empty split is left to the hash.
+
+    Raises:
+        DataError: A name says two splits, or one in the config names nothing.
+        ConfigError: The config puts a part into two splits.
+    """
+    if not config.splits:
+        found = {name: named_split(_bare(name)) for name in names}
+        unclear = next((name for name, split in found.items() if split is None), None)
+        if unclear:
+            raise DataError(
+                f"{source}: the name {unclear} says two splits",
+                "say which with corpus.splits, such as {train: " + unclear + "}",
+            )
+        return {name: split or "" for name, split in found.items()}
+    chosen: dict[str, str] = {}
+    for split, patterns in config.splits.items():
+        for pattern in [patterns] if isinstance(patterns, str) else patterns:
+            matched = [name for name in names if _matches(name, pattern)]
+            if not matched:
+                raise DataError(
+                    f"{source}: corpus.splits.{split} names {pattern}, and there is none of that name; "
+                    f"there are {_listed(list(names))}",
+                    "correct corpus.splits",
+                )
+            for name in matched:
+                if chosen.setdefault(name, split) != split:
+                    raise ConfigError(f"corpus.splits puts {name} into {chosen[name]} and {split}", "name it once")
+    return {name: chosen[name] for name in names if name in chosen}
+
+
+def _bare(name: str) -> str:
+    return name[: -len(ending_of(name))] if is_data_file(name) else name
+
+
+def _matches(name: str, pattern: str) -> bool:
+    pattern = pattern.rstrip("/")
+    return fnmatch(name, pattern) or _bare(name) == pattern or name.startswith(f"{pattern}/")
 
 
 def _file_system(source: str) -> tuple[Any, str]:
@@ -98,132 +203,3 @@ def _file_system(source: str) -> tuple[Any, str]:
             f"{source}: no file system for it: {error}", "correct corpus.source, or install the fsspec package for it"
         ) from error
     return system, root
-
-
-def _rows(stream: IO[bytes], path: str, relative: str) -> Iterator[Row | BadRow]:
-    lowered = relative.lower()
-    ending = next(suffix for suffix in sorted(SUFFIXES, key=len, reverse=True) if lowered.endswith(suffix))
-    name = relative[: -len(ending)]
-    if ending == ".parquet":
-        yield from _parquet_rows(stream, path, name)
-        return
-    read = _csv_rows if ending.startswith(".csv") else _json_rows
-    line = 0
-    try:
-        for row in read(_unpack(stream, ending), path, name):
-            line = row.line
-            yield row
-    except DAMAGE as error:
-        if not ending.endswith(COMPRESSIONS):
-            raise
-        reason = f"the compressed data is damaged or ends early, and what follows is lost: {error}"
-        yield BadRow(path, name, line + 1, reason, "")
-
-
-def _unpack(stream: IO[bytes], ending: str) -> IO[bytes]:
-    if ending.endswith(".gz"):
-        return gzip.open(stream)  # type: ignore[return-value]
-    if ending.endswith(".zst"):
-        import pyarrow as pa
-
-        return io.BufferedReader(pa.input_stream(stream, compression="zstd"))
-    return stream
-
-
-def _json_rows(stream: IO[bytes], path: str, name: str) -> Iterator[Row | BadRow]:
-    for line, raw in enumerate(stream, 1):
-        text = raw.removeprefix(b"\xef\xbb\xbf") if line == 1 else raw
-        if not text.strip():
-            continue
-        if line == 1 and text.lstrip().startswith(b"["):
-            raise _array(path)
-        try:
-            values = json.loads(text.decode())
-        except UnicodeDecodeError as error:
-            yield BadRow(path, name, line, f"not valid UTF-8 at byte {error.start + 1}", _shown(raw))
-        except (ValueError, RecursionError) as error:
-            yield BadRow(path, name, line, f"not valid JSON: {error}", _shown(raw))
-        else:
-            if isinstance(values, dict):
-                yield Row(path, name, line, values)
-            else:
-                yield BadRow(path, name, line, f"a JSON {type(values).__name__}, not an object", _shown(raw))
-
-
-def _array(path: str) -> DataError:
-    return DataError(
-        f"{path}, line 1: a JSON array, where one object a line is read",
-        f"turn it into JSON lines: jq -c '.[]' {path} > data.jsonl",
-    )
-
-
-def _shown(raw: bytes) -> str:
-    return raw.rstrip(b"\r\n").decode("utf-8", "backslashreplace")
-
-
-def _csv_rows(stream: IO[bytes], path: str, name: str) -> Iterator[Row | BadRow]:
-    csv.field_size_limit(LONGEST_CELL)
-    taken: list[bytes] = []
-    reader = csv.reader(_csv_lines(stream, taken), strict=True)
-    header: list[str] | None = None
-    while True:
-        line = reader.line_num + 1
-        taken.clear()
-        try:
-            cells = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            yield BadRow(path, name, line, f"not valid CSV: {error}", _shown(b"".join(taken)))
-            continue
-        if header is None:
-            header = [cell.removeprefix("\ufeff") for cell in cells]
-        elif cells:
-            problem = _csv_problem(header, cells, b"".join(taken))
-            if problem:
-                yield BadRow(path, name, line, problem, _shown(b"".join(taken)))
-            else:
-                yield Row(path, name, line, dict(zip(header, cells, strict=True)))
-
-
-def _csv_lines(stream: IO[bytes], taken: list[bytes]) -> Iterator[str]:
-    """Lines for the reader, each also remembered; undecodable bytes must not lose more than their own row."""
-    for raw in stream:
-        taken.append(raw)
-        yield raw.decode("utf-8", "surrogateescape")
-
-
-def _csv_problem(header: list[str], cells: list[str], raw: bytes) -> str:
-    try:
-        raw.decode()
-    except UnicodeDecodeError as error:
-        return f"not valid UTF-8: {error.reason}"
-    return "" if len(cells) == len(header) else f"{len(cells)} cells under a header of {len(header)}"
-
-
-def _parquet_rows(stream: IO[bytes], path: str, name: str) -> Iterator[Row | BadRow]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    line = 0
-    try:
-        for batch in pq.ParquetFile(stream).iter_batches(ROWS_AT_ONCE):
-            for place in range(batch.num_rows):
-                line += 1
-                yield _parquet_row(batch, place, path, name, line)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(
-            f"{path}, row {line + 1}: damaged or not Parquet: {error}", "fetch or write the file again"
-        ) from error
-
-
-def _parquet_row(batch: Any, place: int, path: str, name: str, line: int) -> Row | BadRow:
-    try:
-        return Row(
-            path,
-            name,
-            line,
-            dict(zip(batch.schema.names, (column[place].as_py() for column in batch.columns), strict=True)),
-        )
-    except UnicodeDecodeError as error:
-        return BadRow(path, name, line, f"not valid UTF-8: {error.reason}", "")

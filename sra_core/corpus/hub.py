@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from sra_core.config import CorpusConfig
+from sra_core.corpus.files import Columns, own_splits
+from sra_core.corpus.split import named_split
 from sra_core.corpus.types import BadRow, Row
 from sra_core.errors import DataError
 
@@ -60,12 +62,39 @@ class HubRows:
             "split": config.hub_split,
         }
 
+    @property
+    def brought(self) -> frozenset[str]:
+        return frozenset(self._parts.values()) & {"validation", "test"}
+
+    @property
+    def notes(self) -> list[str]:
+        read = ", ".join(f"{name} as {split or 'train'}" for name, split in self._parts.items())
+        skipped = [name for name in self._data if name not in self._parts]
+        return [f"{self._config.source}: read {read}" + (f"; not read: {', '.join(skipped)}" if skipped else "")]
+
     def __iter__(self) -> Iterator[Row | BadRow]:
         name = self._config.source.rpartition("/")[2]
-        for line, values in enumerate(self._open(), 1):
-            yield Row(self._config.source, name, line, dict(values))
+        for part, split in self._parts.items():
+            # The split asked for keeps the plain names of rows; another one's are told apart by it.
+            own = name if len(self._parts) == 1 or split in ("", "train") else f"{name}/{part}"
+            for line, values in enumerate(self._data[part], 1):
+                yield Row(self._config.source, own, line, dict(values), split)
 
-    def _open(self) -> Any:
+    @cached_property
+    def _parts(self) -> dict[str, str]:
+        """The split that each split of the data set is read as: the one asked for, and what it brings beside it."""
+        config, there = self._config, list(self._data)
+        if config.splits:
+            return own_splits(there, config, config.source)
+        asked = config.hub_split
+        if asked != "train":
+            return {asked: ""}
+        others = {name: named_split(name) for name in there if name != asked}
+        return {asked: "", **{name: split for name, split in others.items() if split in ("validation", "test")}}
+
+    @cached_property
+    def _data(self) -> Mapping[str, Any]:
+        """The splits by name; ``corpus.hub_split`` may also be an expression such as ``train[:10%]``."""
         from datasets import load_dataset_builder
 
         config = self._config
@@ -74,12 +103,22 @@ class HubRows:
             # Without a network, `datasets` takes the latest copy it has, of whatever commit.
             if COMMIT.fullmatch(builder.hash) and builder.hash != self.revision:
                 raise _unreachable(config, ValueError(f"only commit {builder.hash} is on this machine"))
-            if config.streaming:
-                return builder.as_streaming_dataset(split=config.hub_split)
-            builder.download_and_prepare()
-            return builder.as_dataset(split=config.hub_split)
+            if not config.streaming:
+                builder.download_and_prepare()
+            opened = builder.as_streaming_dataset if config.streaming else builder.as_dataset
+            if config.hub_split != "train" and not config.splits:
+                return {config.hub_split: self._read_columns(opened(split=config.hub_split))}
+            found = opened()
+            if not config.splits and config.hub_split not in found:
+                raise ValueError(f"there is no split {config.hub_split}; there are {', '.join(map(str, found))}")
+            return {str(name): self._read_columns(data) for name, data in found.items()}
         except (OSError, ValueError) as error:
             raise _unreachable(config, error) from error
+
+    def _read_columns(self, data: Any) -> Any:
+        """The data without columns that no layout knows: pictures and the like cost time, odd values an error."""
+        wanted = None if data.column_names is None else Columns(self._config).wanted("", data.column_names)
+        return data if wanted is None else data.select_columns(wanted)
 
 
 def _ref(source: str, revision: str) -> Path:
@@ -93,6 +132,6 @@ def _unreachable(config: CorpusConfig, error: Exception) -> DataError:
     what = f"subset {config.subset or 'default'}, split {config.hub_split}, revision {config.revision or 'default'}"
     return DataError(
         f"data set {config.source} ({what}) cannot be read from the hub: {str(error).strip() or type(error).__name__}",
-        "check corpus.source, subset, hub_split and revision, and the network; if you meant a file or folder, "
+        "check corpus.source, subset, hub_split, splits and revision, and the network; if you meant a file or folder, "
         "there is none of that name here",
     )

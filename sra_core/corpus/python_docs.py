@@ -28,6 +28,10 @@ class PythonDocs:
     """Documented functions and classes of the standard library as questions and answers, sorted by name."""
 
     layout: str | None = "instruction"
+    brought: frozenset[str] = frozenset()
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
 
     def identity(self) -> dict[str, Any]:
         """The interpreter's version and the digest of what it said."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from sra_core.corpus.types import BadRow, Rejected
@@ -38,6 +38,8 @@ class Quarantine:
         Raises:
             DataError: If there are more than allowed; it names the file and line of the first one.
         """
+        # A lone surrogate out of the row must not stop the message that tells of it.
+        row = replace(row, reason=row.reason.encode(errors="backslashreplace").decode())
         self._count += 1
         self._first = self._first or row
         if self.path is not None:

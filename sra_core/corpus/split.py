@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import heapq
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 from sra_core.config import CorpusConfig
 
-__all__ = ["SPLITS", "Limit", "digest", "rank_of", "split_of"]
+__all__ = ["SPLITS", "Limit", "digest", "named_split", "rank_of", "split_of"]
 
 SPLITS = ("train", "validation", "test")
 
@@ -20,15 +21,43 @@ def digest(*parts: str) -> bytes:
     return hashlib.blake2b(joined.encode(), digest_size=16).digest()
 
 
-def split_of(group: bytes, config: CorpusConfig) -> str:
+def split_of(group: bytes, config: CorpusConfig, brought: Collection[str] = ()) -> str:
     """The split of a digest.
 
     Test takes the lowest values and validation the highest, so changing the share of one leaves the other as it was.
+
+    Args:
+        group: The digest.
+        config: How large the splits are.
+        brought: Splits that the data brings itself: nothing else goes there.
     """
     position = int.from_bytes(group[:8], "big") / 2**64
-    if position < config.test_share:
+    if position < config.test_share and "test" not in brought:
         return "test"
-    return "validation" if position >= 1 - config.validation_share else "train"
+    return "validation" if position >= 1 - config.validation_share and "validation" not in brought else "train"
+
+
+_WORDS = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test", "testing", "eval", "evaluation"),
+}
+"""Words in file names that say which split a file is, as the `datasets` library reads them."""
+_BETWEEN = re.compile(r"[-_. 0-9]+")
+
+
+def named_split(path: str) -> str | None:
+    """The split that a file's name says, or else its folder's, or that one's; empty where none says one.
+
+    Returns:
+        None where one name says two.
+    """
+    for part in reversed(path.lower().split("/")):
+        words = set(_BETWEEN.split(part))
+        found = [split for split, names in _WORDS.items() if words & set(names)]
+        if found:
+            return found[0] if len(found) == 1 else None
+    return ""
 
 
 def rank_of(key: bytes) -> int:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import datetime
+import json
+import re
 import string
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sra_core.corpus.types import Example
@@ -16,8 +18,13 @@ CONTEXT_HEADING = "### Input:\n"
 TODAY = datetime.datetime(2024, 7, 26)
 """The day that chat templates are told: the same example must render alike on every day."""
 DIRECTIVES = "aAbBdFHIjmMpSTyY"
+WORD_START = re.compile(r"\s(?=\S)")
+NEAR = 1024
 MARK = "MARK4d1f7b"
 """Stands for a text whose place in a rendering is looked for."""
+REMEDY_TOOLS = (
+    "use a chat template that writes tools, or leave their column out with corpus.ignore if the answers do without them"
+)
 REMEDY = "set the model's template to plain, or leave such examples out"
 
 
@@ -29,10 +36,34 @@ class Rendered:
     response: str
     add_special_tokens: bool
     """Whether the tokenizer should add its begin-of-text token; a chat template writes it itself."""
+    literal: tuple[tuple[int, int], ...] = ()
+    """Where, in prompt and response, text of the example looks like a special token and is none."""
+    reasoning_left_out: bool = False
+    """Whether the template has no place for what the example was reasoned with."""
+
+    def part(self, opening: int, begin: int, end: int) -> Rendered:
+        """The rendering without what lies between the prompt's ``opening`` and ``begin``, and after the response's
+        ``end``: characters."""
+        # At the start of a word, if one is near: where a run of spaces is cut decides how tokenizers group the rest.
+        near = [found.end() for found in WORD_START.finditer(self.prompt, max(begin - NEAR, opening), begin)]
+        lost = max((near[-1] if near else begin) - opening, 0)
+        begin, size = opening + lost, len(self.prompt)
+        kept = [(a - lost, b - lost) for a, b in self.literal if a >= begin and b <= size + end]
+        prompt = self.prompt[:opening] + self.prompt[begin:]
+        return replace(self, prompt=prompt, response=self.response[:end], literal=tuple(kept))
 
 
 class RenderError(DataError):
     """An example that a chat template cannot render, or whose response it changes."""
+
+    reason = "template"
+    """Slug under which such examples are counted."""
+
+
+class ToolsError(RenderError):
+    """An example with tools, under a template that has no place for them."""
+
+    reason = "unsupported_tools"
 
 
 def render(example: Example, template: str, prompt: str, tokenizer: Any = None) -> Rendered:
@@ -49,10 +80,13 @@ def render(example: Example, template: str, prompt: str, tokenizer: Any = None) 
         ConfigError: If the tokenizer has no chat template, or that is broken.
         RenderError: If the chat template refuses the example or changes its response.
     """
+    if example.tools and (template == "plain" or example.is_text):
+        raise ToolsError(f"example {example.id} brings tools, which a plain prompt has no place for", REMEDY_TOOLS)
     if example.is_text:
         return Rendered("", example.response, add_special_tokens=True)
     if template == "plain":
-        return Rendered(_plain(example, prompt), example.response, add_special_tokens=True)
+        left_out = bool(example.reasoning.strip())
+        return Rendered(_plain(example, prompt), example.response, True, reasoning_left_out=left_out)
     return _chat(example, tokenizer)
 
 
@@ -86,17 +120,17 @@ def _chat(example: Example, tokenizer: Any) -> Rendered:
             "set the model's template to plain, or take an instruction-tuned model",
         )
     turns, opening = _opening(example, tokenizer)
-    finished = _apply(example, tokenizer, [*turns, _message("assistant", example.response)])
-    prompt = _before_response(example.response, opening, finished)
+    finished = _apply(example, tokenizer, [*turns, _message("assistant", example.response, example.reasoning)])
+    prompt = None if example.reasoning else _before_response(example.response, opening, finished)
     if prompt is None:
-        marked = _apply(example, tokenizer, [*turns, _message("assistant", MARK)])
+        marked = _apply(example, tokenizer, [*turns, _message("assistant", MARK, example.reasoning)])
         prompt = marked.partition(MARK)[0]
         shown = example.response.strip()
         if not (MARK in marked and prompt.startswith(opening) and finished[len(prompt) :].lstrip().startswith(shown)):
             raise RenderError(
                 f"example {example.id}: its response is not where the chat template's generation prompt ends", REMEDY
             )
-    return Rendered(prompt, example.response, add_special_tokens=False)
+    return Rendered(prompt, example.response, False, reasoning_left_out=example.reasoning.strip() not in prompt)
 
 
 def _before_response(response: str, opening: str, finished: str) -> str | None:
@@ -119,14 +153,17 @@ def _before_response(response: str, opening: str, finished: str) -> str | None:
 
 def _opening(example: Example, tokenizer: Any) -> tuple[list[dict[str, str]], str]:
     """The turns before the response and their rendering; the system prompt joins the first user turn if it must."""
-    turns = [_message(turn.role, turn.content) for turn in example.history]
+    turns = [_message(turn.role, turn.content, turn.reasoning) for turn in example.history]
     turns.append(_message("user", _joined(example.instruction, example.context)))
     if example.system:
         if _takes_system(example, tokenizer, turns):
             turns.insert(0, _message("system", example.system))
         else:
             turns[0] = _message("user", _joined(example.system, turns[0]["content"]))
-    return turns, _apply(example, tokenizer, turns, add_generation_prompt=True)
+    opening = _apply(example, tokenizer, turns, add_generation_prompt=True)
+    if example.tools and opening == _apply(replace(example, tools=""), tokenizer, turns, add_generation_prompt=True):
+        raise ToolsError(f"example {example.id} brings tools, which the chat template leaves out", REMEDY_TOOLS)
+    return turns, opening
 
 
 def _takes_system(example: Example, tokenizer: Any, turns: list[dict[str, str]]) -> bool:
@@ -149,8 +186,10 @@ def _on_a_fixed_day(template: str) -> str:
     return f"{{% macro strftime_now(format) %}}{{{{ format{replaced} }}}}{{% endmacro %}}{{{{ '' }}}}{template}"
 
 
-def _message(role: str, content: str) -> dict[str, str]:
-    return {"role": role, "content": content}
+def _message(role: str, content: str, reasoning: str = "") -> dict[str, str]:
+    """A message as templates take it; they call the reasoning by different names."""
+    thoughts = dict.fromkeys(("reasoning_content", "reasoning", "thinking"), reasoning) if reasoning else {}
+    return {"role": role, "content": content, **thoughts}
 
 
 def _apply(example: Example, tokenizer: Any, turns: list[dict[str, str]], add_generation_prompt: bool = False) -> str:
@@ -160,6 +199,7 @@ def _apply(example: Example, tokenizer: Any, turns: list[dict[str, str]], add_ge
         return str(
             tokenizer.apply_chat_template(
                 turns,
+                tools=json.loads(example.tools) if example.tools else None,
                 chat_template=_on_a_fixed_day(tokenizer.get_chat_template()),
                 tokenize=False,
                 add_generation_prompt=add_generation_prompt,

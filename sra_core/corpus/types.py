@@ -16,6 +16,8 @@ class Turn:
     role: str
     """``user``, ``assistant`` or ``system``."""
     content: str
+    reasoning: str = ""
+    """What an assistant thought before it answered, where the data has that apart; chat templates are handed it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +39,21 @@ class Example:
     source: str = ""
     references: tuple[str, ...] = ()
     """Further responses that are as good; evaluation scores answers against the best of all."""
+    reasoning: str = ""
+    """What was thought before the response, see `Turn`."""
+    tools: str = ""
+    """The tools that the assistant may call, as JSON; only chat templates have a place for them."""
 
     @property
     def is_text(self) -> bool:
         """Whether the response answers nothing: plain text, rendered without any prompt."""
         return not (self.instruction or self.context or self.history)
+
+    def texts(self) -> Iterator[str]:
+        """All its texts but the id, the source and further references."""
+        yield from (self.system, self.instruction, self.context, self.reasoning, self.tools, self.response)
+        for turn in self.history:
+            yield from (turn.content, turn.reasoning)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +76,10 @@ class Row:
     line: int
     """Line of a text file, or row of a table; counted from 1."""
     values: dict[str, Any]
+    split: str = ""
+    """``train``, ``validation`` or ``test`` where the data says so; empty leaves it to the hash."""
+    cells: bool = False
+    """Whether all values are texts because the format knows nothing else (CSV)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +102,14 @@ class Source(Protocol):
 
     layout: str | None
     """The only layout that its rows can have, if there is one."""
+
+    @property
+    def brought(self) -> frozenset[str]:
+        """The splits beside ``train`` that the data brings itself."""
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader should know: what was read as which split, what was skipped."""
 
     def identity(self) -> dict[str, Any]:
         """All that determines the rows, ready for JSON, the same on every machine."""

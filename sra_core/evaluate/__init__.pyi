@@ -3,7 +3,7 @@ from .answers import AnswerSet
 from .decisions import Sampling
 from .generation import Answer, generate
 from .leaks import Leak, LeakReport, find_leaks
-from .sets import EvaluationSet, evaluation_sets, identity
+from .sets import EvaluationSet, check_datasets, evaluation_sets, identity
 from .settings import AnswerSettings, pick_backend, require_lm_eval
 from .stage import score_student
 from .summary import SUMMARY, report_evaluation
@@ -19,6 +19,7 @@ __all__ = [
     "LeakReport",
     "Sampling",
     "agreement_table",
+    "check_datasets",
     "evaluation_sets",
     "find_leaks",
     "generate",

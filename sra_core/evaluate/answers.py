@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sra_core.compare import ANSWER_SCHEMA, rouge_scores
+from sra_core.compare import ANSWER_SCHEMA, SCORING, answer_scores
 from sra_core.evaluate.settings import AnswerSettings, Backend
 from sra_core.shards import atomic_write, fingerprint
 
@@ -90,6 +90,7 @@ class AnswerSet:
                     "settings": {**asdict(self.settings), "seeds": [seed]},
                     "prompts": [_prompt_ids(row, self.side) for row in rows[part]],
                     "references": [list(each) for each in references[part]],
+                    "scores": SCORING,
                 }
                 yield _Shard(path, seed, rows[part], references[part], fingerprint(made))
 
@@ -122,7 +123,7 @@ class AnswerSet:
             "finish_reason": [answer.finish_reason for answer in answers],
             "prompt_tokens": [answer.prompt_tokens for answer in answers],
             "prompt_cut": [answer.prompt_cut for answer in answers],
-            **rouge_scores(shard.references, texts),
+            **answer_scores(shard.references, texts),
         }
         table = pa.table(columns, schema=ANSWER_SCHEMA.with_metadata({_KEY: shard.key.encode()}))
         with atomic_write(shard.path) as file:

@@ -7,18 +7,18 @@ of the evaluation set are indexed, the training set streams past.
 
 from __future__ import annotations
 
-import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from sra_core.compare import split_words
+
 __all__ = ["Leak", "LeakReport", "find_leaks", "words"]
 
 Part = Literal["prompt", "response"]
 _PARTS: tuple[Part, Part] = ("prompt", "response")
-_WORD = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|[^\W_]+")
 _SHORT = 8
 """Responses of fewer words (a date, a yes) recur by chance: alone they are no leak."""
 
@@ -75,7 +75,7 @@ class LeakReport:
 
 def words(text: str) -> list[str]:
     """Words without case, compatibility forms, white space and punctuation."""
-    return _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
+    return split_words(unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold()))
 
 
 def find_leaks(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sra_core.alignment import AlignedExample
+from sra_core.compare import SCORING
 from sra_core.config import AlignmentConfig, CorpusConfig, DatasetConfig, RunConfig, hashed
 from sra_core.corpus import Corpus, Example, Rejected
 from sra_core.errors import ConfigError, DataError, EvaluationError
@@ -19,7 +20,7 @@ from sra_core.shards import SCHEMA_VERSION, Manifest, PreparedRow, PreparedSet, 
 from sra_core.shards.prepared import prepared_row
 from sra_core.watch import Watcher
 
-__all__ = ["EvaluationSet", "evaluation_sets", "identity"]
+__all__ = ["EvaluationSet", "check_datasets", "evaluation_sets", "identity"]
 
 WHOLE = AlignmentConfig(max_length=2**30, max_prompt=2**30)
 """Limits that cut nothing."""
@@ -58,6 +59,7 @@ def identity(run: Run) -> dict[str, Any]:
     """
     made: dict[str, Any] = {
         "schema": SCHEMA_VERSION,
+        "scoring": SCORING,
         "students": run.fingerprint("distill"),
         "evaluate": _settings(run.config),
     }
@@ -140,19 +142,55 @@ def _named(
     dataset: DatasetConfig, config: RunConfig, tokenizers: Path, folder: Path, counts: dict[str, int]
 ) -> EvaluationSet:
     examples, dropped = [], Counter[str]()
-    try:
-        for _, item in _corpus(dataset, config, folder / f"quarantine-{dataset.name}.jsonl"):
-            if isinstance(item, Example):
-                examples.append(_instructed(item, dataset.instruction))
-            elif item.reason != "over_limit":
-                dropped[item.reason] += 1
-    except DataError as error:
-        raise _named_error(error, dataset) from error
+    for item in _items(dataset, config, folder / f"quarantine-{dataset.name}.jsonl"):
+        if isinstance(item, Example):
+            examples.append(_instructed(item, dataset.instruction))
+        elif item.reason != "over_limit":
+            dropped[item.reason] += 1
     questions = _encoded(config, tokenizers, examples, dropped, WHOLE)
     rows = _encoded(config, tokenizers, examples, Counter(), config.alignment)
     counts |= {f"{dataset.name}/dropped_{reason}": count for reason, count in dropped.items()}
-    references = {example.id: example.references for example in examples if example.references}
+    without_end = make_encoder(config, tokenizers).without_end
+    references = {example.id: tuple(map(without_end, example.references)) for example in examples if example.references}
     return EvaluationSet(dataset.name, rows, questions, references)
+
+
+def _items(dataset: DatasetConfig, config: RunConfig, quarantine: Path | None = None) -> Iterator[Example | Rejected]:
+    """What a data set holds: of a folder that brings splits by name its test files, or else its validation files.
+
+    Raises:
+        DataError: It cannot be read; in the words of the data set's own fields.
+    """
+    corpus = _corpus(dataset, config, quarantine)
+    try:
+        hub = corpus.identity()["data"]["kind"] == "hub"
+        parts = () if hub else ("test", "validation")
+        wanted = next((split for split in parts if split in corpus.brought), "train")
+        for split, item in corpus:
+            if split in ("", wanted):
+                yield item
+    except DataError as error:
+        raise _named_error(error, dataset) from error
+
+
+def check_datasets(config: RunConfig) -> None:
+    """Read every data set of the config once, hours before it would be scored.
+
+    Raises:
+        ConfigError: A field of a data set that it has no use for.
+        DataError: A data set cannot be read, or holds no example; names the data set.
+    """
+    for dataset in config.evaluate.datasets:
+        reasons: Counter[str] = Counter()
+        for item in _items(dataset, config):
+            if isinstance(item, Example):
+                break
+            reasons[item.reason] += 1
+        else:
+            raise DataError(
+                f"data set {dataset.name}: {dataset.source} holds no example to score ({dict(reasons)})",
+                f"look at evaluate.datasets[{dataset.name}]: its columns, layout and split",
+            )
 
 
 def _corpus(dataset: DatasetConfig, config: RunConfig, quarantine: Path | None = None) -> Corpus:
@@ -166,6 +204,8 @@ def _corpus(dataset: DatasetConfig, config: RunConfig, quarantine: Path | None =
         validation_share=0,
         test_share=0,
         max_train=config.evaluate.examples,
+        max_validation=config.evaluate.examples,
+        max_test=config.evaluate.examples,
         deduplicate=False,
     )
     try:

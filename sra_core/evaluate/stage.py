@@ -10,6 +10,7 @@ from sra_core.compare import (
     AnswerCounts,
     Interval,
     ModelScores,
+    all_references,
     count_answers,
     interval,
 )
@@ -62,7 +63,8 @@ def score_student(config: RunConfig, upstream: Sequence[Manifest], folder: Stage
 
 def _counted(scores: ModelScores) -> AnswerCounts:
     assert scores.answers is not None
-    return count_answers(*(scores.answers[name].to_pylist() for name in ("reference", "answer", "finish_reason")))
+    texts = (scores.answers[name].to_pylist() for name in ("answer", "finish_reason"))
+    return count_answers(all_references(scores.answers), *texts)
 
 
 def _remarks(config: RunConfig, counted: Mapping[str, AnswerCounts]) -> str:

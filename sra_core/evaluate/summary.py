@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from sra_core.compare import Interval, compare_runs, figures, read_run, report_tables
@@ -109,7 +110,7 @@ def _samples(answers: Mapping[str, pa.Table], samples: int) -> Iterator[str]:
     tables = {name: table.to_pylist() for name, table in answers.items()}
     rows = tables["student"]
     asked = _bare_prompts([row["prompt"] for row in rows])
-    order = sorted(range(len(rows)), key=lambda place: -rows[place]["rougeL"])
+    order = sorted(range(len(rows)), key=lambda place: -np.nan_to_num(rows[place]["rougeL"], nan=-1))
     steps = range(samples) if samples > 1 else (0,)
     ranks = dict.fromkeys(step * (len(order) // 2) // max(1, samples - 1) for step in steps)
     shown = [name for name in ("teacher", "student") if name in tables]
@@ -159,7 +160,12 @@ def counted_answers(counts: Mapping[str, Any]) -> str:
         f"{TITLES[name]} {each.empty} empty and {each.unfinished} cut at the token limit of {each.answers}"
         for name, each in counts.items()
     ]
-    return f"Answers, all scored: {'; '.join(parts)}." if parts else ""
+    unscorable = max((each.unscorable for each in counts.values()), default=0)
+    if unscorable:
+        parts.append(
+            f"{unscorable} of each to references without a word, which have no ROUGE and are in no average of it"
+        )
+    return f"Answers: {'; '.join(parts)}." if parts else ""
 
 
 def report_evaluation(manifest: Manifest, watch: Watcher) -> None:

@@ -99,10 +99,13 @@ def prepare_corpus(
     with atomic_write(folder.path / REJECTED) as log, Pool(encode_shard, config.alignment.workers, executor) as pool:
         _Shards(folder, result, log, watch).make(_pieces(config, corpus, result), tools, pool)
     forget_tools(folder)
+    for note in corpus.notes():
+        watch.message(note)
     if not any(shard.rows for shard in result.shards if shard.split == "train"):
         raise DataError(
             f"no training example is left of {result.counts['in']}: {_reasons(result.counts)}",
-            f"look at {folder.path / REJECTED}, then mend the data or the limits in corpus and alignment",
+            f"look at {folder.path / REJECTED}, then mend the data or the limits in corpus and alignment"
+            + (", or say with corpus.splits which data is for training" if corpus.brought else ""),
         )
     report = result.audit.report(*tokenizers)
     _write(folder.path / AUDIT, json.dumps(report.to_dict()))
@@ -188,7 +191,7 @@ class _Shards:
 
     def _list(self, rejected: Sequence[Rejected]) -> None:
         for item in rejected:
-            self._log.write((json.dumps(asdict(item), ensure_ascii=False) + "\n").encode())
+            self._log.write((json.dumps(asdict(item), ensure_ascii=False) + "\n").encode(errors="backslashreplace"))
 
 
 @dataclass(frozen=True, slots=True)

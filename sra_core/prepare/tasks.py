@@ -148,5 +148,8 @@ def _write_shard(task: Task, kept: Sequence[AlignedExample], rejected: Sequence[
     counts[f"kept_{task.split}"] = len(kept)
     counts["truncated"] = sum(item.truncated for item in kept)
     counts["prompt_cut"] = sum(item.prompt_cut > 0 for item in kept)
+    for name in ("special_as_text", "end_stripped", "reasoning_left_out"):
+        if found := sum(getattr(item, name) for item in kept):
+            counts[name] = found
     batches = [prepared_batch([prepared_row(item) for item in kept])]
     return task.folder.write_shard(task.name, task.split, batches, PREPARED_SCHEMA, counts=counts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,5 +52,6 @@ def _train_student_tokenizer(config: RunConfig, corpus: Corpus) -> Any:
 def _training_texts(config: RunConfig, corpus: Corpus) -> Iterator[str]:
     for split, item in corpus:
         if split == "train" and isinstance(item, Example):
-            rendered = render(item, "plain", config.corpus.prompt)
+            # Tools have no place in a plain prompt: such an example is turned away later, and counted there.
+            rendered = render(replace(item, tools=""), "plain", config.corpus.prompt)
             yield rendered.prompt + rendered.response

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sra_core.compare import ANSWER_SCHEMA, rouge_scores
+from sra_core.compare import ANSWER_SCHEMA, answer_scores
 from sra_core.shards import Manifest, StageFolder
 
 WORDS = ["the", "span", "token", "teacher", "student", "aligns", "text", "model", "learns", "from", "centre", "mass"]
@@ -117,6 +117,6 @@ def _answers(dataset: str, examples: int, wrong: float, seed: int, random: np.ra
         "finish_reason": ["length" if i % 7 == 0 else "stop" for i in range(examples)],
         "prompt_tokens": [9] * examples,
         "prompt_cut": [0] * examples,
-        **rouge_scores(references, answers),
+        **answer_scores(references, answers),
     }
     return pa.table(columns, schema=ANSWER_SCHEMA).slice(skip)

@@ -136,7 +136,7 @@ MALFORMED = {
     "not JSON": (b'{"instruction": "a", ', "not valid JSON"),
     "not an object": (b"[1, 2]", "a JSON list, not an object"),
     "not UTF-8": (b'{"instruction": "a", "response": "\xff"}', "not valid UTF-8 at byte 35"),
-    "lone surrogate": (b'{"instruction": "a", "response": "\\ud800"}', "column `response` is not valid UTF-8"),
+    "lone surrogate": (b'{"instruction": "a", "response": "\\ud800"}', "column `response` holds a lone surrogate"),
     "wrong type": (b'{"instruction": "a", "response": 7}', "column `response` holds int \\(7\\), not a text"),
     "missing column": (b'{"instruction": "a"}', "column `response` is missing"),
     "deep nesting": (b"[" * 100_000, "not valid JSON"),

@@ -160,8 +160,8 @@ def test_files_of_a_folder_may_have_different_layouts(tmp_path):
 
 
 def test_unknown_columns_name_what_was_seen_and_the_remedy(file):
-    with pytest.raises(DataError, match=r"line 1: columns \['answer', 'question'\] fit no layout") as caught:
-        kept(file({"question": "q", "answer": "a"}))
+    with pytest.raises(DataError, match=r"line 1: columns \['reply', 'request'\] fit no layout") as caught:
+        kept(file({"request": "q", "reply": "a"}))
     assert "alpaca: instruction + output" in caught.value.problem
     assert "messages: messages or conversations" in caught.value.problem
     assert "corpus.columns" in caught.value.remedy

@@ -165,3 +165,4 @@ def test_time_is_linear():
 
 def test_words():
     assert words("Ｆｕｌｌ-width, Straße_2 don't") == ["full", "width", "strasse", "2", "don", "t"]
+    assert words("हिन्दी 東京") == ["हिन्दी", "東", "京"], "marks belong to their letters"

@@ -1,0 +1,140 @@
+"""Text stays text: what looks like a special token in an example is tokenized as the characters that it is.
+
+A tokenizer takes `<|im_end|>` for its end of a turn wherever it stands. So the example's own ones are hidden while its
+prompt is rendered, which tells them from those that the template writes, and such an example is tokenized by a twin of
+the tokenizer that knows the template's special tokens under other names and has never heard of the others.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from sra_core.alignment.tokens import FastTokenizer, backend_of
+from sra_core.corpus import Example, Rendered, Turn
+
+if TYPE_CHECKING:
+    from tokenizers import Encoding, Tokenizer
+
+__all__ = ["EndTokens", "SpecialTokens"]
+
+END_TOKENS = (
+    *("</s>", "<|endoftext|>", "<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|end|>", "<|return|>"),
+    *("<end_of_turn>", "<eos>", "<|end_of_turn|>", "<|endofturn|>", "<turn|>", "<｜end▁of▁sentence｜>", "<|eos|>"),
+)
+"""Ends of a text or turn in tokenizers that people use; data made for one of them often has them typed out."""
+_PLANES = (0xF0000, 0x100000)
+"""Code points for private use, by the ten thousands: each special token has one that stands for its characters."""
+_ROOM = 0xFFF0
+
+
+class EndTokens:
+    """The tokens that end a text, as they are found typed at the end of responses.
+
+    Args:
+        tokenizers: Their own ends are among them.
+    """
+
+    def __init__(self, tokenizers: Sequence[FastTokenizer]) -> None:
+        ids = [(each, each.eos_token_id) for each in tokenizers if each.eos_token_id is not None]
+        own = [str(each.convert_ids_to_tokens([token])[0]) for each, token in ids]
+        one = "|".join(map(re.escape, sorted({*END_TOKENS, *own}, key=len, reverse=True)))
+        self._pattern = re.compile(rf"(?:{one})(?:\s*(?:{one}))*\s*\Z")
+
+    def stripped(self, text: str) -> str:
+        """The text without end tokens at its end and what white space is after the first of them."""
+        found = self._pattern.search(text)
+        return text[: found.start()] if found else text
+
+
+class SpecialTokens:
+    """The special tokens of a tokenizer, to be found in texts and kept from being read as such."""
+
+    def __init__(self, tokenizer: FastTokenizer) -> None:
+        self._backend = backend_of(tokenizer)
+        added = self._backend.get_added_tokens_decoder()
+        known = {token.content for token in added.values() if token.special}
+        known |= {added[k].content for k in tokenizer.all_special_ids if k in added}
+        self._tokens = sorted((token for token in known if token), key=lambda token: (-len(token), token))
+        self._number = {token: k for k, token in enumerate(self._tokens[:_ROOM])}
+        self._pattern = re.compile("|".join(map(re.escape, self._tokens)) or r"(?!)")
+
+    def in_example(self, example: Example) -> bool:
+        """Whether a text of the example has one."""
+        return any(self._pattern.search(text) for text in example.texts())
+
+    def rendered(self, example: Example, render: Callable[[Example], Rendered]) -> Rendered:
+        """The rendering of an example that has some, with the places of its own ones."""
+        texts = "".join(example.texts())
+        plane = next((each for each in _PLANES if not self._private(each).search(texts)), None)
+        if plane is None:  # private characters of both planes: whoever writes those, writes no special tokens
+            return render(example)
+
+        def hide(text: str) -> str:
+            return self._pattern.sub(lambda found: self._stand_in(found[0], plane), text)
+
+        hidden = render(
+            replace(
+                example,
+                system=hide(example.system),
+                history=tuple(Turn(turn.role, hide(turn.content), hide(turn.reasoning)) for turn in example.history),
+                instruction=hide(example.instruction),
+                context=hide(example.context),
+                reasoning=hide(example.reasoning),
+                tools=hide(example.tools),
+                response=hide(example.response),
+            )
+        )
+        places = [
+            (found.start(), found.end()) for found in self._hidden(plane).finditer(hidden.prompt + hidden.response)
+        ]
+        prompt, response = (self._shown(text, plane) for text in (hidden.prompt, hidden.response))
+        return replace(hidden, prompt=prompt, response=response, literal=tuple(places))
+
+    def encoded(self, rendered: Rendered) -> Encoding:
+        """The tokens of a rendering, of which only those that the template wrote are special."""
+        text, parts, done = rendered.prompt + rendered.response, [], 0
+        for begin, end in [*rendered.literal, (len(text), len(text))]:
+            between = self._pattern.sub(lambda found: self._stand_in(found[0], _PLANES[0]), text[done:begin])
+            parts += [between, text[begin:end]]
+            done = end
+        return self._twin.encode_batch(["".join(parts)], add_special_tokens=rendered.add_special_tokens)[0]
+
+    def _stand_in(self, token: str, plane: int) -> str:
+        """As many private characters as the token has: offsets stay what they are."""
+        return chr(plane + self._number[token]) * len(token)
+
+    def _private(self, plane: int) -> re.Pattern[str]:
+        return re.compile(f"[{chr(plane)}-{chr(plane + _ROOM)}]")
+
+    def _hidden(self, plane: int) -> re.Pattern[str]:
+        return re.compile("|".join(self._stand_in(token, plane) for token in self._tokens))
+
+    def _shown(self, text: str, plane: int) -> str:
+        return self._hidden(plane).sub(lambda found: self._tokens[ord(found[0][0]) - plane], text)
+
+    @cached_property
+    def _twin(self) -> Tokenizer:
+        """The tokenizer with every special token renamed to its stand-in, wherever it is named, under the same id."""
+        from tokenizers import Tokenizer
+
+        state = json.loads(self._backend.to_str())
+        names = {token: self._stand_in(token, _PLANES[0]) for token in self._tokens}
+        for entry in state["added_tokens"]:
+            if entry["content"] in names:
+                entry |= {"content": names[entry["content"]], "normalized": False}
+        model: dict[str, Any] = state["model"]
+        if isinstance(model["vocab"], dict):
+            model["vocab"] = {names.get(piece, piece): k for piece, k in model["vocab"].items()}
+        else:
+            model["vocab"] = [[names.get(piece, piece), score] for piece, score in model["vocab"]]
+        if "merges" in model:
+            pairs = [pair.split(" ", 1) if isinstance(pair, str) else pair for pair in model["merges"]]
+            model["merges"] = [[a, b] for a, b in pairs if not names.keys() & {a, b, a + b}]
+        if model.get("unk_token") in names:
+            model["unk_token"] = names[model["unk_token"]]
+        return Tokenizer.from_str(json.dumps(state))
