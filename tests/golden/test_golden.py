@@ -132,7 +132,7 @@ def test_losses_of_ten_steps(golden: Golden) -> None:
 
 
 def test_losses_of_ten_steps_with_padded_batches(golden: Golden, tmp_path: Path) -> None:
-    """The values from before texts were laid end to end: dropout, which draws by shape, tells them from the flat ones."""
+    """The values from before texts lay end to end; dropout, which draws by shape, makes the flat ones others."""
     store = shutil.copytree(golden.config.store, tmp_path / "store", ignore=shutil.ignore_patterns("students"))
     changes = {"store": str(store), "layout": "padded", "tracking": golden.config.tracking.model_copy()}
     config = golden.config.model_copy(update=changes)
