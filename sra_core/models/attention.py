@@ -259,7 +259,8 @@ class _Attention:
             raise ModelError(f"{type(module).__name__} attends to more than the tokens given", "run it padded")
         kw = {name: value for name, value in kw.items() if name != "position_ids"}  # flash attention would cut by them
         rows = [each[0].transpose(0, 1)[: len(texts)] for each in operands]
-        fused = mask is None and not args and varlen_fits(kw, *rows)
+        # a flash implementation gets its window as an option and no mask: it stays as it is
+        fused = mask is None and "flash" not in self.name and not args and varlen_fits(kw, *rows)
         if not fused or any(capture is not None and id(module) in capture.layer_of for capture in self.users):
             query, key, value = (texts.padded(each).transpose(1, 2) for each in rows)
             self._record(module, query, key, mask, kw, texts.real)
