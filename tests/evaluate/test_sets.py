@@ -283,3 +283,31 @@ def test_a_restart_does_only_the_missing_seed_of_the_missing_set(
     monkeypatch.setattr(generation, "generate", counted)
     assert stages.evaluate(config).metrics == before.metrics
     assert calls == [(config.evaluate.generate, 2)]
+
+
+def test_problems_of_data_sets_are_named_before_training_starts(smoke_run: SmokeRun, tmp_path: Path):
+    good = write(tmp_path / "good.jsonl", [{"question": "a?", "answer": "b."}])
+    broken = write(tmp_path / "broken.jsonl", [{"question": "a?", "answer": "b."}, {"question": "a?", "answer": 3}])
+    evaluate.check_datasets(with_sets(smoke_run, DatasetConfig(name="good", source=str(good))))
+    config = with_sets(smoke_run, DatasetConfig(name="broken", source=str(broken)))
+    config.store = str(tmp_path / "store")
+    with pytest.raises(DataError, match=r"data set broken: .*line 2: column `answer` holds int \(3\), not a text"):
+        stages.run(config)
+    assert not (tmp_path / "store").exists(), "before the first stage"
+    empty = write(tmp_path / "empty.jsonl", [{"question": "a?", "answer": " "}])
+    with pytest.raises(DataError, match=r"data set empty: .*holds no example to score.*empty_response"):
+        evaluate.check_datasets(with_sets(smoke_run, DatasetConfig(name="empty", source=str(empty))))
+
+
+def test_of_a_folder_with_a_test_file_that_file_is_scored(smoke_run: SmokeRun, tmp_path: Path):
+    folder = tmp_path / "both"
+    folder.mkdir()
+    write(folder / "train.jsonl", [{"question": f"t{number}?", "answer": "b."} for number in range(4)])
+    write(folder / "test.jsonl", [{"question": "new?", "answer": "c.</s>"}])
+    found, _ = sets_of(with_sets(smoke_run, DatasetConfig(name="both", source=str(folder))), smoke_run, tmp_path)
+    assert [row.response for row in found[-1].questions] == ["c."]
+
+
+@pytest.mark.parametrize("value", ["off", False])
+def test_off_is_off_however_yaml_reads_it(value: Any):
+    assert EvaluateConfig(leaks=value).leaks == "off"

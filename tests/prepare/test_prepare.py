@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import gc
+import gzip
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -191,3 +193,47 @@ def test_threads_tokenize_alone_unless_the_user_says_otherwise(
     assert found == [users or "false"] * 20
     assert gc.get_freeze_count() == 0 < frozen
     assert os.environ.get("TOKENIZERS_PARALLELISM") == users
+
+
+def test_a_folder_of_ten_kinds_of_files_is_read_or_counted_line_by_line(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    (data / "test").mkdir(parents=True)
+    ask, answer = {"role": "user", "content": "Name a fruit."}, {"role": "assistant", "content": "An apple."}
+    turns = {
+        "weights": [ask, {**answer, "weight": 0}],
+        "calls": [ask, {"role": "assistant", "content": "Wait.", "tool_calls": [{"id": "1"}]}],
+        "chat": [ask, {**answer, "content": "A pear it is.<|im_end|>"}],
+    }
+    rows: dict[str, list[dict[str, Any]]] = {
+        "a-alpaca.jsonl": [{"instruction": "Say it.", "input": "x", "output": "Two.", "history": [["Count.", "One."]]}],
+        "b-qa.jsonl": [{"Question": "Who?", "Answer": "Ada did."}],
+        "c-kto.jsonl": [{"prompt": "p", "completion": "Bad one.", "label": False}],
+        **{f"d-{name}.jsonl": [{"messages": each}] for name, each in turns.items()},
+        "e-text.jsonl": [{"text": "A text with <|end|> in it."}],
+        "test/f.jsonl": [{"prompt": "What?", "completion": "For the test."}],
+    }
+    for name, each in rows.items():
+        (data / name).write_text("".join(json.dumps(row) + "\n" for row in each))
+    (data / "g.csv").write_text("sep=;\ninstruction;response\nName one.;One, two.\n")
+    (data / "h.jsonl").write_bytes(gzip.compress(b'{"query": "Why?", "response": "So."}\n'))
+    (data / "i.jsonl").write_text('{"instruction": "q", "response": "\\ud83d"}\n')
+    (data / "notes.md").write_text("no data")
+    config = config_for(tmp_path / "run", [])
+    config.corpus = config.corpus.model_copy(
+        update={"source": str(data), "validation_share": 0.0, "test_share": 0.0, "max_malformed": 1}
+    )
+    config.alignment.gate.max_dropped = 1.0
+    counts = stages.prepare(config).counts
+    assert counts["in"] == 11
+    assert {
+        name: count for name, count in counts.items() if name.startswith(("kept", "dropped", "end", "special"))
+    } == {
+        "kept_train": 6,
+        "kept_test": 1,
+        "dropped_not_learned": 1,
+        "dropped_unsupported_tool_call": 1,
+        "dropped_labelled_bad": 1,
+        "dropped_malformed": 1,
+        "end_stripped": 1,
+        **({"special_as_text": counts["special_as_text"]} if "special_as_text" in counts else {}),
+    }
