@@ -12,7 +12,7 @@ from sra_core.corpus.split import digest
 from sra_core.corpus.types import Example, MalformedRow, Rejected, Turn
 from sra_core.corpus.values import flag, kind, listed, text
 
-__all__ = ["Spoken", "conversation", "history_turns", "spoken_turns"]
+__all__ = ["Spoken", "conversation", "history_turns", "spoken_turns", "unknown_keys"]
 
 ROLES = {
     "user": "user",
@@ -32,6 +32,9 @@ REASONING = ("reasoning_content", "reasoning", "thinking")
 LEARNED = ("weight", "train", "loss", "loss_mask", "trainable")
 """Keys of a turn that say whether it is learned; `mask` says whether it is not."""
 CALLS = ("tool_calls", "function_call", "tool_call")
+MEDIA = ("image", "images", "audio", "audios", "video", "videos")
+KNOWN = {"role", "from", "content", "value", "text", "mask", "tools", "functions", "tool_call_id", *REASONING, *LEARNED}
+KNOWN |= {*CALLS, *MEDIA}
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,13 +76,15 @@ def _spoken(item: Any, place: str) -> Spoken:
     calls = any(keys.get(key) for key in (*CALLS, "tools", "functions"))
     if not {"content", "value"} & set(keys) and not calls:
         raise MalformedRow(f"{place} has no content; its keys are {', '.join(map(str, item))}")
+    if content is not None and keys.get("text") is not None:
+        _one_of(keys, ("content", "value", "text"), place)
     unsupported = "unsupported_role" if called else "unsupported_tool_call" if calls else ""
     if isinstance(content, list) and content and all(isinstance(part, dict) for part in content):
         if all(part.get("type", "text") == "text" for part in content):
             content = "".join(text(part.get("text"), f"{place}.text") for part in content)
         else:
             content, unsupported = "", unsupported or "unsupported_content"
-    if any(keys.get(key) for key in ("image", "images", "audio", "audios", "video", "videos")):
+    if any(keys.get(key) for key in MEDIA):
         unsupported = unsupported or "unsupported_content"
     if content is not None and not isinstance(content, str) and unsupported:
         content = ""  # a tool may answer with an object; its turn is not learned
@@ -88,6 +93,15 @@ def _spoken(item: Any, place: str) -> Spoken:
     thought = text(_one_of(keys, REASONING, place), f"{place}.reasoning")
     turn = Turn(ROLES.get(name, name), text(content, place), thought)
     return Spoken(turn, _learned(keys, place), unsupported)
+
+
+def unknown_keys(value: Any, column: str) -> Iterator[str]:
+    """Keys of turns that say something and are not read."""
+    for turn in value if isinstance(value, list) else ():
+        if isinstance(turn, dict):
+            for key, each in turn.items():
+                if each not in (None, "", []) and str(key).strip().casefold() not in KNOWN:
+                    yield f"{column}[].{key}"
 
 
 def _one_of(keys: Mapping[str, Any], names: Sequence[str], place: str) -> Any:

@@ -12,6 +12,7 @@ from typing import Any
 
 from sra_core.config import CorpusConfig
 from sra_core.corpus.columns import Layout, NoLayout, layout_of
+from sra_core.corpus.conversations import unknown_keys
 from sra_core.corpus.files import Files, is_data_file
 from sra_core.corpus.hub import HubRows
 from sra_core.corpus.layouts import examples, missing_column, source_of, unknown_layout
@@ -183,8 +184,9 @@ class Corpus:
                 yield "", b"", quarantine.add(_bad(row, reason), error)
                 continue
             last = row.path, layout
-            if layout.unused:
-                self._unused.setdefault(row.path, {}).update(dict.fromkeys(layout.unused))
+            unused = list(_unread(row, layout))
+            if unused:
+                self._unused.setdefault(row.path, {}).update(dict.fromkeys(unused))
             for field in [field for field, column in unseen.items() if column in columns]:
                 del unseen[field]
             try:
@@ -237,6 +239,14 @@ class _Sources:
     @property
     def repeat(self) -> bool:
         return self._rows < 2 or 2 * len(self._values) <= self._rows
+
+
+def _unread(row: Row, layout: Layout) -> Iterator[str]:
+    """Columns, and keys of turns, that hold something which is not read."""
+    yield from layout.unused
+    yield from unknown_keys(row.values.get(layout.column("messages")), layout.column("messages"))
+    if isinstance(row.values.get(layout.column("source")), (list, dict)):
+        yield layout.column("source")
 
 
 def _listed(columns: Iterable[str]) -> str:

@@ -30,6 +30,7 @@ class HubRows:
 
     def __init__(self, config: CorpusConfig) -> None:
         self._config = config
+        self._columns = Columns(config)
 
     @cached_property
     def revision(self) -> str:
@@ -70,7 +71,8 @@ class HubRows:
     def notes(self) -> list[str]:
         read = ", ".join(f"{name} as {split or 'train'}" for name, split in self._parts.items())
         skipped = [name for name in self._data if name not in self._parts]
-        return [f"{self._config.source}: read {read}" + (f"; not read: {', '.join(skipped)}" if skipped else "")]
+        told = f"{self._config.source}: read {read}" + (f"; not read: {', '.join(skipped)}" if skipped else "")
+        return [told, *self._columns.notes()]
 
     def __iter__(self) -> Iterator[Row | BadRow]:
         name = self._config.source.rpartition("/")[2]
@@ -96,6 +98,7 @@ class HubRows:
     def _data(self) -> Mapping[str, Any]:
         """The splits by name; ``corpus.hub_split`` may also be an expression such as ``train[:10%]``."""
         from datasets import load_dataset_builder
+        from datasets.exceptions import DatasetsError
 
         config = self._config
         try:
@@ -112,12 +115,12 @@ class HubRows:
             if not config.splits and config.hub_split not in found:
                 raise ValueError(f"there is no split {config.hub_split}; there are {', '.join(map(str, found))}")
             return {str(name): self._read_columns(data) for name, data in found.items()}
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, DatasetsError) as error:
             raise _unreachable(config, error) from error
 
     def _read_columns(self, data: Any) -> Any:
         """The data without columns that no layout knows: pictures and the like cost time, odd values an error."""
-        wanted = None if data.column_names is None else Columns(self._config).wanted("", data.column_names)
+        wanted = None if data.column_names is None else self._columns.wanted(self._config.source, data.column_names)
         return data if wanted is None else data.select_columns(wanted)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from sra_core.config import CorpusConfig
-from sra_core.corpus.columns import LAYOUTS, MEANINGS, Layout, NoLayout, known_layouts, plain_name
+from sra_core.corpus.columns import LAYOUTS, MEANINGS, Layout, NoLayout, known_layouts, means, plain_name
 from sra_core.corpus.conversations import Spoken, conversation, history_turns, spoken_turns
 from sra_core.corpus.split import digest
 from sra_core.corpus.types import Example, MalformedRow, Rejected, Row, Turn
@@ -23,7 +23,7 @@ def unknown_layout(config: CorpusConfig, row: Row, problem: NoLayout) -> DataErr
     if problem.reason:
         return DataError(f"{row.path}, line {row.line}: {problem.reason}", problem.remedy)
     rows = [column for column in columns if _holds_rows(row.values[column])]
-    if rows and not config.columns:
+    if rows and not config.columns and not any(map(means, columns)):
         return DataError(
             f"{row.path}, line {row.line}: one object that holds a list of rows under `{rows[0]}`, where one row a "
             "line is read",
@@ -215,9 +215,9 @@ def _tools(value: Any, column: str) -> str:
 def source_of(row: Row, layout: Layout) -> str:
     """What a row's source column says; empty where it names no source."""
     value = row.values.get(layout.column("source"))
-    if not isinstance(value, str):
+    if value is None or isinstance(value, (list, dict)):
         return ""
-    value = text(value, layout.column("source"))
+    value = text(str(value), layout.column("source"))
     return value if value.strip() else ""
 
 

@@ -237,11 +237,18 @@ def test_turns_of_tools_and_pictures_are_dropped_and_counted(file, turns, reason
     [
         ({"role": "assistant", "text": "Hello"}, "has no content; its keys are role, text"),
         ({"role": "assistant", "content": "a", "value": "b"}, "says different things under content and value"),
+        ({"role": "assistant", "content": "a", "text": "b"}, "says different things under content and text"),
     ],
 )
 def test_a_turn_that_cannot_be_trusted_is_a_malformed_row(file, turn, reason):
     with pytest.raises(DataError, match=rf"line 1: messages\[1\] {reason}"):
         kept(file({"messages": [ASK, turn]}))
+
+
+def test_keys_of_turns_that_are_not_read_are_told(file):
+    found = corpus(file({"messages": [{**ASK, "name": "Ada", "id": None}, ANSWER]}))
+    list(found)
+    assert any("`messages[].name`" in note and "id" not in note.partition("not read")[2] for note in found.notes())
 
 
 def test_turns_may_be_json_text_or_a_list_a_key(file):

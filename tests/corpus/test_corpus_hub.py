@@ -115,3 +115,28 @@ def test_without_network_the_commit_comes_from_the_local_cache(tmp_path, monkeyp
     assert "network" in caught.value.remedy
     with pytest.raises(DataError, match="no-such-data"):
         Corpus(hub(source="no-such-data", revision=None)).identity()
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_splits_that_the_set_brings_are_used(data_set, tmp_path, streaming):
+    folder = tmp_path / "repository"
+    write_jsonl(folder / "held.jsonl", pairs(2, 20))
+    (folder / "README.md").write_text(
+        CARD.replace(
+            "split: extra\n    path: extra.jsonl",
+            "split: dev\n    path: extra.jsonl\n  - split: test\n    path: held.jsonl",
+        )
+    )
+    found = Corpus(hub(streaming=streaming, validation_share=0.4, test_share=0.4))
+    splits = {item.response: split for split, item in found}
+    assert splits == {
+        **{f"answer {n}": "train" for n in range(5)},
+        "answer 9": "validation",
+        "answer 20": "test",
+        "answer 21": "test",
+    }
+    assert "dev as validation" in found.notes()[0]
+    chosen = Corpus(hub(streaming=streaming, splits={"train": "test", "test": "dev"}))
+    assert [split for split, _ in chosen] == ["test", "train", "train"]
+    assert "not read: train" in chosen.notes()[0]
+    assert {split for split, _ in Corpus(hub(streaming=streaming, hub_split="test"))} == {"train"}
