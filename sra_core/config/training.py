@@ -89,6 +89,9 @@ class TrainingConfig(Part):
     )
     spike: float = runtime(6.0, "Report a loss this many deviations above the usual one.", gt=0)
     device: str = runtime("auto", "`auto`, `cpu` or `cuda`.")
+    compile: bool = runtime(
+        False, "Compile the model's layers with torch.compile; the first steps then take minutes.", title="Compile"
+    )
 
     @model_validator(mode="after")
     def _micro_batch_divides(self) -> TrainingConfig:
@@ -114,10 +117,6 @@ class TrainingConfig(Part):
 
 class DistillConfig(TrainingConfig):
     """Training of the student with DeepSpeed."""
-
-    compile: bool = runtime(
-        False, "Compile the student's layers with torch.compile; the first steps then take minutes.", title="Compile"
-    )
 
     projector_learning_rate: float = Field(5e-4, gt=0, description="Peak learning rate of the projectors.")
     keep_last: bool = Field(

@@ -26,7 +26,7 @@ from sra_core.errors import ConfigError, DataError
 __all__ = ["Corpus", "open_source"]
 
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
-RULES = 1
+RULES = 2
 """Raise when the same rows and config give other examples than before: stage results made by the old rules expire."""
 
 

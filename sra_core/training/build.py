@@ -34,7 +34,7 @@ def train(job: Job) -> tuple[Progress, str]:
     module = build_module(job).to(device)
     layout = str(choose_layout(module.student, job.config.layout))
     Events(job.events, silent=rank != 0).send("message", text=f"the {job.side} reads batches {layout}")
-    if getattr(training, "compile", False):
+    if training.compile:
         compile_layers(module.student)
     torch.manual_seed(job.config.seed + rank)
     prepared = PreparedSet(read_manifest(job.prepared), "train")

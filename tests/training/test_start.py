@@ -62,7 +62,7 @@ def test_the_start_is_the_least_squares_map_of_the_untrained_student(job: Job) -
     own, other = plain_centers(job, fitted)
     kept = load_file(job.projectors)
     for number, name in enumerate(("2_1", "3_2")):
-        ridge = float(found.notes["projectors"].split("ridge ")[number + 1].split(" ")[0])
+        ridge = float(found.notes["projectors"].split("ridge ")[number + 1].split(")")[0])
         expected = plain(own[number].astype(np.float64), other[number].astype(np.float64), ridge)
         np.testing.assert_allclose(kept[f"{number}.weight"], expected, atol=2e-3)
         assert -1 <= found.metrics[f"projector_fit_{name}"] <= 1
@@ -84,25 +84,19 @@ def test_a_start_that_the_config_fixes_is_not_fitted(job: Job, where: str) -> No
     assert not job.projectors.exists()
 
 
-def test_a_student_that_shares_the_teachers_axes_keeps_the_identity(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Equal widths alone are no reason: the student's centres must lie where the teacher's are."""
-
-    class Fixed:
-        def __init__(self, identity: float | None) -> None:
-            self.identity = identity
-
-        def solve(self) -> start.Fit:
-            return start.Fit(torch.full((12, 12), 0.5), 0.01, 0.8, self.identity)
-
-    for identity, where, chosen in (
-        (0.7, "auto", "identity"),
-        (0.02, "auto", "fit"),
-        (0.7, "fit", "fit"),
-        (None, "auto", "fit"),
-    ):
+def test_a_poor_start_keeps_the_identity_where_widths_are_equal(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Equal widths alone are no reason: the fit must have little to say."""
+    cases = (
+        (0.8, 0.1, "auto", "identity"),
+        (0.92, 0.1, "auto", "fit"),
+        (0.8, 0.1, "fit", "fit"),
+        (0.8, None, "auto", "fit"),
+    )
+    for cosine, identity, where, chosen in cases:
         job.projectors.unlink(missing_ok=True)
         one = job.model_copy(update={"config": with_start(job.config, where)})
-        monkeypatch.setattr(start, "_fit", lambda *_, identity=identity: [Fixed(identity).solve() for _ in range(2)])
+        fits = [start.Fit(torch.full((12, 12), 0.5), 0.01, cosine, identity) for _ in range(2)]
+        monkeypatch.setattr(start, "_fit", lambda *_, fits=fits: fits)
         found = start.start_projectors(one, Watcher())
         assert found.notes["projectors"].startswith(f"2-1 {chosen} ")
         kept = load_file(job.projectors)["0.weight"]
