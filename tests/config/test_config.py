@@ -89,6 +89,8 @@ BY_CONTENT = {
     "streaming",
 }
 """Fields that say where something lies or how it is opened: the fingerprint hashes what is found there."""
+BY_OTHERS = {"corpus.source", "corpus.ignore", "corpus.splits", "adapt.enabled", "evaluate.datasets"}
+"""Fields that this corpus has no use for, or that others' tests change."""
 NO_RESULT = ("name", "store", "dask", "tracking", "bench")
 """What belongs to no stage's result."""
 OTHER = {
