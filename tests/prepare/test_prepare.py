@@ -118,17 +118,17 @@ def test_finished_shards_are_kept_when_the_stage_is_interrupted(tmp_path: Path) 
             if done >= 16:
                 raise KeyboardInterrupt
 
-    config = config_for(tmp_path / "a", many(40))
+    config = config_for(tmp_path / "a", many(80))
     with pytest.raises(KeyboardInterrupt):
         stages.prepare(config, Interrupt())
     folder = next(_folders(tmp_path / "a"))
     assert not (folder / "manifest.json").exists()
     kept = {path.name: path.stat().st_mtime_ns for path in folder.glob("*.arrow")}
-    assert 2 <= len(kept) < 5  # those under way were finished too
+    assert 2 <= len(kept) < 10  # those under way were finished too: at most four, however fast they are
     resumed = stages.prepare(config)
     assert {name: (folder / name).stat().st_mtime_ns for name in kept} == kept
-    assert digests(resumed) == digests(stages.prepare(config_for(tmp_path / "b", many(40))))
-    assert resumed.counts["kept_train"] == 40
+    assert digests(resumed) == digests(stages.prepare(config_for(tmp_path / "b", many(80))))
+    assert resumed.counts["kept_train"] == 80
 
 
 def _folders(root: Path) -> Iterator[Path]:
