@@ -138,8 +138,7 @@ class PrefectWatcher(Watcher):
     def figure(self, name: str, draw: Callable[[], Figure]) -> None:
         self._figures.append(name)
 
-    def table(self, name: str, columns: Mapping[str, Sequence[Any]]) -> None:
-        rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
         self._artifacts.write("table", artifact_key(self._stage, name), _table(rows), name)
 
     def markdown(self, name: str, text: str) -> None:
@@ -210,7 +209,10 @@ def _latest(first: Report, second: Report) -> Report | None:
 def _table(rows: Sequence[Mapping[str, Any]]) -> str:
     import json
 
-    return json.dumps([{key: _cell(value) for key, value in row.items()} for row in rows], default=str)
+    clean = []
+    for row in rows:
+        clean.append({key: _cell(value) for key, value in row.items()})
+    return json.dumps(clean, default=str)
 
 
 def _cell(value: Any) -> Any:

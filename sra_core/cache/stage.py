@@ -110,5 +110,8 @@ def _sizes(shards: list[ShardEntry]) -> dict[str, float]:
 
 
 def _counts(shards: list[ShardEntry]) -> dict[str, int]:
-    totals = {name: sum(shard.counts[name] for shard in shards) for name in ("spans", "states")}
-    return {"examples": sum(shard.rows for shard in shards), **totals}
+    return {
+        "examples": sum(shard.rows for shard in shards),
+        "spans": sum(shard.counts["spans"] for shard in shards),
+        "states": sum(shard.counts["states"] for shard in shards),
+    }

@@ -18,7 +18,7 @@ from sra_core.training.checkpoints import Checkpoints, Progress, gather
 from sra_core.training.data import DistillData, Order, prefetch, uploader
 from sra_core.training.guards import SpikeWatch, non_finite_error
 from sra_core.training.job import Events, History, Job
-from sra_core.training.meter import Meter, average, peak_memory
+from sra_core.training.meter import Meter, average, mean_terms, peak_memory
 from sra_core.training.module import DistillModule
 from sra_core.training.schedule import learning_rate, total_steps
 from sra_core.training.weights import KeptWeights, readable
@@ -150,10 +150,9 @@ class Trainer:
         if not self._plain:
             norm, applied = self._stepped()
             losses = torch.stack([each["loss"] for each in terms]).tolist()
-        mean = {name: torch.stack([each[name] for each in terms]).mean() for name in terms[0]}
         self.progress.step += 1
         self._guard(losses, applied, micro_batches)
-        self._meter.add(mean, norm)
+        self._meter.add(mean_terms(terms), norm)
         if diagnosing:
             self._tell_findings()
 

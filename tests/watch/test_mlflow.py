@@ -163,7 +163,7 @@ def test_files_are_kept_with_the_run_and_nothing_stays_in_the_spool(config: RunC
         watch = MlflowWatcher(config, parent)
         watch.begin("prepare", "prepare-fp", config, "", reused=False)
         watch.figure("evaluate/coverage", lambda: figure)
-        watch.table("samples", {"question": ["a", "b"], "score": [1, 2.5]})
+        watch.table("samples", [{"question": "a", "score": 1}, {"question": "b", "score": 2.5}])
         watch.markdown("audit", "# fine")
         watch.artifact(extra)
         watch.end(_manifest(config, "prepare"))
@@ -384,7 +384,7 @@ def test_secrets_reach_neither_database_nor_artifacts(config: RunConfig, monkeyp
     with pipeline_run(config, {"note": planted}) as parent:
         watch = MlflowWatcher(config, parent)
         watch.begin("prepare", "prepare-fp", config, f"reads {planted}", reused=False)
-        watch.table("samples", {"question": [planted]})
+        watch.table("samples", [{"question": planted}])
         watch.markdown("audit", planted)
         watch.failed(OSError(planted))
     files = [path for path in Path(config.store).rglob("*") if path.is_file()]

@@ -240,9 +240,9 @@ class MlflowWatcher(Watcher):
     def figure(self, name: str, draw: Callable[[], Figure]) -> None:
         self._stage_file(f"{name}.png", "figures", lambda path: draw().savefig(path, dpi=120, bbox_inches="tight"))
 
-    def table(self, name: str, columns: Mapping[str, Sequence[Any]]) -> None:
-        rows = [list(row) for row in zip(*columns.values(), strict=True)]
-        text = json.dumps(redact({"columns": list(columns), "data": rows}), default=str)
+    def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        columns = list(rows[0]) if rows else []
+        text = json.dumps(redact({"columns": columns, "data": [list(row.values()) for row in rows]}), default=str)
         self._stage_file(f"{name}.json", "tables", lambda path: path.write_text(text, encoding="utf-8"), table=True)
 
     def markdown(self, name: str, text: str) -> None:
