@@ -15,6 +15,7 @@ from pathlib import Path
 from sra_core.errors import ModelError
 from sra_core.models.bars import no_progress_bars
 from sra_core.models.cache import made_once, slug
+from sra_core.models.reading import read_weights
 
 __all__ = ["file_sha256", "gguf_folder", "package_folder"]
 
@@ -110,9 +111,10 @@ def _convert(path: Path, sha256: str, folder: Path) -> None:
 
     logger.info("converting %s to safetensors (once; later runs find it in the cache)", path.name)
     try:
-        with no_progress_bars():
-            loaded = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+        loaded = read_weights(path.parent, path.name, gguf_file=path.name, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    except ModelError:
+        raise
     except Exception as error:  # transformers raises many kinds here: what matters to the user is that it can't read it
         raise ModelError(
             f"transformers cannot read {path.name}: {error}", "use the same model's safetensors folder or hub id"

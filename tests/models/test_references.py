@@ -18,7 +18,8 @@ from transformers import AutoModelForCausalLM
 
 from sra_core.config import ModelRef
 from sra_core.errors import ModelError
-from sra_core.models import cache, load_model, load_tokenizer, model_identity, resolve
+from sra_core.models import cache, load_model, load_tokenizer, model_identity, resolve, train_tokenizer
+from tests.models.conftest import write_gguf
 
 MEMBER = "tiny_weights/tiny.F32.gguf"
 
@@ -78,6 +79,13 @@ def test_a_gguf_file_is_converted_once(gguf_file: Path, empty_cache: Path, caplo
     assert [path.name for path in (empty_cache / "models").iterdir() if not path.name.endswith(".lock")] == [
         folder.name
     ]
+
+
+def test_a_gguf_file_that_lacks_a_tensor(tmp_path: Path, empty_cache: Path) -> None:
+    vocabulary = train_tokenizer(["text"], 262).convert_ids_to_tokens(range(260))
+    write_gguf(tmp_path / "torn.gguf", vocabulary, [], without="blk.1.ffn_down.weight")
+    with pytest.raises(ModelError, match=r"torn.gguf lack 1 tensors .*: model.layers.1.mlp.down_proj.weight"):
+        resolve(ModelRef(source=str(tmp_path / "torn.gguf")))
 
 
 def test_a_missing_gguf_file() -> None:
