@@ -7,6 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sra_core.alignment.tokens import refuse_random
 from sra_core.config import ModelRef
 from sra_core.errors import ConfigError, ModelError, TokenizerError
 from sra_core.models.reading import read_weights
@@ -25,7 +26,8 @@ def load_tokenizer(ref: ModelRef) -> PreTrainedTokenizerFast:
 
     Raises:
         ModelError: the reference cannot be resolved or holds no tokenizer.
-        TokenizerError: a slow tokenizer, one without offsets, or one without an end-of-text token.
+        TokenizerError: a slow tokenizer, one without offsets, one that draws its tokens at random, or one without an
+            end-of-text token.
     """
     from transformers import AutoTokenizer
 
@@ -42,6 +44,7 @@ def load_tokenizer(ref: ModelRef) -> PreTrainedTokenizerFast:
             f"the tokenizer of {ref.source} is a slow one ({type(tokenizer).__name__}): it gives no offsets",
             "use a model that ships a tokenizer.json, or convert its tokenizer to one with `tokenizers`",
         )
+    refuse_random(tokenizer)
     _check_offsets(ref, tokenizer)
     if tokenizer.eos_token_id is None:
         raise TokenizerError(
