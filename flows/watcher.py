@@ -97,7 +97,7 @@ class PrefectWatcher(Watcher):
         self._stage, self._config = stage, config
         self._started = self._shown = time.monotonic()
         self._first_done: int | None = None
-        self._history: list[dict[str, Any]] = []
+        self._history: dict[int, dict[str, Any]] = {}
         self._figures: list[str] = []
         self._linked = False
         self._endless = ""  # what was last said of progress whose end nobody knows
@@ -127,12 +127,9 @@ class PrefectWatcher(Watcher):
         if step is None:
             return
         shown = {name: float(f"{value:.5g}") for name, value in values.items()}
-        if self._history and self._history[-1]["step"] == step:
-            self._history[-1].update(shown)
-        else:
-            self._history.append({"step": step, **shown})
+        self._history.setdefault(step, {"step": step}).update(shown)  # training that starts again tells steps again
         stride = max(1, len(self._history) // _ROWS)
-        rows = self._history[::-1][::stride]
+        rows = list(self._history.values())[::-1][::stride]
         self._artifacts.write("table", artifact_key(self._stage, "live"), _table(rows), "Live numbers, latest first")
 
     def figure(self, name: str, draw: Callable[[], Figure]) -> None:

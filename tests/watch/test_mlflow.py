@@ -219,6 +219,20 @@ def test_a_retry_inside_one_pipeline_continues_the_child(config: RunConfig) -> N
     assert child.info.status == "FINISHED"
 
 
+def test_training_that_starts_again_tells_each_step_once(config: RunConfig) -> None:
+    with pipeline_run(config) as parent:
+        watch = MlflowWatcher(config, parent)
+        watch.begin("distill", "distill-fp", config, "", reused=False)
+        for step in (0, 1, 2, 0, 1, 2, 3):
+            watch.metrics({"validation/bits_per_byte": 4.0}, step)
+        watch.metrics({"total": 1.0})
+        watch.metrics({"total": 2.0})
+        watch.end(_manifest(config, "distill"))
+    (run,) = _children(config)
+    assert _steps(config, run, "validation/bits_per_byte") == [0, 1, 2, 3]
+    assert run.data.metrics["total"] == 2.0
+
+
 def test_cancellation_ends_runs_as_killed_and_they_can_go_on(config: RunConfig) -> None:
     with pytest.raises(KeyboardInterrupt), pipeline_run(config) as parent:
         _stage(config, parent, fail=KeyboardInterrupt())

@@ -108,11 +108,9 @@ class PipelineRun:
         self.put({"do": "close", "run": self.key, "status": status, "end": describe.now()})
         return None if self._parent else _close_outbox(self._outbox, patience)
 
-    def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
+    def metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
         """Log numbers to this very run."""
-        now = describe.now()
-        rows = [[name, float(value), now, step] for name, value in values.items()]
-        self.put({"do": "metrics", "run": self.key, "metrics": rows})
+        self.put({"do": "metrics", "run": self.key, "metrics": _rows(values, step)})
 
 
 @contextmanager
@@ -232,8 +230,7 @@ class MlflowWatcher(Watcher):
         return self._ledger is not None and self._key in self._ledger.repeats
 
     def metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
-        now = describe.now()
-        self._put("metrics", metrics=[[name, float(value), now, step or 0] for name, value in values.items()])
+        self._put("metrics", metrics=_rows(values, step))
         if step is None and self._parent is not None and self._key:
             self._parent.metrics(values)
 
@@ -259,9 +256,8 @@ class MlflowWatcher(Watcher):
             return
         took = {} if self._reused else {f"{self._stage}_seconds": time.monotonic() - self._started}
         self.metrics({**manifest.metrics, **took})
-        self._put(
-            "metrics", metrics=[[f"count/{name}", count, describe.now(), 0] for name, count in manifest.counts.items()]
-        )
+        counts = {f"count/{name}": count for name, count in manifest.counts.items()}
+        self._put("metrics", metrics=_rows(counts, None))
         if not self._repeats:
             self._put("inputs", inputs=describe.manifest_inputs(manifest))
         self._put("tags", tags={**describe.manifest_tags(manifest), "error": ""})
@@ -323,6 +319,11 @@ def _close_outbox(outbox: Outbox, patience: float) -> Path | None:
     if waiting is not None:
         _log.warning("the tracking server does not answer; unsent reports are kept in %s for the next run", waiting)
     return waiting
+
+
+def _rows(values: Mapping[str, float], step: int | None) -> list[list[Any]]:
+    now = describe.now()
+    return [[name, float(value), now, step] for name, value in values.items()]
 
 
 def _merge(first: Report, second: Report) -> Report | None:
