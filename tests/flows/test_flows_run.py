@@ -173,7 +173,7 @@ def test_a_planted_secret_reaches_neither_log_nor_state_nor_artifact(
     def telling(stage: str, watch: Any) -> None:
         watch.message(f"using {planted}")
         watch.markdown("audit", f"# {planted}")
-        watch.table("samples", {"answer": [planted]})
+        watch.table("samples", [{"answer": planted}])
         work(stage, watch)
 
     monkeypatch.setattr(stub_stages, "_work", telling)

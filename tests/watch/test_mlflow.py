@@ -222,7 +222,7 @@ def test_files_are_kept_with_the_run_and_nothing_stays_in_the_spool(config: RunC
         watch = MlflowWatcher(config, parent)
         watch.begin("prepare", "prepare-fp", config, "", reused=False)
         watch.figure("evaluate/coverage", lambda: figure)
-        watch.table("samples", {"question": ["a", "b"], "score": [1, 2.5]})
+        watch.table("samples", [{"question": "a", "score": 1}, {"question": "b", "score": 2.5}])
         watch.markdown("audit", "# fine")
         watch.artifact(extra)
         watch.end(_manifest(config, "prepare"))
@@ -276,6 +276,20 @@ def test_a_retry_inside_one_pipeline_continues_the_child(config: RunConfig) -> N
     (child,) = _children(config)
     assert _steps(config, child) == [1, 2, 3, 4, 5]
     assert child.info.status == "FINISHED"
+
+
+def test_training_that_starts_again_tells_each_step_once(config: RunConfig) -> None:
+    with pipeline_run(config) as parent:
+        watch = MlflowWatcher(config, parent)
+        watch.begin("distill", "distill-fp", config, "", reused=False)
+        for step in (0, 1, 2, 0, 1, 2, 3):
+            watch.metrics({"validation/bits_per_byte": 4.0}, step)
+        watch.metrics({"total": 1.0})
+        watch.metrics({"total": 2.0})
+        watch.end(_manifest(config, "distill"))
+    (run,) = _children(config)
+    assert _steps(config, run, "validation/bits_per_byte") == [0, 1, 2, 3]
+    assert run.data.metrics["total"] == 2.0
 
 
 def test_cancellation_ends_runs_as_killed_and_they_can_go_on(config: RunConfig) -> None:
@@ -463,7 +477,7 @@ def test_secrets_reach_neither_database_nor_artifacts(config: RunConfig, monkeyp
     with pipeline_run(config, {"note": planted}) as parent:
         watch = MlflowWatcher(config, parent)
         watch.begin("prepare", "prepare-fp", config, f"reads {planted}", reused=False)
-        watch.table("samples", {"question": [planted]})
+        watch.table("samples", [{"question": planted}])
         watch.markdown("audit", planted)
         watch.failed(OSError(planted))
     files = [path for path in Path(config.store).rglob("*") if path.is_file()]

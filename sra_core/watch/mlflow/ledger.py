@@ -154,13 +154,16 @@ class Ledger:
 
     def _do_metrics(self, report: Report) -> None:
         run_id = self._id(report["run"])
-        known = self._known.setdefault(run_id, {})
-        metrics = [Metric(*row) for row in report["metrics"] if row[3] > known.get(row[0], -1)]
+        known = dict(self._known.get(run_id, {}))
+        metrics = []
+        for name, value, time, step in report["metrics"]:
+            if (step or 0) > known.get(name, -1):  # training that resumes tells its steps again
+                metrics.append(Metric(name, value, time, step or 0))
+                if step is not None:  # a total may be said again
+                    known[name] = step
         for first in range(0, len(metrics), BATCH):
             self._client.log_batch(run_id, metrics=metrics[first : first + BATCH])
-        for metric in metrics:
-            if metric.step:  # what has no steps may be said again
-                known[metric.key] = metric.step
+        self._known[run_id] = known
 
     def _do_tags(self, report: Report) -> None:
         self._log(self._id(report["run"]), tags=report["tags"])

@@ -121,11 +121,9 @@ class PipelineRun:
         """Make Markdown the description of the run."""
         self.put({"do": "describe", "run": self.key, "text": describe.note(redact_text(text))})
 
-    def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
+    def metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
         """Log numbers to this very run."""
-        now = describe.now()
-        rows = [[name, float(value), now, step] for name, value in values.items()]
-        self.put({"do": "metrics", "run": self.key, "metrics": rows})
+        self.put({"do": "metrics", "run": self.key, "metrics": _rows(values, step)})
 
 
 @contextmanager
@@ -248,17 +246,16 @@ class MlflowWatcher(Watcher):
         return self._ledger is not None and self._key in self._ledger.repeats
 
     def metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
-        now = describe.now()
-        self._put("metrics", metrics=[[name, float(value), now, step or 0] for name, value in values.items()])
+        self._put("metrics", metrics=_rows(values, step))
         if step is None and self._parent is not None and self._key:
             self._parent.total(values)
 
     def figure(self, name: str, draw: Callable[[], Figure]) -> None:
         self._stage_file(f"{name}.png", "figures", lambda path: draw().savefig(path, dpi=120, bbox_inches="tight"))
 
-    def table(self, name: str, columns: Mapping[str, Sequence[Any]]) -> None:
-        rows = [list(row) for row in zip(*columns.values(), strict=True)]
-        text = json.dumps(redact({"columns": list(columns), "data": rows}), default=str)
+    def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        columns = list(rows[0]) if rows else []
+        text = json.dumps(redact({"columns": columns, "data": [list(row.values()) for row in rows]}), default=str)
         self._stage_file(f"{name}.json", "tables", lambda path: path.write_text(text, encoding="utf-8"), table=True)
 
     def markdown(self, name: str, text: str) -> None:
@@ -277,9 +274,8 @@ class MlflowWatcher(Watcher):
             return
         took = {} if self._reused else {f"{self._stage}_seconds": time.monotonic() - self._started}
         self.metrics({**manifest.metrics, **took})
-        self._put(
-            "metrics", metrics=[[f"count/{name}", count, describe.now(), 0] for name, count in manifest.counts.items()]
-        )
+        counts = {f"count/{name}": count for name, count in manifest.counts.items()}
+        self._put("metrics", metrics=_rows(counts, None))
         if not self._repeats:
             self._put("inputs", inputs=describe.manifest_inputs(manifest))
         self._put("tags", tags={**describe.manifest_tags(manifest), "error": ""})
@@ -358,6 +354,11 @@ def _close_outbox(outbox: Outbox, patience: float) -> Path | None:
     if waiting is not None:
         _log.warning("the tracking server does not answer; unsent reports are kept in %s for the next run", waiting)
     return waiting
+
+
+def _rows(values: Mapping[str, float], step: int | None) -> list[list[Any]]:
+    now = describe.now()
+    return [[name, float(value), now, step] for name, value in values.items()]
 
 
 def _merge(first: Report, second: Report) -> Report | None:
