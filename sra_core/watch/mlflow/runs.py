@@ -220,10 +220,11 @@ class MlflowWatcher(Watcher):
             self._ledger, self._outbox = self._parent._ledger, self._parent._outbox
         else:
             self._ledger, self._outbox = _open_outbox(self._config)
+        title = config.name if stage == "compare" else config.title  # several runs: no one's recipe and seed name them
         self._put(
             "open",
             parent=self._parent.key if self._parent else None,
-            name=stage if self._parent else f"{config.title} · {stage}",
+            name=stage if self._parent else f"{title} · {stage}",
             match={"stage": stage, "fingerprint": fingerprint},
             tags={**describe.process_tags(), **redact(self._tags), "plan": redact_text(plan)[: describe.LONGEST_VALUE]},
             **describe.parameters(config),
