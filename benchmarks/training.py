@@ -14,7 +14,6 @@ import statistics
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ from sra_core.models import initial_student
 from sra_core.shards import PreparedSet, TeacherSet, read_manifest
 from sra_core.training import DistillData, Job, Order, launch, learning_rate, quiet_libraries
 from sra_core.training.build import build_module
-from sra_core.training.job import Events, History
+from sra_core.training.job import Lines
 from sra_core.training.module import parameter_groups
 from sra_core.training.runtime import make_optimizer
 from sra_core.watch.mlflow import MlflowWatcher
@@ -100,13 +99,12 @@ def telling(job: Job, repeats: int = 300) -> float:
     The lines that it appends are read, and sent to MLflow, by the process that started it.
     """
     values = json.loads(job.history.read_text().splitlines()[-1])
-    events, history = Events(job.folder / "again.jsonl"), History(job.folder / "again-history.jsonl")
+    events, history = Lines(job.folder / "again.jsonl"), Lines(job.folder / "again-history.jsonl")
     seconds = []
     for step in range(repeats):
         started = time.perf_counter()
-        events.send("metrics", step=step, values=values)
-        history.append(step, values)
-        events.send("progress", done=step, total=repeats, note="loss 1.234, held out 1.234 bits a byte")
+        history.append(**{**values, "step": step})
+        events.append(kind="progress", done=step, total=repeats, note="loss 1.234, held out 1.234 bits a byte")
         seconds.append(time.perf_counter() - started)
     return statistics.median(seconds)
 
@@ -120,7 +118,7 @@ def engine(job: Job, folder: Path, processes: int) -> Mapping[str, float]:
     config = job.config.model_copy(deep=True)
     config.distill.processes = processes
     folder.mkdir()
-    job = replace(job, config=config, folder=folder)
+    job = job.model_copy(update={"config": config, "folder": folder})
     watch = MlflowWatcher(config)
     watch.begin("distill", folder.name, config, "benchmark", reused=False)
     busy, started = time.process_time(), time.monotonic()

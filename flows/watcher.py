@@ -97,7 +97,7 @@ class PrefectWatcher(Watcher):
         self._stage, self._config = stage, config
         self._started = self._shown = time.monotonic()
         self._first_done: int | None = None
-        self._history: list[dict[str, Any]] = []
+        self._history: dict[int, dict[str, Any]] = {}
         self._figures: list[str] = []
         self._linked = False
         self._endless = ""  # what was last said of progress whose end nobody knows
@@ -127,19 +127,15 @@ class PrefectWatcher(Watcher):
         if step is None:
             return
         shown = {name: float(f"{value:.5g}") for name, value in values.items()}
-        if self._history and self._history[-1]["step"] == step:
-            self._history[-1].update(shown)
-        else:
-            self._history.append({"step": step, **shown})
+        self._history.setdefault(step, {"step": step}).update(shown)  # training that starts again tells steps again
         stride = max(1, len(self._history) // _ROWS)
-        rows = self._history[::-1][::stride]
+        rows = list(self._history.values())[::-1][::stride]
         self._artifacts.write("table", artifact_key(self._stage, "live"), _table(rows), "Live numbers, latest first")
 
     def figure(self, name: str, draw: Callable[[], Figure]) -> None:
         self._figures.append(name)
 
-    def table(self, name: str, columns: Mapping[str, Sequence[Any]]) -> None:
-        rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
         self._artifacts.write("table", artifact_key(self._stage, name), _table(rows), name)
 
     def markdown(self, name: str, text: str) -> None:
@@ -210,7 +206,10 @@ def _latest(first: Report, second: Report) -> Report | None:
 def _table(rows: Sequence[Mapping[str, Any]]) -> str:
     import json
 
-    return json.dumps([{key: _cell(value) for key, value in row.items()} for row in rows], default=str)
+    clean = []
+    for row in rows:
+        clean.append({key: _cell(value) for key, value in row.items()})
+    return json.dumps(clean, default=str)
 
 
 def _cell(value: Any) -> Any:

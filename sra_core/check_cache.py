@@ -99,7 +99,9 @@ def check_cache(config: RunConfig, examples: int) -> Fidelity:
     rows, stored = sample_rows(prepared, folder.path, manifest.shards, examples, seed)
     capture = make_capture(config, folder, load_teacher(run.adapted))
     live = [capture([row])[0] for row in rows]
-    versions = {"stored": stored, **{dtype: [_as(row, dtype) for row in live] for dtype in DTYPES}}
+    versions = {"stored": stored}
+    for dtype in DTYPES:
+        versions[dtype] = [_as(row, dtype) for row in live]
     result = Fidelity(len(rows), folder.identity["cache"]["dtype"])
     result.states = {name: state_errors(live, kept) for name, kept in versions.items()}
     terms = _loss_terms(run.adapted, prepared, manifest, rows)
@@ -148,8 +150,10 @@ def _loss_terms(
         data = distill_data(config, MemoryPrepared(rows), MemoryTeacher(teacher), count)
         with torch.no_grad():
             outputs = [module(data.batch([index], 0)) for index in range(len(rows))]
+        found = []
         for output in outputs:
             del output["ce"], output["spans"]  # what no teacher has a part in
-        return [{name: float(value) for name, value in output.items()} for output in outputs]
+            found.append({name: float(value) for name, value in output.items()})
+        return found
 
     return terms

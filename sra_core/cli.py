@@ -6,6 +6,7 @@ import difflib
 import shlex
 import signal
 import sys
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -219,9 +220,8 @@ def recipes() -> None:
 
     table = Table(box=None, show_header=False, pad_edge=False)
     for name in recipe_names():
-        lines = recipe_path(name).read_text().splitlines()
-        comment = [line[2:] for line in lines[: next(i for i, line in enumerate(lines) if not line.startswith("#"))]]
-        table.add_row(f"[bold]{name}", " ".join(comment))
+        comment = takewhile(lambda line: line.startswith("#"), recipe_path(name).read_text().splitlines())
+        table.add_row(f"[bold]{name}", " ".join(line[2:] for line in comment))
     console.print(table)
 
 

@@ -123,13 +123,14 @@ def _lead(job: Job, upstream: Sequence[Manifest], watch: Watcher) -> dict[str, f
 
 def _cosines(history: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Cosine of student's and teacher's centres before and after training, where it was looked at."""
-    looks = [row for row in history if any(name.startswith(_COSINE) for name in row)]
-    found = {}
-    for when, row in (("before", looks[0]), ("after", looks[-1])) if looks else ():
+    before: dict[str, float] = {}
+    after: dict[str, float] = {}
+    for row in history:
         for name, value in row.items():
             if name.startswith(_COSINE):
-                found[f"{name.removeprefix('diagnose/')}_{when}"] = value
-    return found
+                before.setdefault(f"{name.removeprefix('diagnose/')}_before", value)
+                after[f"{name.removeprefix('diagnose/')}_after"] = value
+    return before | after
 
 
 def _export(job: Job, upstream: Sequence[Manifest], result: Mapping[str, Any], folder: Path) -> list[str]:

@@ -11,7 +11,16 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-__all__ = ["Import", "circle", "declared_packages", "file_graph", "handed_on", "imports", "undeclared"]
+__all__ = [
+    "Import",
+    "circle",
+    "declared_packages",
+    "file_graph",
+    "handed_on",
+    "imports",
+    "nested_comprehensions",
+    "undeclared",
+]
 
 
 @dataclass(frozen=True)
@@ -130,3 +139,17 @@ def undeclared(paths: list[Path], declared: set[str], own: set[str]) -> set[str]
         for each in imports(path)
         if each.module.split(".")[0] not in known
     }
+
+
+_COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
+
+
+def nested_comprehensions(path: Path) -> list[str]:
+    """``file:line`` of every comprehension that holds another, wherever in it."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, _COMPREHENSIONS):
+            inner = [each for each in ast.walk(node) if isinstance(each, _COMPREHENSIONS)]
+            if len(inner) > 1:  # the walk begins with the node itself
+                found.append(f"{path.name}:{node.lineno}")
+    return found

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import sra_core
-from tests.structure import circle, declared_packages, file_graph, handed_on, imports, undeclared
+from tests.structure import circle, declared_packages, file_graph, handed_on, imports, nested_comprehensions, undeclared
 
 ROOT = Path(sra_core.__file__).parent
 PROJECT = ROOT.parent
@@ -156,6 +156,19 @@ def test_a_planted_undeclared_import_is_found(tmp_path: Path) -> None:
     project.write_text('[project]\ndependencies = ["numpy>=2", "PyYAML"]\n[project.optional-dependencies]\n')
     file.write_text("import json\nimport numpy\nimport yaml\n\n\ndef late():\n    import torch\n")
     assert undeclared([file], declared_packages(project), set()) == {"guest.py imports torch"}
+
+
+def test_no_comprehension_holds_another() -> None:
+    paths = [path for folder in ("sra_core", "flows") for path in sorted((PROJECT / folder).rglob("*.py"))]
+    assert [place for path in paths for place in nested_comprehensions(path)] == []
+
+
+def test_a_planted_comprehension_in_another_is_found(tmp_path: Path) -> None:
+    file = tmp_path / "file.py"
+    file.write_text(
+        "a = [x for y in z for x in y]\nb = [any(x for x in y) for y in z]\nc = {x for x in [y for y in z]}\n"
+    )
+    assert nested_comprehensions(file) == ["file.py:2", "file.py:3"]
 
 
 @pytest.mark.parametrize(("module", "names"), CONTRACTS.items())

@@ -220,8 +220,11 @@ def render_html(report: AlignmentReport) -> str:
 
 def _html_table(headings: Sequence[str], rows: Iterable[Sequence[str]], kind: str, head: bool = True) -> str:
     top = "<tr>" + "".join(f"<th>{escape(heading)}</th>" for heading in headings) + "</tr>" if head else ""
-    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f'<div class="scroll"><table class="{kind}">{top}{body}</table></div>'
+    body = []
+    for row in rows:
+        cells = "".join(f"<td>{escape(cell)}</td>" for cell in row)
+        body.append(f"<tr>{cells}</tr>")
+    return f'<div class="scroll"><table class="{kind}">{top}{"".join(body)}</table></div>'
 
 
 def _html_histogram(report: AlignmentReport) -> str:
@@ -244,10 +247,10 @@ def _html_example(example: WorstExample) -> str:
     if example.before:
         boxes.append(f'<span class="none">{escape(visible(example.before))}</span>')
     for k, span in enumerate(example.spans):
-        rows = "".join(
-            f'<div class="{side}">{"".join(f"<b>{escape(visible(token))}</b>" for token in tokens)}</div>'
-            for side, tokens in (("t", span.teacher), ("s", span.student))
-        )
+        rows = ""
+        for side, tokens in (("t", span.teacher), ("s", span.student)):
+            cells = "".join(f"<b>{escape(visible(token))}</b>" for token in tokens)
+            rows += f'<div class="{side}">{cells}</div>'
         color = f"--c:{_COLORS[k % len(_COLORS)]}"
         boxes.append(
             f'<span class="span" style="{color}"><div class="x">{escape(visible(span.text))}</div>{rows}</span>'

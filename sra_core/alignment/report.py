@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -189,18 +188,17 @@ class AlignmentReport:
                 values[name] = getattr(self, name)
         return {f"alignment/{name}": float(value) for name, value in values.items()}
 
-    def tables(self) -> dict[str, dict[str, list[Any]]]:
-        """Tables column by column: ``by_script``, ``by_source``, ``tokens_per_span``, ``dropped``."""
-        lengths = sorted({*self.teacher_lengths, *self.student_lengths})
+    def tables(self) -> dict[str, list[dict[str, Any]]]:
+        """Rows of the tables ``by_script``, ``by_source``, ``tokens_per_span`` and ``dropped``."""
+        lengths = []
+        for length in sorted({*self.teacher_lengths, *self.student_lengths}):
+            spans = (self.teacher_lengths.get(length, 0), self.student_lengths.get(length, 0))
+            lengths.append({"tokens": length, "teacher_spans": spans[0], "student_spans": spans[1]})
         return {
-            "by_script": _table("script", self.by_script),
-            "by_source": _table("source", self.by_source),
-            "tokens_per_span": {
-                "tokens": list(lengths),
-                "teacher_spans": [self.teacher_lengths.get(length, 0) for length in lengths],
-                "student_spans": [self.student_lengths.get(length, 0) for length in lengths],
-            },
-            "dropped": {"reason": list(self.dropped), "examples": list(self.dropped.values())},
+            "by_script": [_row("script", *each) for each in self.by_script.items()],
+            "by_source": [_row("source", *each) for each in self.by_source.items()],
+            "tokens_per_span": lengths,
+            "dropped": [{"reason": reason, "examples": count} for reason, count in self.dropped.items()],
         }
 
     def to_dict(self) -> dict[str, Any]:
@@ -208,17 +206,11 @@ class AlignmentReport:
         return asdict(self)
 
 
-def _table(title: str, groups: dict[str, GroupFigures]) -> dict[str, list[Any]]:
-    figures: Sequence[GroupFigures] = list(groups.values())
-    columns: dict[str, list[Any]] = {
-        title: list(groups),
-        "examples": [each.examples for each in figures],
-        "bytes": [each.bytes for each in figures],
-        "coverage": [each.coverage for each in figures],
-        "spans": [each.spans for each in figures],
-        "one_to_one": [each.one_to_one for each in figures],
-    }
+def _row(title: str, name: str, figures: GroupFigures) -> dict[str, Any]:
+    row: dict[str, Any] = {title: name}
+    for column in ("examples", "bytes", "coverage", "spans", "one_to_one"):
+        row[column] = getattr(figures, column)
     for side in ("teacher", "student"):
-        for name in ("mean", "p50", "p90", "p99", "longest", "shared"):
-            columns[f"{side}_{name}"] = [getattr(getattr(each, side), name) for each in figures]
-    return columns
+        for column in ("mean", "p50", "p90", "p99", "longest", "shared"):
+            row[f"{side}_{column}"] = getattr(getattr(figures, side), column)
+    return row

@@ -174,9 +174,9 @@ def figure(report: Report) -> Figure:
     axes = made.add_subplot()
     for place, variant in enumerate(report.variants):
         curves = [dict(curve) for (name, _), curve in report.curves.items() if name == variant and curve]
-        steps = sorted(set.intersection(*(set(curve) for curve in curves))) if curves else []
+        steps = sorted(set.intersection(*map(set, curves))) if curves else []
         if steps:
-            values = np.array([[curve[step] for step in steps] for curve in curves])
+            values = np.array([list(map(curve.__getitem__, steps)) for curve in curves])
             colour, style = colormaps["tab10"](place % 10), "-" if place < 10 else "--"
             axes.plot(steps, values.mean(0), style, color=colour, label=variant)
             axes.fill_between(steps, values.min(0), values.max(0), color=colour, alpha=0.15, linewidth=0)

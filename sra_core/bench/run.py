@@ -128,9 +128,5 @@ def _show(report: Report, manifest: Manifest, watch: Watcher) -> None:
     watch.figure("learning_curves", partial(figure, report))
     for name, rows in (("scores", report.scores), ("differences", report.differences), ("cells", report.cells)):
         if rows:
-            watch.table(f"benchmark/{name}", _columns(rows))
+            watch.table(f"benchmark/{name}", rows)
     watch.markdown("benchmark", markdown(report))
-
-
-def _columns(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
-    return {name: [row[name] for row in rows] for name in rows[0]}

@@ -107,8 +107,9 @@ def _score(keys: Sequence[tuple[str, str]], values: Floats, weights: Floats) -> 
 
 def _strata(keys: Sequence[tuple[str, str]]) -> NDArray[np.int64] | None:
     """(E,) number of each example's data set; None where there is one."""
-    names = {dataset: number for number, dataset in enumerate(dict.fromkeys(dataset for dataset, _ in keys))}
-    return np.array([names[dataset] for dataset, _ in keys]) if len(names) > 1 else None
+    numbers: dict[str, int] = {}
+    strata = [numbers.setdefault(dataset, len(numbers)) for dataset, _ in keys]
+    return np.array(strata) if len(numbers) > 1 else None
 
 
 def _compare_metric(

@@ -59,9 +59,9 @@ def state_errors(live: Sequence[TeacherRow], stored: Sequence[TeacherRow]) -> di
     Of centres and states the norm of the difference over the norm of the live vector; of masses the difference.
     """
     rows = [row_errors(*pair) for pair in zip(live, stored, strict=True)]
-    errors = {name: np.concatenate([row[name] for row in rows]) for name in (rows[0] if rows else ())}
     summary = {}
-    for name, values in errors.items():
+    for name in rows[0] if rows else ():
+        values = np.concatenate([row[name] for row in rows])
         if len(values):
             summary[f"{name}_error_max"] = float(values.max())
             summary[f"{name}_error_mean"] = float(values.mean())
@@ -74,8 +74,8 @@ def row_errors(live: TeacherRow, stored: TeacherRow) -> Errors:
     Raises:
         ShardError: The two are not the same example, or not of the same spans.
     """
-    shapes = [{k: v.shape for k, v in row.centers.items()} for row in (live, stored)]
-    if live.id != stored.id or shapes[0] != shapes[1]:
+    shapes = {k: centers.shape for k, centers in live.centers.items()}
+    if live.id != stored.id or shapes != {k: centers.shape for k, centers in stored.centers.items()}:
         raise ShardError(
             f"the cache holds {stored.id!r} with other spans where {live.id!r} belongs", "run the cache stage again"
         )

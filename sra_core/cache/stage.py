@@ -127,7 +127,7 @@ def _refuse_other_tokenizer(config: RunConfig, teacher: Any, student: Any) -> No
     if teacher_needs(config.objective).same_tokenizer and not same:
         raise ConfigError(
             f"objective {config.objective.name} needs the same tokenizer on both sides",
-            "choose sra, uld, mined, dskd, multilevel_ot or alm, or a student with the teacher's tokenizer",
+            "choose an objective across tokenizers, such as sra, or a student with the teacher's tokenizer",
         )
 
 
@@ -140,5 +140,8 @@ def _sizes(shards: list[ShardEntry]) -> dict[str, float]:
 
 
 def _counts(shards: list[ShardEntry]) -> dict[str, int]:
-    totals = {name: sum(shard.counts[name] for shard in shards) for name in ("spans", "states")}
-    return {"examples": sum(shard.rows for shard in shards), **totals}
+    return {
+        "examples": sum(shard.rows for shard in shards),
+        "spans": sum(shard.counts["spans"] for shard in shards),
+        "states": sum(shard.counts["states"] for shard in shards),
+    }

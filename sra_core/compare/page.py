@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -143,8 +143,8 @@ def _setting_table(comparison: RunComparison) -> Table:
     return table
 
 
-def report_tables(comparison: RunComparison) -> dict[str, dict[str, list[Any]]]:
-    """The report's tables for tracking, column by column: ``scores``, ``differences`` and ``answers``."""
+def report_tables(comparison: RunComparison) -> dict[str, list[dict[str, Any]]]:
+    """The rows of the report's tables, for tracking: ``scores``, ``differences`` and ``answers``."""
     scores: list[dict[str, Any]] = []
     differences: list[dict[str, Any]] = []
     for name, result in comparison.metrics.items():
@@ -169,11 +169,7 @@ def report_tables(comparison: RunComparison) -> dict[str, dict[str, list[Any]]]:
         row |= {f"ROUGE-L {name}": case.scores.get(name) for name in comparison.systems}
         examples.append(row)
     named = {"scores": scores, "differences": differences, "answers": examples}
-    return {name: _columns(rows) for name, rows in named.items() if rows}
-
-
-def _columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    return {name: [row[name] for row in rows] for name in rows[0]}
+    return {name: rows for name, rows in named.items() if rows}
 
 
 def page_name(comparison: RunComparison) -> str:

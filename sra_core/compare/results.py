@@ -152,10 +152,12 @@ def _by_seed(table: pa.Table, metric: str) -> Values | None:
     for row in table.select(["dataset", "id", "seed", metric]).to_pylist():
         if not math.isnan(row[metric]):
             found.setdefault((row["dataset"], row["id"]), {})[row["seed"]] = 100 * row[metric]
-    keys = [key for key, by_seed in found.items() if len(by_seed) == len(seeds)]
-    if not keys:
-        return None
-    return keys, np.array([[found[key][seed] for seed in seeds] for key in keys]), np.ones(len(keys))
+    keys, scores = [], []
+    for key, by_seed in found.items():
+        if len(by_seed) == len(seeds):
+            keys.append(key)
+            scores.append([by_seed[seed] for seed in seeds])
+    return (keys, np.array(scores), np.ones(len(keys))) if keys else None
 
 
 def _task_values(table: pa.Table, task: str, name: str) -> Values | None:

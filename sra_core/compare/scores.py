@@ -85,15 +85,16 @@ def rouge_scores(references: Sequence[str | Sequence[str]], answers: Sequence[st
         ValueError: The two sequences differ in length.
     """
     rows = [_rouge_of(_several(each), answer) for each, answer in zip(references, answers, strict=True)]
-    return {name: np.array([row[name] for row in rows], dtype=np.float64) for name in ROUGE_TYPES}
+    columns = np.array(rows, dtype=np.float64).reshape(-1, len(ROUGE_TYPES)).T
+    return dict(zip(ROUGE_TYPES, columns, strict=True))
 
 
-def _rouge_of(references: Sequence[str], answer: str) -> dict[str, float]:
+def _rouge_of(references: Sequence[str], answer: str) -> list[float]:
     with_words = [each for each in references if _has_words(each)]
     if not with_words:
-        return dict.fromkeys(ROUGE_TYPES, 0.0 if all(map(str.isascii, references)) else math.nan)
+        return [0.0 if all(map(str.isascii, references)) else math.nan] * len(ROUGE_TYPES)
     found = _rouge().score_multi(targets=with_words, prediction=answer)
-    return {name: found[name].fmeasure for name in ROUGE_TYPES}
+    return [found[name].fmeasure for name in ROUGE_TYPES]
 
 
 def answer_scores(references: Sequence[str | Sequence[str]], answers: Sequence[str]) -> dict[str, np.ndarray]:
@@ -102,10 +103,9 @@ def answer_scores(references: Sequence[str | Sequence[str]], answers: Sequence[s
     Raises:
         ValueError: The two sequences differ in length.
     """
-    pairs = zip(references, answers, strict=True)
-    scores = [
-        _chrf().sentence_score(_nfc(answer), [_nfc(text) for text in _several(each)]).score for each, answer in pairs
-    ]
+    scores = []
+    for each, answer in zip(references, answers, strict=True):
+        scores.append(_chrf().sentence_score(_nfc(answer), list(map(_nfc, _several(each)))).score)
     scorable = np.array([any(map(_has_words, _several(each))) for each in references], dtype=bool)
     rouge = {name: np.where(scorable, values, np.nan) for name, values in rouge_scores(references, answers).items()}
     return {**rouge, "chrf": np.array(scores, dtype=np.float64) / 100}

@@ -51,8 +51,8 @@ def track_comparison(config: RunConfig, comparison: RunComparison, page: Path) -
     named = config.model_copy(update={"name": " / ".join(made_of)})
     watch = MlflowWatcher(named)
     with watched(watch, "compare", manifest.fingerprint, named, f"compare {', '.join(made_of)}"):
-        for name, columns in report_tables(comparison).items():
-            watch.table(f"evaluate/{name}", columns)
+        for name, rows in report_tables(comparison).items():
+            watch.table(f"evaluate/{name}", rows)
         for name, draw in figures(comparison).items():
             watch.figure(f"evaluate/{name}", draw)
         watch.artifact(page)

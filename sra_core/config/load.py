@@ -39,13 +39,11 @@ class Loader(yaml.SafeLoader):
     """YAML in which only `true` and `false` are booleans, as in YAML 1.2: `off` is a value of `evaluate.leaks`."""
 
 
-Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:bool", re.compile("^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
-)
+_BOOL = "tag:yaml.org,2002:bool"
+Loader.yaml_implicit_resolvers = {}
+for _first, _resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items():
+    Loader.yaml_implicit_resolvers[_first] = [(tag, pattern) for tag, pattern in _resolvers if tag != _BOOL]
+Loader.add_implicit_resolver(_BOOL, re.compile("^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
 
 _FOLDER = Path(__file__).parent.parent / "recipes"
 
@@ -86,6 +84,8 @@ def load_config(
         ConfigError: Names each field that is unknown or has a bad value, and where the value came from.
     """
     values = _recipe_values(recipe_path(recipe)) if recipe else {}
+    if recipe:
+        values["recipe"] = values.get("recipe") or recipe_path(recipe).stem
     overrides = dict(overrides or {})
     variables = _variables()
 

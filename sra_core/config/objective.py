@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from sra_core.config.part import Part, runtime
+from sra_core.config.part import Part, runtime, unless_default
 
 __all__ = ["ObjectiveConfig"]
 
@@ -14,12 +14,25 @@ __all__ = ["ObjectiveConfig"]
 class ObjectiveConfig(Part):
     """What the student minimises."""
 
-    name: Literal["sra", "sft", "uld", "mined", "dskd", "multilevel_ot", "alm", "fkl", "rkl", "js", "skl"] = Field(
+    name: Literal[
+        "sra",
+        "sft",
+        "uld",
+        "mined",
+        "dskd",
+        "multilevel_ot",
+        "alm",
+        "strict_kl",
+        "gold",
+        "xtoken",
+        "fkl",
+        "rkl",
+        "js",
+        "skl",
+    ] = Field(
         "sra",
         title="Objective",
-        description="`sra` aligns spans with the teacher, `sft` is cross-entropy alone; `uld`, `mined`, `dskd`, "
-        "`multilevel_ot` and `alm` are rivals across tokenizers, `fkl`, `rkl`, `js` and `skl` (forward, reverse, "
-        "Jensen-Shannon, skewed divergence) need the teacher's own tokenizer.",
+        description="`sra` aligns spans with the teacher (arXiv 2605.01205), `sft` is cross-entropy alone. Baselines across tokenizers: `uld` (2402.12030), `mined` (2401.10491), `dskd` (2406.17328), `multilevel_ot` (2412.14528), `alm` (2503.20083), `strict_kl` (2610.08448), `gold` (TRL) and `xtoken` (2605.21699). With the teacher's own tokenizer: `fkl`, `rkl`, `js` and `skl` (forward, reverse, Jensen-Shannon, skewed divergence).",
     )
     layers: list[tuple[int, int]] = Field(
         [(-1, -1)], min_length=1, description="Pairs of teacher and student layers, counted from 1; -1 is the last."
@@ -43,11 +56,28 @@ class ObjectiveConfig(Part):
     temperature: float = Field(
         2.0,
         gt=0,
-        description="Temperature tau of the span-logit KL, and of the KL terms of `mined`, `dskd`, `fkl`, "
-        "`rkl`, `js` and `skl`.",
+        description="Temperature tau of the span-logit KL, and of the KL terms of `mined`, `dskd`, `strict_kl`, `xtoken`, `fkl`, `rkl`, `js` and `skl`; `gold` is at 1.",
     )
     skew: float = Field(
         0.1, ge=0, lt=1, description="Share of the teacher in the mixture that `skl` compares with the teacher."
+    )
+    spans: Literal["all", "one_to_one"] = unless_default(
+        "all",
+        "Spans that the objective reads: `one_to_one` leaves out those of several tokens on either side.",
+        title="Spans that are read",
+    )
+    direction: Literal["forward", "reverse"] = unless_default(
+        "forward",
+        "KL of `strict_kl`: `forward` is KL(teacher || student).",
+        title="Direction of the strict KL",
+    )
+    top_k: int | None = unless_default(
+        None,
+        "Entries compared: with `strict_kl` the student's likeliest shared tokens, unset takes all; with `xtoken` the teacher's likeliest tokens of the batch, unset takes 8,192.",
+        ge=1,
+    )
+    beta: float = unless_default(
+        0.5, "Divergence of `gold`: 0 is KL(teacher || student), 1 its reverse, between them a mixture.", ge=0, le=1
     )
     logit_reduction: Literal["sum", "mean"] = Field(
         "mean",

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-__all__ = ["AUTO", "DType", "Part", "hashed", "runtime"]
+__all__ = ["AUTO", "DType", "Part", "hashed", "runtime", "unless_default"]
 
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
@@ -22,6 +22,11 @@ def runtime(default: Any, description: str, **constraints: Any) -> Any:
     return Field(default, description=description, json_schema_extra={"fingerprint": False}, **constraints)
 
 
+def unless_default(default: Any, description: str, **settings: Any) -> Any:
+    """A field that came later: at its default, a result is named as it was before the field was there."""
+    return Field(default, description=description, json_schema_extra={"fingerprint": "unless default"}, **settings)
+
+
 class Part(BaseModel):
     """A section of the run config: unknown keys are refused, values are checked when built."""
 
@@ -31,7 +36,7 @@ class Part(BaseModel):
 def hashed(part: BaseModel) -> dict[str, Any]:
     """The fields of a config part that determine results, nested as in the config and ready for JSON.
 
-    Fields marked ``runtime`` are left out.
+    Fields marked ``runtime`` are left out, and those marked ``unless_default`` while they are at their default.
     """
     return dict(_identity_items(part))
 
@@ -42,6 +47,8 @@ def _identity_items(part: BaseModel) -> Iterator[tuple[str, Any]]:
         if isinstance(extra, dict) and extra.get("fingerprint") is False:
             continue
         value = getattr(part, name)
+        if isinstance(extra, dict) and extra.get("fingerprint") == "unless default" and value == field.default:
+            continue
         yield name, _plain(value)
 
 

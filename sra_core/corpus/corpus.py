@@ -260,9 +260,7 @@ def _bad(row: Row, reason: str) -> BadRow:
 def _content(example: Example) -> bytes:
     turns = (part for turn in example.history for part in (turn.role, turn.content))
     # Only where there are any: an example without them keeps the hash by which limits chose it.
-    thoughts = [
-        each for each in (example.reasoning, example.tools, *(turn.reasoning for turn in example.history)) if each
-    ]
+    thoughts = filter(None, (example.reasoning, example.tools, *(turn.reasoning for turn in example.history)))
     return digest(example.system, example.instruction, example.context, example.response, *turns, *thoughts)
 
 

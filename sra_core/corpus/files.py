@@ -41,8 +41,11 @@ class Columns:
 
     def notes(self) -> list[str]:
         """What was not read, for a reader."""
-        told = {path: ", ".join(f"`{name}`" for name in names) for path, names in self.unused.items() if names}
-        return [f"{path}: columns that are not read: {columns}" for path, columns in told.items()]
+        told = []
+        for path, names in self.unused.items():
+            if names:
+                told.append(f"{path}: columns that are not read: {', '.join(f'`{name}`' for name in names)}")
+        return told
 
 
 class Files:

@@ -217,7 +217,8 @@ class Decoder:
                     progress(min(start + batch_size, len(waiting)), len(waiting))
 
     def _run_batch(self, live: list[_Text]) -> None:
-        ids, mask = (part.to(self.model.device) for part in pad([text.prompt for text in live]))
+        ids, mask = pad([text.prompt for text in live])
+        ids, mask = ids.to(self.model.device), mask.to(self.model.device)
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
         cache = DynamicCache(config=self.model.config)
         while live:

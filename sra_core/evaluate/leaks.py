@@ -10,7 +10,7 @@ from __future__ import annotations
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from sra_core.compare import split_words
@@ -66,11 +66,9 @@ class LeakReport:
         found = Counter(f"{leak.kind}_{leak.part}" for leak in self.leaks)
         return {f"{kind}_{part}": found[f"{kind}_{part}"] for kind in ("exact", "near") for part in _PARTS}
 
-    def columns(self) -> dict[str, list[Any]]:
-        """The leaks as a table, column by column."""
-        return {
-            name: [getattr(leak, name) for leak in self.leaks] for name in ("id", "training", "kind", "part", "overlap")
-        }
+    def rows(self) -> list[dict[str, Any]]:
+        """The leaks as the rows of a table."""
+        return [asdict(leak) for leak in self.leaks]
 
 
 def words(text: str) -> list[str]:
@@ -143,12 +141,16 @@ class _Index:
                 whole[hash(tuple(text))].append(k)
             for gram in self._grams(text):
                 grams[gram].append(k)
-        self.whole[part] = {key: found for key, found in whole.items() if len({owners[k] for k in found}) <= most}
-        self.places[part] = {key: found for key, found in grams.items() if len({owners[k] for k in found}) <= most}
+        for index, kept in ((whole, self.whole), (grams, self.places)):
+            kept[part] = {}
+            for key, found in index.items():
+                if len({owners[k] for k in found}) <= most:
+                    kept[part][key] = found
         self.sizes[part] = Counter(k for found in self.places[part].values() for k in found)
 
     def _grams(self, text: list[str]) -> set[int]:
-        return {hash(gram) for gram in zip(*(text[start:] for start in range(self.ngram)), strict=False)}
+        shifted = [text[start:] for start in range(self.ngram)]
+        return {hash(gram) for gram in zip(*shifted, strict=False)}
 
     def see(self, row: Any) -> None:
         """Compare one training example with the whole evaluation set."""

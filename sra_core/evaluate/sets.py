@@ -47,7 +47,8 @@ class EvaluationSet:
 
     def without(self, ids: frozenset[str]) -> EvaluationSet:
         """The set without some examples."""
-        rows, questions = ([row for row in part if row.id not in ids] for part in (self.rows, self.questions))
+        rows = [row for row in self.rows if row.id not in ids]
+        questions = [row for row in self.questions if row.id not in ids]
         return replace(self, rows=rows, questions=questions)
 
 
@@ -262,7 +263,7 @@ def _without_leaks(
     )
     counts |= {f"{prefix}leaked_{kind}": count for kind, count in report.counts().items() if count}
     if report.leaks:
-        watch.table(f"evaluate/leaks_{found.name}", report.columns())
+        watch.table(f"evaluate/leaks_{found.name}", report.rows())
         action = "left out" if settings.leaks == "exclude" else "kept, as evaluate.leaks says"
         where = f" of {found.name}" if prefix else ""
         watch.message(f"{len(report.leaks)} test examples{where} occur in the training data: {action}")

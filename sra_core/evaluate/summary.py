@@ -82,7 +82,9 @@ def _pick(by_dataset: Mapping[str, Interval], name: str) -> Interval | None:
 def _by_dataset(metric: str, title: str, scores: Scores) -> Iterator[str]:
     """One row a model, one column a data set, their average last."""
     sets = list(scores["student"][metric])
-    cells = {name: {model: scores[model].get(metric, {}).get(name) for model in scores} for name in sets}
+    cells: dict[str, dict[str, Interval | None]] = {}
+    for name in sets:
+        cells[name] = {model: scores[model].get(metric, {}).get(name) for model in scores}
     yield from _table(title, cells, dict.fromkeys(sets, metric), list(scores))
 
 
@@ -126,7 +128,7 @@ def _samples(answers: Mapping[str, pa.Table], samples: int) -> Iterator[str]:
 
 def _bare_prompts(prompts: Sequence[str], limit: int = 200) -> list[str]:
     """Prompts without the lines that all of them begin and end with, which are the template's."""
-    split = [[line for line in prompt.splitlines() if line.strip()] for prompt in prompts]
+    split = [list(filter(str.strip, prompt.splitlines())) for prompt in prompts]
     first, last = _common(split), _common([lines[::-1] for lines in split])
     bare = []
     for lines in split:
@@ -173,7 +175,7 @@ def report_evaluation(manifest: Manifest, watch: Watcher) -> None:
     folder = Path(manifest.folder)
     watch.markdown("summary", (folder / SUMMARY).read_text())
     comparison = compare_runs([read_run(folder, "student")], resamples=500)
-    for name, columns in report_tables(comparison).items():
-        watch.table(f"evaluate/{name}", columns)
+    for name, rows in report_tables(comparison).items():
+        watch.table(f"evaluate/{name}", rows)
     for name, draw in figures(comparison).items():
         watch.figure(f"evaluate/{name}", draw)

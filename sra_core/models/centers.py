@@ -73,10 +73,11 @@ class TeacherCapture:
         states = mapped_states(self._model, ids.to(self._model.device), starts, self._layers, longest)
         centers, mass = self._pooled(states, rows, starts.numpy())
         tokens = _token_states(states.final, rows, starts.numpy()) if self._tokens else [None] * len(rows)
-        return [
-            TeacherRow(row.id, {k: centers[k][i] for k in centers}, {k: mass[k][i] for k in mass}, tokens[i])
-            for i, row in enumerate(rows)
-        ]
+        kept = []
+        for i, row in enumerate(rows):
+            of_row = {k: values[i] for k, values in centers.items()}, {k: values[i] for k, values in mass.items()}
+            kept.append(TeacherRow(row.id, *of_row, tokens[i]))
+        return kept
 
     def _pooled(
         self, states: MappedStates, rows: Sequence[PreparedRow], starts: NDArray[np.int64]
@@ -88,7 +89,7 @@ class TeacherCapture:
         ranges = np.concatenate([row.teacher_spans + start for row, start in zip(rows, starts, strict=False)])
         spans = torch.from_numpy(ranges).to(states.final.device)
         pooled = [pool_spans(states.hidden[k], states.weights[k], spans, self._weighted) for k in self._layers]
-        centers, mass = (_to_host([pair[side] for pair in pooled]) for side in (0, 1))
+        centers, mass = (_to_host(values) for values in zip(*pooled, strict=True))
         return (
             {k: _by_row(values, counts) for k, values in zip(self._layers, centers, strict=True)},
             {k: _by_row(values, counts) for k, values in zip(self._layers, mass, strict=True)},
@@ -102,7 +103,7 @@ def _token_states(final: Tensor, rows: Sequence[PreparedRow], starts: NDArray[np
     return _by_row(whole, [len(part) for part in parts])
 
 
-def _to_host(values: list[Tensor]) -> NDArray[np.float32]:
+def _to_host(values: Sequence[Tensor]) -> NDArray[np.float32]:
     """Tensors of one shape as one array, copied from the device once."""
     host: NDArray[np.float32] = torch.stack(values).float().cpu().numpy()
     return host

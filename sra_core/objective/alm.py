@@ -7,12 +7,18 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from sra_core.errors import ConfigError
 from sra_core.objective.batch import Batch, StudentOutput
 from sra_core.objective.chunks import head_map
 from sra_core.objective.head import Head
 from sra_core.objective.pooling import span_tokens
-from sra_core.objective.tokens import Side, TokenObjective
+from sra_core.objective.tokens import (
+    Side,
+    TokenObjective,
+    log_likelihood,
+    predicted_spans,
+    rows_by_place,
+    teacher_ranges,
+)
 
 __all__ = ["AlmObjective", "binary_kl"]
 
@@ -33,18 +39,14 @@ class AlmObjective(TokenObjective):
 
     def distill(self, batch: Batch, student: StudentOutput, own: Side, teacher: Side) -> Mapping[str, Tensor]:
         """The term ``alm``."""
-        if batch.teacher_range is None:
-            raise ConfigError(
-                "objective alm needs the teacher's token ranges of the spans, and the batch has none",
-                "prepare the batch with teacher_range, which the prepared shards hold as teacher_spans",
-            )
-        head = self.head("teacher_full_head", own.rows.device)
-        student_log, student_known = _span_likelihood(own, student.head, batch.span_range)
+        theirs = teacher_ranges(batch)
+        known = predicted_spans(own, batch.span_range) & predicted_spans(teacher, theirs)
+        student_log = _span_likelihood(own, student.head, batch.span_range[known])
         with torch.no_grad():
-            teacher_log, teacher_known = _span_likelihood(teacher, head, batch.teacher_range)
-        known = (student_known & teacher_known).to(student_log.dtype)
+            head = self.head("teacher_full_head", own.rows.device)
+            teacher_log = _span_likelihood(teacher, head, theirs[known])
         gap = TEMPERATURE * binary_kl(teacher_log / TEMPERATURE, student_log / TEMPERATURE)
-        return {"alm": (gap * known).sum() / known.sum().clamp(min=1)}
+        return {"alm": gap.sum() / max(1, len(gap))}
 
 
 def binary_kl(log_p: Tensor, log_q: Tensor) -> Tensor:
@@ -58,19 +60,9 @@ def _log_complement(log_p: Tensor) -> Tensor:
     return torch.log(-torch.expm1(log_p))
 
 
-def _span_likelihood(side: Side, head: Head, span_range: Tensor) -> tuple[Tensor, Tensor]:
-    """(K,) log-likelihood of each span's tokens, and whether every one of them is predicted."""
-    log_q = head_map(side.rows, head, _target_log_probability, (side.target,))
-    none = len(log_q)  # index of an extra zero, for tokens that are not predicted
-    index = torch.full((side.tokens,), none, dtype=torch.long, device=log_q.device)
-    index[side.place] = torch.arange(none, device=log_q.device)
-    tokens, span = span_tokens(span_range)
-    index = index.index_select(0, tokens)
-    zeros = log_q.new_zeros(len(span_range))
-    missing = zeros.index_add(0, span, (index == none).to(zeros.dtype))
-    values = torch.cat([log_q, log_q.new_zeros(1)]).index_select(0, index)
-    return zeros.index_add(0, span, values), missing == 0
-
-
-def _target_log_probability(logits: Tensor, target: Tensor) -> Tensor:
-    return logits.gather(1, target[:, None])[:, 0] - logits.logsumexp(-1)
+def _span_likelihood(side: Side, head: Head, ranges: Tensor) -> Tensor:
+    """(K,) log-likelihood of each span's tokens, all of which are predicted."""
+    log_q = head_map(side.rows, head, log_likelihood, (side.target,))
+    tokens, span = span_tokens(ranges)
+    values = log_q.index_select(0, rows_by_place(side).index_select(0, tokens))
+    return log_q.new_zeros(len(ranges)).index_add(0, span, values)

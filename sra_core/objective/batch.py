@@ -7,7 +7,7 @@ shared vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -100,6 +100,18 @@ class Batch:
         """B, the texts of the batch, those without a span included."""
         return len(self.starts) - 1
 
+    def with_spans(self, kept: Tensor) -> Batch:
+        """The batch with some of its spans: (K,) whether each is kept."""
+        teacher = {layer: TeacherSpans(each.centers[kept], each.mass[kept]) for layer, each in self.teacher.items()}
+        return replace(
+            self,
+            span_text=self.span_text[kept],
+            span_range=self.span_range[kept],
+            teacher=teacher,
+            teacher_range=None if self.teacher_range is None else self.teacher_range[kept],
+            sizes=None,  # type: ignore[arg-type]  # counted anew
+        )
+
     def to(self, device: torch.device | str) -> Batch:
         """The batch with every tensor on ``device``."""
         return self._each(lambda tensor: tensor.to(device, non_blocking=True))
@@ -152,6 +164,8 @@ class ObjectiveContext:
         teacher_embedding: The teacher's (V_T, d_T) input embeddings, likewise.
         student_tokens: Text of every student token, likewise (for token alignment by edit distance).
         teacher_tokens: Text of every teacher token.
+        student_in_teacher: (V_S, V_T) sparse, coalesced: the teacher tokens that each student token stands for, rows
+            summing to one, or to zero where there is none; likewise.
     """
 
     layers: list[tuple[int, int]]
@@ -165,6 +179,7 @@ class ObjectiveContext:
     teacher_embedding: Tensor | None = None
     student_tokens: list[str] | None = None
     teacher_tokens: list[str] | None = None
+    student_in_teacher: Tensor | None = None
 
 
 def _changed(value: Any, change: Callable[[Tensor], Tensor]) -> Any:

@@ -11,11 +11,14 @@ from sra_core.objective.alm import AlmObjective
 from sra_core.objective.batch import ObjectiveContext
 from sra_core.objective.divergences import DIVERGENCES, DivergenceObjective
 from sra_core.objective.dskd import DskdObjective
+from sra_core.objective.gold import GoldObjective
 from sra_core.objective.mined import MinedObjective
 from sra_core.objective.multilevel_ot import MultiLevelOtObjective
 from sra_core.objective.sra import SftObjective, SraObjective
+from sra_core.objective.strict_kl import StrictKlObjective
 from sra_core.objective.tokens import TokenObjective
 from sra_core.objective.uld import UldObjective
+from sra_core.objective.xtoken import XTokenObjective
 
 __all__ = ["build_objective"]
 
@@ -25,6 +28,9 @@ RIVALS: Mapping[str, type[TokenObjective]] = {
     "dskd": DskdObjective,
     "multilevel_ot": MultiLevelOtObjective,
     "alm": AlmObjective,
+    "strict_kl": StrictKlObjective,
+    "gold": GoldObjective,
+    "xtoken": XTokenObjective,
     **dict.fromkeys(DIVERGENCES, DivergenceObjective),
 }
 

@@ -16,7 +16,7 @@ from sra_core.objective.batch import Batch, ObjectiveContext, StudentOutput
 from sra_core.objective.chunks import head_loss, slope_by_autograd
 from sra_core.objective.tokens import Side, TokenObjective
 
-__all__ = ["DIVERGENCES", "DivergenceObjective"]
+__all__ = ["DIVERGENCES", "DivergenceObjective", "generalised_jsd"]
 
 
 def forward_kl(log_p: Tensor, log_q: Tensor, skew: float) -> Tensor:
@@ -43,6 +43,18 @@ def skewed_kl(log_p: Tensor, log_q: Tensor, skew: float) -> Tensor:
     return forward_kl(log_p, torch.logaddexp(log_p + share.log(), log_q + torch.log1p(-share)), skew)
 
 
+def generalised_jsd(log_p: Tensor, log_q: Tensor, beta: float) -> Tensor:
+    """``beta KL(p || m) + (1 - beta) KL(q || m)`` with ``m = beta p + (1 - beta) q``, of each row (arXiv 2306.13649).
+
+    Its limits are taken as ``KL(p || q)`` at beta 0 and ``KL(q || p)`` at 1, as there.
+    """
+    if beta in (0, 1):
+        return forward_kl(log_p, log_q, 0) if beta == 0 else forward_kl(log_q, log_p, 0)
+    share = log_p.new_tensor(beta)
+    log_m = torch.logaddexp(log_p + share.log(), log_q + torch.log1p(-share))
+    return beta * forward_kl(log_p, log_m, 0) + (1 - beta) * forward_kl(log_q, log_m, 0)
+
+
 DIVERGENCES: Mapping[str, Callable[[Tensor, Tensor, float], Tensor]] = {
     "fkl": forward_kl,
     "rkl": reverse_kl,
@@ -60,7 +72,7 @@ class DivergenceObjective(TokenObjective):
         if not torch.equal(context.shared_student_ids.cpu(), context.shared_teacher_ids.cpu()):
             raise ConfigError(
                 f"objective {config.name} needs the same tokenizer on both sides",
-                "choose sra, uld, mined, dskd, multilevel_ot or alm, or a student with the teacher's tokenizer",
+                "choose an objective across tokenizers, such as sra, or a student with the teacher's tokenizer",
             )
 
     def distill(self, batch: Batch, student: StudentOutput, own: Side, teacher: Side) -> Mapping[str, Tensor]:

@@ -42,7 +42,7 @@ def teacher_needs(config: ObjectiveConfig) -> TeacherNeeds:
         return TeacherNeeds(layers, weighted_pooling=config.weighted_pooling, shared_head=config.logit > 0)
     if config.name == "sft":
         return TeacherNeeds()
-    narrow = config.name in ("mined", *ON_ONE_VOCABULARY)
+    narrow = config.name in ("mined", "strict_kl", *ON_ONE_VOCABULARY)
     return TeacherNeeds(
         token_states=True,
         shared_head=narrow,

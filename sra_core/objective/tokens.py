@@ -18,9 +18,21 @@ from sra_core.errors import ConfigError
 from sra_core.objective.batch import Batch, ObjectiveContext, StudentOutput
 from sra_core.objective.head import Head
 from sra_core.objective.logit import next_token_loss
+from sra_core.objective.pooling import span_tokens
 from sra_core.objective.terms import counts_of_texts
 
-__all__ = ["Side", "TokenObjective", "pad", "paired", "student_side", "teacher_side"]
+__all__ = [
+    "Side",
+    "TokenObjective",
+    "log_likelihood",
+    "pad",
+    "paired",
+    "predicted_spans",
+    "rows_by_place",
+    "student_side",
+    "teacher_ranges",
+    "teacher_side",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +141,39 @@ def pad(side: Side, values: Tensor) -> tuple[Tensor, Tensor]:
     padded = values.new_zeros(texts, longest, *values.shape[1:]).index_put((side.text, side.rank), values)
     mask = torch.arange(longest, device=values.device) < side.counts[:, None]
     return padded, mask
+
+
+def teacher_ranges(batch: Batch) -> Tensor:
+    """(K, 2) the spans' token ranges on the teacher's side.
+
+    Raises:
+        ConfigError: The batch carries none.
+    """
+    if batch.teacher_range is None:
+        raise ConfigError(
+            "this objective needs the teacher's token ranges of the spans, and the batch has none",
+            "prepare the batch with teacher_range, which the prepared shards hold as teacher_spans",
+        )
+    return batch.teacher_range
+
+
+def rows_by_place(side: Side) -> Tensor:
+    """(N,) which of the side's rows predicts each token of the batch; n where none does."""
+    index = torch.full((side.tokens,), len(side.rows), dtype=torch.long, device=side.rows.device)
+    index[side.place] = torch.arange(len(side.rows), device=side.rows.device)
+    return index
+
+
+def predicted_spans(side: Side, ranges: Tensor) -> Tensor:
+    """(K,) whether a span has tokens and every one of them is predicted."""
+    tokens, span = span_tokens(ranges)
+    none = (rows_by_place(side).index_select(0, tokens) == len(side.rows)).long()
+    return (ranges[:, 1] > ranges[:, 0]) & (none.new_zeros(len(ranges)).index_add(0, span, none) == 0)
+
+
+def log_likelihood(logits: Tensor, target: Tensor) -> Tensor:
+    """(n,) log-probability of each row's target, from logits (n, V)."""
+    return logits.gather(1, target[:, None])[:, 0] - logits.logsumexp(-1)
 
 
 def _side(states: Tensor, ids: Tensor, labels: Tensor, starts: Tensor, targets: Tensor) -> Side:

@@ -133,8 +133,8 @@ def audit_of(manifest: Manifest) -> AlignmentReport:
 
 def _report(report: AlignmentReport, manifest: Manifest, watch: Watcher) -> None:
     """Pass the audit on as tables, figures, Markdown and a page."""
-    for name, columns in report.tables().items():
-        watch.table(f"alignment/{name}", columns)
+    for name, rows in report.tables().items():
+        watch.table(f"alignment/{name}", rows)
     for name, draw in render_figures(report).items():
         watch.figure(name, draw)
     watch.markdown("alignment_audit", render_markdown(report))

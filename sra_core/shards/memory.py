@@ -28,9 +28,10 @@ class MemoryTeacher(list[TeacherRow]):
         """Examples end to end, float32."""
         chosen = [self[index] for index in indices]
         wanted = chosen[0].centers if layers is None else layers
-        kept = [row.states for row in chosen if row.states is not None]
-        return TeacherBatch(
-            centers={layer: np.concatenate([row.centers[layer] for row in chosen]) for layer in wanted},
-            mass={layer: np.concatenate([row.mass[layer] for row in chosen]) for layer in wanted},
-            states=np.concatenate(kept) if states else None,
-        )
+        batch = TeacherBatch(centers={}, mass={})
+        for layer in wanted:
+            batch.centers[layer] = np.concatenate([row.centers[layer] for row in chosen])
+            batch.mass[layer] = np.concatenate([row.mass[layer] for row in chosen])
+        if states:
+            batch.states = np.concatenate([row.states for row in chosen if row.states is not None])
+        return batch

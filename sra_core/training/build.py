@@ -15,7 +15,7 @@ from sra_core.shards import PreparedSet, TeacherSet, read_manifest
 from sra_core.training.adapters import add_adapters
 from sra_core.training.checkpoints import Progress
 from sra_core.training.context import distill_data, objective_context
-from sra_core.training.job import Events, Job
+from sra_core.training.job import Job, Lines
 from sra_core.training.module import DistillModule, parameter_groups
 from sra_core.training.runtime import deepspeed_settings, make_optimizer, start_processes
 from sra_core.training.trainer import Trainer
@@ -33,7 +33,7 @@ def train(job: Job) -> tuple[Progress, str]:
     rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
     module = build_module(job).to(device)
     layout = str(choose_layout(module.student, job.config.layout))
-    Events(job.events, silent=rank != 0).send("message", text=f"the {job.side} reads batches {layout}")
+    Lines(job.events, silent=rank != 0).append(kind="message", text=f"the {job.side} reads batches {layout}")
     if training.compile:
         compile_layers(module.student)
     torch.manual_seed(job.config.seed + rank)

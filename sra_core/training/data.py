@@ -96,6 +96,7 @@ class DistillData:
         side: Whose tokens and spans make the batch.
         layers: Teacher layers whose spans are read; unset reads all that the cache holds.
         token_states: The number of the teacher's last layer, where its token states are read.
+        one_to_one: Leave out spans of several tokens on either side.
     """
 
     def __init__(
@@ -105,12 +106,14 @@ class DistillData:
         side: Literal["teacher", "student"] = "student",
         layers: Sequence[int] | None = None,
         token_states: int | None = None,
+        one_to_one: bool = False,
     ) -> None:
         self.prepared = prepared
         self.teacher = teacher
         self.side = side
         self.layers = layers
         self.token_states = token_states
+        self.one_to_one = one_to_one
         first = [self._first(row) for row in prepared]
         self._supervised = prepared.tokens(side) - np.maximum(np.array(first, dtype=np.int64), 1)
 
@@ -143,7 +146,7 @@ class DistillData:
         ids, starts, labels = _joined([self._ids(row) for row in rows], [self._first(row) for row in rows])
         spans = [self._spans(row) for row in rows]
         kept = self._kept(indices)
-        return Batch(
+        batch = Batch(
             ids=[row.id for row in rows],
             input_ids=ids,
             starts=starts,
@@ -154,6 +157,7 @@ class DistillData:
             supervised=supervised,
             **self._teacher_tokens(rows, kept),
         )
+        return batch.with_spans(_one_to_one(rows)) if self.one_to_one else batch
 
     def _kept(self, indices: Sequence[int] | NDArray[np.int64]) -> TeacherBatch:
         if self.teacher is None:
@@ -189,6 +193,12 @@ def _joined(texts: Sequence[NDArray[np.int32]], first: Sequence[int]) -> tuple[T
 def _shifted(spans: Sequence[NDArray[np.int32]], starts: Tensor) -> Tensor:
     """(K, 2) ranges within each text to ranges within the batch."""
     return torch.from_numpy(np.concatenate([each + start for each, start in zip(spans, starts.numpy(), strict=False)]))
+
+
+def _one_to_one(rows: Sequence[PreparedRow]) -> Tensor:
+    """(K,) whether a span has one token on both sides."""
+    lengths = [np.diff(row.teacher_spans) + np.diff(row.student_spans) for row in rows]
+    return torch.from_numpy(np.concatenate(lengths)[:, 0] == 2)
 
 
 def _teacher_spans(kept: TeacherBatch) -> dict[int, TeacherSpans]:

@@ -34,8 +34,10 @@ def learning_curves(history: Sequence[Mapping[str, float]], names: Sequence[str]
         names: Metrics to draw; those that were never measured are left out.
         title: Title of the figure.
     """
-    curves = {name: [(row["step"], row[name]) for row in history if name in row] for name in names}
-    curves = {name: points for name, points in curves.items() if points}
+    curves = {}
+    for name in names:
+        if points := [(row["step"], row[name]) for row in history if name in row]:
+            curves[name] = points
     rows = max(1, (len(curves) + 1) // 2)
     figure = _figure(height=2.2 * rows)
     for number, (name, points) in enumerate(curves.items(), start=1):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,7 +11,7 @@ from pydantic import BaseModel
 from sra_core.config import AdaptConfig, ObjectiveConfig, RunConfig, TrainingConfig
 from sra_core.shards import atomic_write
 
-__all__ = ["WORK", "Events", "History", "Job", "read_events"]
+__all__ = ["WORK", "Job", "Lines", "read_lines"]
 
 
 WORK = "work"
@@ -90,11 +89,12 @@ class Job(BaseModel, frozen=True):
 
     @property
     def events(self) -> Path:
+        """What this session says: `start` once nothing in `history` will be taken back, messages, progress."""
         return self.folder / "events.jsonl"
 
     @property
     def history(self) -> Path:
-        """Metrics by step, from the first step on, however often training was resumed."""
+        """Metrics by step, from the first step on, however often training was resumed; they are written here alone."""
         return self.folder / "history.jsonl"
 
     def save(self) -> Path:
@@ -110,23 +110,8 @@ class Job(BaseModel, frozen=True):
         return Job.model_validate_json(path.read_bytes())
 
 
-class Events:
-    """Lines of JSON that the first training process appends and the stage reads while training runs."""
-
-    def __init__(self, path: Path, *, silent: bool = False) -> None:
-        self._path = path
-        self._silent = silent
-
-    def send(self, kind: str, **values: Any) -> None:
-        """Append one event."""
-        if self._silent:
-            return
-        with self._path.open("a") as file:
-            file.write(json.dumps({"kind": kind, **values}) + "\n")
-
-
-class History:
-    """Metrics by step as lines of JSON: what a learning curve is drawn from.
+class Lines:
+    """Lines of JSON that the first training process appends to a file and the stage reads while training runs.
 
     Args:
         path: The file.
@@ -137,33 +122,27 @@ class History:
         self._path = path
         self._silent = silent
 
-    def append(self, step: int, values: Mapping[str, float]) -> None:
-        """Add the metrics of a step."""
+    def append(self, **values: Any) -> None:
+        """Add a line."""
         if not self._silent:
             with self._path.open("a") as file:
-                file.write(json.dumps({"step": step, **values}) + "\n")
+                file.write(json.dumps(values) + "\n")
 
-    def rewind(self, step: int) -> list[Mapping[str, Any]]:
-        """Forget what came after a step, from which training goes on; returns what is kept."""
+    def rewind(self, step: int) -> None:
+        """Forget the lines after a step, from which training goes on: it will write them again."""
         if self._silent or not self._path.exists():
-            return []
-        kept = [line for line in read_events(self._path, 0)[0] if line["step"] <= step]
+            return
+        kept = [line for line in read_lines(self._path)[0] if line["step"] <= step]
         with atomic_write(self._path) as file:
             file.write("".join(json.dumps(line) + "\n" for line in kept).encode())
-        return kept
 
 
-def read_events(path: Path, position: int) -> tuple[list[Mapping[str, Any]], int]:
-    """Whole events after a byte position, and the position after them."""
+def read_lines(path: Path, position: int = 0) -> tuple[list[dict[str, Any]], int]:
+    """Whole lines after a byte position, and the position after them."""
     if not path.exists():
         return [], position
     with path.open("rb") as file:
         file.seek(position)
         data = file.read()
-    whole = data[: data.rfind(b"\n") + 1]
-    return list(_parse(whole)), position + len(whole)
-
-
-def _parse(lines: bytes) -> Iterator[Mapping[str, Any]]:
-    for line in lines.splitlines():
-        yield json.loads(line)
+    whole = data[: data.rfind(b"\n") + 1]  # the last line may be in the middle of being written
+    return [json.loads(line) for line in whole.splitlines()], position + len(whole)

@@ -14,10 +14,10 @@ from sra_core.errors import SraError, StorageError, TrainingError
 from sra_core.processes import start, stop
 from sra_core.shards import StageFolder
 from sra_core.training.hosts import external_rank, inside_torchrun, session, start_of
-from sra_core.training.job import WORK, Job, read_events
+from sra_core.training.job import WORK, Job, read_lines
 from sra_core.watch import Watcher
 
-__all__ = ["join_stage", "launch"]
+__all__ = ["Relay", "join_stage", "launch"]
 
 _POLL_SECONDS = 0.1
 _log = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ def _once(job: Job, watch: Watcher) -> Mapping[str, float]:
     log = job.folder / "worker.log"
     log.unlink(missing_ok=True)
     how = start_of(job.training, str(job.save()))
-    relay = _Relay(job, log, watch)
+    relay = Relay(job, log, watch)
     process = start(how.command, how.environment, log)
     try:
         while process.poll() is None:
@@ -128,27 +128,36 @@ def _join(job_file: Path, result: Path, log: Path) -> None:
         time.sleep(_POLL_SECONDS)
 
 
-class _Relay:
+class Relay:
+    """Tells the watcher what the first training process writes down, as it comes.
+
+    Args:
+        job: Whose events and history are read.
+        log: Output of the training processes, passed on to the log.
+        watch: Told of messages, progress and metrics.
+    """
+
     def __init__(self, job: Job, log: Path, watch: Watcher) -> None:
         self._job = job
         self._log = log
         self._watch = watch
-        self._position = 0
-        self._log_position = 0
+        self._position = self._log_position = 0
+        self._history_position: int | None = None  # unknown until training has cut the history back to its checkpoint
 
     def pass_on(self) -> None:
-        events, self._position = read_events(self._job.events, self._position)
+        events, self._position = read_lines(self._job.events, self._position)
         for event in events:
-            self._one(event)
+            if event["kind"] == "start":
+                self._history_position = 0  # all of it: a stage that was killed may not have passed everything on
+            elif event["kind"] == "progress":
+                self._watch.progress(event["done"], event["total"], "steps", event["note"])
+            else:
+                self._watch.message(event["text"])
+        if self._history_position is not None:
+            rows, self._history_position = read_lines(self._job.history, self._history_position)
+            for row in rows:
+                self._watch.metrics({name: value for name, value in row.items() if name != "step"}, row["step"])
         self._log_lines()
-
-    def _one(self, event: Mapping[str, Any]) -> None:
-        if event["kind"] == "metrics":
-            self._watch.metrics(event["values"], event["step"])
-        elif event["kind"] == "progress":
-            self._watch.progress(event["done"], event["total"], "steps", event["note"])
-        else:
-            self._watch.message(event["text"])
 
     def _log_lines(self) -> None:
         if not self._log.exists():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -50,8 +50,7 @@ class Meter:
             tokens: Tokens of this process so far.
         """
         seconds = max(time.monotonic() - self._started - self._apart, 1e-9)
-        names = self._terms[0]
-        values = {name: float(torch.stack([each[name] for each in self._terms]).mean()) for name in names}
+        values = {name: float(value) for name, value in mean_terms(self._terms).items()}
         if self._norms:
             values["gradient_norm"] = sum(self._norms) / len(self._norms)
         values["seconds_per_step"] = seconds / len(self._terms)
@@ -59,6 +58,14 @@ class Meter:
         values["data_wait_share"] = self._wait / seconds
         self._open(tokens)
         return values
+
+
+def mean_terms(terms: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Each term's mean."""
+    means = {}
+    for name in terms[0]:
+        means[name] = torch.stack([each[name] for each in terms]).mean()
+    return means
 
 
 def average(values: Mapping[str, float], device: torch.device) -> dict[str, float]:

@@ -17,8 +17,8 @@ from sra_core.shards import PreparedRow
 from sra_core.training.checkpoints import Checkpoints, Progress, gather
 from sra_core.training.data import DistillData, Order, prefetch, uploader
 from sra_core.training.guards import SpikeWatch, non_finite_error
-from sra_core.training.job import Events, History, Job
-from sra_core.training.meter import Meter, average, peak_memory
+from sra_core.training.job import Job, Lines
+from sra_core.training.meter import Meter, average, mean_terms, peak_memory
 from sra_core.training.module import DistillModule
 from sra_core.training.schedule import learning_rate, total_steps
 from sra_core.training.weights import KeptWeights, readable
@@ -60,8 +60,8 @@ class Trainer:
         lengths = data.lengths() if config.group_by_length else None
         self.order = Order(len(data.prepared), job.config.seed, job.micro, job.forwards, world, lengths)
         self.total = total_steps(config, len(data.prepared), self.order.step_size)
-        self.events = Events(job.events, silent=rank != 0)
-        self.history = History(job.history, silent=rank != 0)
+        self.events = Lines(job.events, silent=rank != 0)
+        self.history = Lines(job.history, silent=rank != 0)
         self.checkpoints = Checkpoints(job.checkpoints, config.keep_checkpoints, rank)
         self.weights = KeptWeights(job.weights, rank)
         self.progress = Progress(world=world)
@@ -95,7 +95,7 @@ class Trainer:
         """Validate and save where it is due; true when patience has run out."""
         tired = self._due(self.config.validate_every) and self._validate()
         if tired:
-            self.events.send("message", text=f"stopped early at step {self.progress.step}: no progress")
+            self.events.append(kind="message", text=f"stopped early at step {self.progress.step}: no progress")
         elif self._due(self.config.checkpoint_every):
             self.progress.spikes = (self.spikes.mean, self.spikes.variance, self.spikes.seen)
             self.checkpoints.save(self.engine, self.progress)
@@ -106,14 +106,13 @@ class Trainer:
     def _resume(self) -> None:
         progress, damaged = self.checkpoints.load(self.engine)
         for line in damaged:
-            self.events.send("message", text=line)
+            self.events.append(kind="message", text=line)
         if progress:
             self.progress = progress
             self.spikes = SpikeWatch(self.config.spike, *progress.spikes)
-            self.events.send("message", text=f"resumed at step {progress.step} of {self.total}")
-        for told in self.history.rewind(progress.step if progress else -1):  # a killed stage may not have told all
-            values = {name: value for name, value in told.items() if name != "step"}
-            self.events.send("metrics", step=told["step"], values=values)
+            self.events.append(kind="message", text=f"resumed at step {progress.step} of {self.total}")
+        self.history.rewind(progress.step if progress else -1)
+        self.events.append(kind="start")
         self.weights.drop(keep=[], after=progress.step if progress else -1)
 
     def _due(self, every: int) -> bool:
@@ -150,10 +149,9 @@ class Trainer:
         if not self._plain:
             norm, applied = self._stepped()
             losses = torch.stack([each["loss"] for each in terms]).tolist()
-        mean = {name: torch.stack([each[name] for each in terms]).mean() for name in terms[0]}
         self.progress.step += 1
         self._guard(losses, applied, micro_batches)
-        self._meter.add(mean, norm)
+        self._meter.add(mean_terms(terms), norm)
         if diagnosing:
             self._tell_findings()
 
@@ -212,13 +210,13 @@ class Trainer:
         scaling = self.config.precision == "float16" and what == "gradient"  # how the loss scale finds its size
         if not scaling and (self.config.non_finite == "stop" or self.progress.skipped > self.config.max_skipped):
             raise error
-        self.events.send("message", text=f"skipped: {error.problem} ({self.progress.skipped} skipped so far)")
+        self.events.append(kind="message", text=f"skipped: {error.problem} ({self.progress.skipped} skipped so far)")
 
     def _tell_spike(self, loss: float, usual: float, micro_batches: list[Batch]) -> None:
         ids = ", ".join(name for batch in micro_batches for name in batch.ids)
         text = f"the loss of step {self.progress.step} is {loss:.4g}, far above the usual {usual:.4g}; examples: {ids}"
         self.progress.spiked += 1
-        self.events.send("message", text=text)
+        self.events.append(kind="message", text=text)
 
     # What is told and kept.
 
@@ -237,11 +235,10 @@ class Trainer:
         note = f"loss {values['loss']:.4g}"
         if math.isfinite(self.progress.best):
             note += f", held out {self.progress.best:.4g} bits a byte"
-        self.events.send("progress", done=step, total=self.total, note=note)
+        self.events.append(kind="progress", done=step, total=self.total, note=note)
 
     def _publish(self, values: Mapping[str, float]) -> None:
-        self.events.send("metrics", step=self.progress.step, values=dict(values))
-        self.history.append(self.progress.step, values)
+        self.history.append(step=self.progress.step, **values)
 
     def _validate(self) -> bool:
         """Measure held-out bits per byte, keep the weights if they are the best; true when patience has run out."""

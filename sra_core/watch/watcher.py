@@ -34,8 +34,8 @@ class Watcher:
     def figure(self, name: str, draw: Callable[[], Figure]) -> None:
         """A matplotlib figure; whoever keeps it calls ``draw``."""
 
-    def table(self, name: str, columns: Mapping[str, Sequence[Any]]) -> None:
-        """A table, column by column."""
+    def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """A table; its rows have the same columns."""
 
     def markdown(self, name: str, text: str) -> None:
         """A short report in Markdown."""
@@ -75,9 +75,9 @@ class Watchers(Watcher):
         for watcher in self.watchers:
             watcher.figure(name, draw)
 
-    def table(self, name: str, columns: Mapping[str, Sequence[Any]]) -> None:
+    def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
         for watcher in self.watchers:
-            watcher.table(name, columns)
+            watcher.table(name, rows)
 
     def markdown(self, name: str, text: str) -> None:
         for watcher in self.watchers:

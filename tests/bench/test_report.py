@@ -25,14 +25,14 @@ from tests.bench.make import bits, finish, grid, sizes
 class Told(Watcher):
     def __init__(self) -> None:
         self.lines: list[tuple[int, int, str]] = []
-        self.tables: dict[str, dict] = {}
+        self.tables: dict[str, list[dict]] = {}
         self.reports: dict[str, str] = {}
 
     def progress(self, done: int, total: int, unit: str, note: str = "") -> None:
         self.lines.append((done, total, note))
 
-    def table(self, name: str, columns: dict) -> None:
-        self.tables[name] = columns
+    def table(self, name: str, rows: list[dict]) -> None:
+        self.tables[name] = rows
 
     def markdown(self, name: str, text: str) -> None:
         self.reports[name] = text

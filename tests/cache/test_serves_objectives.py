@@ -21,12 +21,12 @@ from sra_core.models import (
 )
 from sra_core.objective import build_objective, student_layers
 from sra_core.shards import Manifest, PreparedSet, TeacherSet
-from sra_core.training.context import distill_data, objective_context
+from sra_core.training.context import distill_data, objective_context, student_in_teacher
 from sra_core.training.module import DistillModule
 from sra_core.watch import Watcher
 from tests.cache.make import cache_folder, make_config, make_prepared
 
-ACROSS = ("sra", "uld", "mined", "dskd", "multilevel_ot", "alm")
+ACROSS = ("sra", "uld", "mined", "dskd", "multilevel_ot", "alm", "strict_kl", "gold", "xtoken")
 SAME = ("fkl", "rkl", "js", "skl")
 
 
@@ -86,6 +86,33 @@ def test_every_objective_trains_from_it(name: str, request: pytest.FixtureReques
     assert losses[-1] < losses[0]
     assert set(batch.teacher) == ({2, 3} if name == "sra" else set())
     assert (batch.teacher_states is None) == (name == "sra")
+
+
+def test_xtoken_reads_student_tokens_as_the_teacher_writes_them(across: tuple[RunConfig, Manifest]) -> None:
+    config, prepared = named(across[0], "xtoken"), across[1]
+    student = build_student(config, load_tokenizer(config.student), [])
+    context = objective_context(config, Path(prepared.folder), Path(serving(config, prepared).folder), student)
+    context.shared_student_ids, context.shared_teacher_ids = (
+        ids[::2] for ids in (context.shared_student_ids, context.shared_teacher_ids)
+    )
+    table = student_in_teacher(Path(prepared.folder), context, len(load_tokenizer(config.student))).to_dense()
+    own, teacher = load_tokenizer(config.student), load_tokenizer(config.teacher)
+    shared = dict(zip(context.shared_student_ids.tolist(), context.shared_teacher_ids.tolist(), strict=True))
+    for token, partner in shared.items():
+        assert table[token].nonzero()[:, 0].tolist() == [partner]
+    told = 0
+    for token in set(range(len(own))) - set(shared):
+        text = own.decode([token])
+        if token in own.all_special_ids or "\ufffd" in text:
+            assert not table[token].any()
+            continue
+        pieces = teacher(text, add_special_tokens=False)["input_ids"][:4]
+        expected = torch.zeros(table.shape[1])
+        for place, piece in enumerate(pieces):
+            expected[piece] += 0.5**place
+        torch.testing.assert_close(table[token], expected / expected.sum())
+        told += 1
+    assert told > 50
 
 
 @pytest.mark.parametrize("name", [*ACROSS, *SAME])

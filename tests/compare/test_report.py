@@ -129,10 +129,10 @@ def test_the_terminal_shows_scores_differences_and_settings(comparison):
 def test_tables_for_tracking_have_equal_columns(comparison):
     tables = report_tables(comparison)
     assert set(tables) == {"scores", "differences", "answers"}
-    for columns in tables.values():
-        assert len({len(values) for values in columns.values()}) == 1
-    assert len(tables["answers"]["id"]) == 40
-    assert len(tables["scores"]["score"]) == 4 * len(comparison.metrics)
+    for rows in tables.values():
+        assert all(list(row) == list(rows[0]) for row in rows)
+    assert len(tables["answers"]) == 40
+    assert len(tables["scores"]) == 4 * len(comparison.metrics)
 
 
 def test_figures_for_tracking(comparison):

@@ -34,7 +34,7 @@ def make_config(store: Path, name: str, student: str | None, **cache: Any) -> Ru
 @pytest.mark.parametrize(
     ("names", "student"),
     [
-        (("sra", "uld", "mined", "dskd", "multilevel_ot", "alm", "sft"), None),
+        (("sra", "uld", "mined", "dskd", "multilevel_ot", "alm", "strict_kl", "gold", "xtoken", "sft"), None),
         (("fkl", "rkl", "js", "skl"), TEACHER),
     ],
 )

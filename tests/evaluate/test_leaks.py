@@ -118,8 +118,7 @@ def test_counts_and_table(evaluation, training):
     training[1].response = " ".join(evaluation[2].response.split()[:35])
     report = find_leaks(evaluation, training)
     assert report.counts() == {"exact_prompt": 1, "exact_response": 0, "near_prompt": 0, "near_response": 1}
-    assert report.columns()["id"] == ["e1", "e2"]
-    assert report.columns()["training"] == ["t0", "t1"]
+    assert [(row["id"], row["training"]) for row in report.rows()] == [("e1", "t0"), ("e2", "t1")]
 
 
 def plain(evaluation, training, ngram, overlap):

@@ -32,8 +32,8 @@ class Recorder(Watcher):
     def message(self, text: str) -> None:
         self.messages.append(text)
 
-    def table(self, name: str, columns: Any) -> None:
-        self.tables[name] = columns
+    def table(self, name: str, rows: Any) -> None:
+        self.tables[name] = rows
 
     def figure(self, name: str, figure: Any) -> None:
         self.figures.append(name)
@@ -259,8 +259,8 @@ def test_tables_and_figures_have_the_same_names_in_every_run(
     drawn = ["evaluate/learning_curves", "evaluate/scores", "evaluate/bits_per_byte_by_prompt_length"]
     assert [name for name in watch.figures if "rouge" not in name] == drawn
     assert [name for name in plain.figures if "rouge" not in name] == drawn
-    assert set(watch.tables["evaluate/scores"]["data set"]) == {"test", "talks", "all"}
-    answers = watch.tables["evaluate/answers"]
+    assert {row["data set"] for row in watch.tables["evaluate/scores"]} == {"test", "talks", "all"}
+    answers = watch.tables["evaluate/answers"][0]
     assert {"answer teacher", "answer initial student", "answer student"} <= set(answers)
 
 

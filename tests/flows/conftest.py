@@ -56,7 +56,7 @@ class StubStages:
         for step in range(1, 5):
             watch.metrics({"loss": 1.0 / step}, step)
             watch.progress(step, 4, "steps", f"loss {1 / step:.2f}")
-        watch.table("samples", {"question": ["a", "b"], "answer": ["c", "d"]})
+        watch.table("samples", [{"question": "a", "answer": "c"}, {"question": "b", "answer": "d"}])
         watch.markdown("audit", "# fine")
 
 

@@ -137,6 +137,7 @@ def make(
         teacher_embedding=normal(vocabulary, WIDE),
         student_tokens=[chr(97 + i) * (1 + i % 3) for i in range(STUDENT_VOCABULARY)],
         teacher_tokens=[chr(97 + i) * (1 + i % 3) for i in range(vocabulary)],
+        student_in_teacher=carry(rng, STUDENT_VOCABULARY, vocabulary),
     )
     return World(batch, student, context, leaves)
 
@@ -162,6 +163,16 @@ def keep_some_tokens_equal(
             ids[own] = token
             if labels[own] != -100:
                 labels[own] = token
+
+
+def carry(rng: torch.Generator, students: int, teachers: int) -> Tensor:
+    """(V_S, V_T) sparse: three teacher tokens a student token; every teacher token is reached."""
+    places = (torch.arange(students)[:, None] * 3 + torch.randint(3, (students, 3), generator=rng)) % teachers
+    places[:, 0] = torch.arange(students)
+    places[: teachers - students, 1] = torch.arange(students, teachers)
+    table = torch.zeros(students, teachers, dtype=torch.float64)
+    table.scatter_(1, places, torch.tensor([4.0, 2.0, 1.0], dtype=torch.float64).expand(students, 3))
+    return (table / table.sum(1, keepdim=True)).to_sparse()
 
 
 def attention(rng: torch.Generator, lengths: list[int]) -> Tensor:

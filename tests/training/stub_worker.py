@@ -33,6 +33,16 @@ def main(job_file: Path) -> int:
         return 1
     if what == "die":
         os.kill(os.getpid(), 9)
+    if what == "resumed":  # from step 2: what comes after it is written again
+        time.sleep(0.5)
+        rows = [{"step": step, "train/loss": float(step)} for step in range(5)]
+        (folder / "history.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:3]))
+        with (folder / "events.jsonl").open("a") as file:
+            file.write(json.dumps({"kind": "start"}) + "\n")
+        with (folder / "history.jsonl").open("a") as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows[3:])
+        (folder / "result.json").write_text(json.dumps({"steps": 4}))
+        return 0
     (folder / "events.jsonl").write_text(json.dumps({"kind": "message", "text": f"micro {job['micro_batch']}"}) + "\n")
     (folder / "result.json").write_text(json.dumps({"steps": 3}))
     return 0

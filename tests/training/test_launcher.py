@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,15 @@ ROOT = Path(__file__).parents[2]
 class Listener(Watcher):
     def __init__(self) -> None:
         self.texts: list[str] = []
+        self.losses: list[tuple[int | None, float]] = []
 
     def message(self, text: str) -> None:
         self.texts.append(text)
+
+    def metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
+        assert "step" not in values
+        if "train/loss" in values:
+            self.losses.append((step, values["train/loss"]))
 
 
 @pytest.fixture(autouse=True)
@@ -83,6 +90,13 @@ def test_a_killed_process_is_an_error_with_its_output(tmp_path: Path) -> None:
         launch(make(tmp_path, "die"), Watcher())
     assert "rank 0 is here" in caught.value.problem
     assert "worker.log" in caught.value.remedy
+
+
+def test_steps_that_a_resumed_training_writes_again_are_told_once(tmp_path: Path) -> None:
+    listener, job = Listener(), make(tmp_path, "resumed")
+    job.history.write_text("".join(f'{{"step": {step}, "train/loss": -1.0}}\n' for step in range(4)))
+    launch(job, listener)
+    assert listener.losses == [(step, float(step)) for step in range(5)]
 
 
 def test_auto_micro_batch_halves_until_it_fits(tmp_path: Path) -> None:

@@ -15,7 +15,9 @@ from typing import Any
 
 from sra_core.processes import free_port
 from sra_core.training import Job
-from sra_core.training.job import read_events
+from sra_core.training.job import read_lines
+from sra_core.training.launcher import Relay
+from sra_core.watch import Watcher
 
 __all__ = ["Run", "finish"]
 
@@ -68,17 +70,20 @@ class Run:
 
     def step(self) -> int:
         """Steps that the first process has reported."""
-        events, _ = read_events(self.job.events, 0)
-        return max([event.get("done", event.get("step", 0)) for event in events] or [0])
+        events, _ = read_lines(self.job.events)
+        return max([event["done"] for event in events if event["kind"] == "progress"] or [0])
 
     def messages(self) -> list[str]:
-        events, _ = read_events(self.job.events, 0)
+        events, _ = read_lines(self.job.events)
         return [event["text"] for event in events if event["kind"] == "message"]
 
-    def steps(self, metric: str) -> list[int]:
-        """Steps for which a metric was told."""
-        events, _ = read_events(self.job.events, 0)
-        return [event["step"] for event in events if event["kind"] == "metrics" and metric in event["values"]]
+    def relay(self, watch: Watcher) -> None:
+        """Pass on what the processes tell, as the stage does, until they end."""
+        relay = Relay(self.job, self.job.folder / "log-0.txt", watch)
+        while self.processes[0].is_alive():
+            relay.pass_on()
+            time.sleep(0.002)
+        relay.pass_on()
 
     def kill_at(self, step: int, patience: float = 120.0) -> None:
         """kill -9 all processes once they report this step."""
