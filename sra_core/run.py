@@ -185,7 +185,7 @@ def settled(config: RunConfig) -> RunConfig:
         if part.precision == "auto":
             part.precision = native_dtype(part.device)  # type: ignore[assignment]
         if part.precision != "float32":
-            part.zero_stage = max(part.zero_stage, 1)  # type: ignore[assignment]
+            part.zero_stage = max(part.zero_stage, 1)
     return found
 
 
