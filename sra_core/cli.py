@@ -136,7 +136,10 @@ def plan(recipe: Recipe, settings: Settings = None) -> None:
     """Predict examples, tokens, bytes, memory and hours before anything runs; afterwards, compare with what it took."""
     from sra_core.plan import plan_run
 
-    console.print(plan_run(_config(recipe, settings)).table())
+    made = plan_run(_config(recipe, settings))
+    console.print(made.table())
+    for warning in made.warnings:
+        console.print(f"[yellow]warning[/]  {warning}")
 
 
 @app.command()

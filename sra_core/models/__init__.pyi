@@ -5,7 +5,7 @@ from .forward import Layout, MappedStates, choose_layout, mapped_states
 from .heads import TeacherHead, load_head, save_head
 from .identity import model_identity, tokenizer_identity, tokenizer_identity_of
 from .layers import layer_count_of, resolve_layer
-from .likelihood import Likelihood, bits_per_byte, likelihood_table, response_likelihood
+from .likelihood import Likelihood, bits_per_byte, known_before, likelihood_table, response_likelihood
 from .loading import load_model, load_tokenizer, pick_device
 from .pair import load_tokenizers, make_encoder, shared_tokens
 from .references import resolve
@@ -24,6 +24,7 @@ __all__ = [
     "choose_layout",
     "evaluating",
     "initial_student",
+    "known_before",
     "last_row_attention",
     "layer_count",
     "layer_count_of",

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -21,13 +22,17 @@ from torch import Tensor
 from sra_core.errors import EvaluationError
 from sra_core.models.batching import evaluating, token_batches
 from sra_core.models.forward import choose_layout, mapped_states
+from sra_core.models.pair import load_tokenizers
 from sra_core.models.structure import lm_head, unwrap
 from sra_core.models.texts import join
 from sra_core.objective import Head
+from sra_core.shards import Manifest, PreparedSet
 
-__all__ = ["Likelihood", "Side", "bits_per_byte", "response_likelihood"]
+__all__ = ["Likelihood", "Side", "bits_per_byte", "known_before", "response_likelihood"]
 
 Side = Literal["teacher", "student"]
+_TEXTS = 24
+"""Validation texts that tell what a model knows before training: some hundredths of what a run costs."""
 LOGIT_BYTES = 64 * 2**20
 """Most memory that one chunk of float32 logits takes."""
 
@@ -100,6 +105,26 @@ def response_likelihood(
                 progress(done, len(rows))
     counts = np.array([len(ids) - first for ids, first in texts], dtype=np.int64)
     return Likelihood(tuple(row.id for row in rows), nats, sizes, counts)
+
+
+def known_before(model: Any, prepared: Manifest, side: Side) -> Likelihood | None:
+    """Code lengths of a few validation texts, spread over all of them: the same ones for teacher and student.
+
+    Args:
+        model: The teacher, or the student as it starts.
+        prepared: Result of the prepare stage.
+        side: Which of the two it is.
+
+    Returns:
+        None where there are no validation texts.
+    """
+    rows = PreparedSet(prepared, "validation")
+    places = np.unique(np.linspace(0, len(rows) - 1, min(len(rows), _TEXTS)).round().astype(int))
+    if not len(places):
+        return None
+    teacher, student = load_tokenizers(Path(prepared.folder))
+    eos = (teacher if side == "teacher" else student).eos_token_id
+    return response_likelihood(model, [rows[int(place)] for place in places], side, eos_token_id=eos)
 
 
 def _tokens(row: Any, side: Side, eos: int | None) -> tuple[np.ndarray, int]:

@@ -24,6 +24,7 @@ from sra_core.alignment import AlignedExample, AlignmentAudit, render_html
 from sra_core.cache import Holdings
 from sra_core.config import ModelRef, ObjectiveConfig, RunConfig, TrainingConfig
 from sra_core.corpus import Corpus, Example, Rejected
+from sra_core.doctor import doubtful_teacher
 from sra_core.errors import DataError, SraError
 from sra_core.models import (
     TeacherCapture,
@@ -112,7 +113,8 @@ def plan_run(config: RunConfig, samples: int = SAMPLE) -> Plan:
     """
     config = settled(config)
     quiet_libraries()
-    plan, libraries = Plan(), psutil.Process().memory_info().rss
+    doubt = doubtful_teacher(config)
+    plan, libraries = Plan(warnings=[doubt] if doubt else []), psutil.Process().memory_info().rss
     with tempfile.TemporaryDirectory(prefix="sra-plan-") as scratch:
         folder = Path(scratch)
         sample = _take_sample(config, folder, samples)
