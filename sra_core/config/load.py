@@ -36,11 +36,11 @@ OTHER_VARIABLES = frozenset({"SRA_CACHE_HOME", "SRA_ROOT", "SRA_STARTED_BY", "SR
 
 
 class Loader(yaml.SafeLoader):
-    """YAML in which only `true` and `false` are booleans, as in YAML 1.2: `off` is a value of `evaluate.leaks`."""
+    """YAML 1.2: only `true` and `false` are booleans (`off` is a value of `evaluate.leaks`), and a date is a text."""
 
 
 Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
+    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":bool", ":timestamp"))]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 Loader.add_implicit_resolver(
