@@ -24,6 +24,7 @@ from sra_core.models import (
     layer_count,
     lm_head,
     load_tokenizers,
+    name_answer_end,
     pick_device,
     save_head,
     shared_tokens,
@@ -93,6 +94,7 @@ def _capture(
             stack.close()  # the tasks are through; what they left to others is waited for below
         shards = capture_shards(capture, prepared, folder, watch)
     metrics = check_stored(config, capture, prepared, folder, shards)
+    name_answer_end(model, load_tokenizers(Path(prepared.folder))[0], config.teacher)
     known = known_before(model, prepared, "teacher")
     if known is not None:
         metrics["cache/teacher_bits_per_byte"] = known.bits_per_byte

@@ -22,7 +22,7 @@ from sra_core.watch import Watcher
 
 __all__ = ["EvaluationSet", "check_datasets", "evaluation_sets", "identity"]
 
-WHOLE = AlignmentConfig(max_length=2**30, max_prompt=2**30)
+WHOLE = AlignmentConfig(max_length=2**30, max_prompt=2**29)
 """Limits that cut nothing."""
 _CHUNK = 256
 

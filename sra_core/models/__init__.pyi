@@ -1,6 +1,7 @@
 from .attention import last_row_attention
 from .batching import evaluating, pad, token_batches
 from .centers import TeacherCapture, predicting
+from .ends import answer_ends, name_answer_end
 from .forward import Layout, MappedStates, choose_layout, mapped_states
 from .heads import TeacherHead, load_head, save_head
 from .identity import model_identity, tokenizer_identity, tokenizer_identity_of
@@ -19,6 +20,7 @@ __all__ = [
     "MappedStates",
     "TeacherCapture",
     "TeacherHead",
+    "answer_ends",
     "bits_per_byte",
     "build_student",
     "choose_layout",
@@ -37,6 +39,7 @@ __all__ = [
     "make_encoder",
     "mapped_states",
     "model_identity",
+    "name_answer_end",
     "pad",
     "pick_device",
     "predicting",
