@@ -140,7 +140,7 @@ class Scoring:
             model, tokenizer = contender.load()
             name_answer_end(model, tokenizer, self._part(contender))
             self._loaded = (contender.name, model, tokenizer)
-            layout = choose_layout(self._loaded[1], self.config.layout)
+            layout = choose_layout(self._loaded[1], self.config.layout, self.config.alignment.max_length)
             self.watch.message(f"{TITLES[contender.name]}: reads batches {layout}")
         return self._loaded[1:]
 
@@ -265,7 +265,8 @@ class Scoring:
         if self._view is None:
             model, _ = self._model(self._teacher())
             last = layer_count(model)
-            captured = TeacherCapture(model, [last], _TOKENS, self.config.objective.weighted_pooling)(self.sets[0].rows)
+            weighted = self.config.objective.weighted_pooling
+            captured = TeacherCapture(model, [last], _TOKENS, weighted, attention=weighted)(self.sets[0].rows)
             ids = torch.from_numpy(self._vocabulary().teacher_ids).long()
             head = lm_head(model).constant()
             self._view = _TeacherView([row.centers[last] for row in captured], head.rows(ids.to(head.weight.device)))
