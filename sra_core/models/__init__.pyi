@@ -1,6 +1,7 @@
 from .attention import last_row_attention
 from .batching import evaluating, pad, token_batches
 from .centers import TeacherCapture, predicting
+from .check import check_model, check_tokenizer, is_at_hand
 from .ends import answer_ends, name_answer_end
 from .forward import Layout, MappedStates, choose_layout, mapped_states
 from .heads import TeacherHead, load_head, save_head
@@ -23,9 +24,12 @@ __all__ = [
     "answer_ends",
     "bits_per_byte",
     "build_student",
+    "check_model",
+    "check_tokenizer",
     "choose_layout",
     "evaluating",
     "initial_student",
+    "is_at_hand",
     "known_before",
     "last_row_attention",
     "layer_count",
