@@ -1,6 +1,6 @@
 """A benchmark: variants of one run with several seeds, cell by cell, and what they show."""
 
-from typing import Any
+from typing import Annotated, Any
 
 import flows  # noqa: F401  sets defaults that Prefect reads on import
 
@@ -13,8 +13,8 @@ from sra_core.config import RunConfig
 
 __all__ = ["benchmark"]
 
-Cells = described(list[str], "Only variants of these names; empty runs all of the grid.")
-Seeds = described(list[int], "Only these seeds of the grid; empty runs all of them.")
+Cells = Annotated[list[str], described(list[str], "Only variants of these names; empty runs all of the grid.")]
+Seeds = Annotated[list[int], described(list[int], "Only these seeds of the grid; empty runs all of them.")]
 
 
 @flow(name="benchmark")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from prefect.runtime import deployment, flow_run
 from prefect.settings import PREFECT_UI_URL
 
 from flows.retries import is_passing, refuse_endless_starts, stage_task
+from flows.summary import FlowSummary
 from flows.watcher import PrefectWatcher
 from sra_core.bench import Bench, Report, bench_report, run_cells
 from sra_core.config import RunConfig
@@ -37,7 +38,6 @@ def run_stage(stage: str, config: RunConfig) -> Manifest:
         ConfigError: A tool of evaluation is not installed: told before it starts.
         TrainingError: The flow run was started too often: it crashes again and again.
     """
-    _name_flow_run(config.title)
     return _run_stages([stage], Run(config), None)[stage]
 
 
@@ -49,19 +49,23 @@ def run_pipeline(config: RunConfig) -> dict[str, Manifest]:
         DataError: A data set of evaluation cannot be read: likewise.
         TrainingError: The flow run was started too often: it crashes again and again.
     """
-    _name_flow_run(config.title)
     run = Run(config)
     with pipeline_run(config, _run_tags()) as parent:
         return _run_stages(run.stages, run, parent)
 
 
 def _run_stages(stages: Iterable[str], run: Run, parent: PipelineRun | None) -> dict[str, Manifest]:
-    refuse_endless_starts()
-    stages = list(stages)
-    if "evaluate" in stages:
-        check_tools(run.config)
-        check_datasets(run.config)
-    return {stage: stage_task(stage, _run_one)(stage, run, parent) for stage in stages}
+    _name_flow_run(run.config.title)
+    stages, made = list(stages), {}
+    with closing(FlowSummary(run.config.title, run.config, parent)) as summary:
+        refuse_endless_starts()
+        if "evaluate" in stages:
+            check_tools(run.config)
+            check_datasets(run.config)
+        for stage in stages:
+            made[stage] = stage_task(stage, _run_one)(stage, run, parent)
+            summary.add(made[stage])
+    return made
 
 
 def run_grid(config: RunConfig, variants: Sequence[str] = (), seeds: Sequence[int] = ()) -> Manifest:
@@ -84,12 +88,18 @@ def run_grid(config: RunConfig, variants: Sequence[str] = (), seeds: Sequence[in
     watch.begin("benchmark", config.name, config, f"{len(bench.selected)} cells", reused=False)
 
     def run_one(stage: str, run: Run, parent: PipelineRun | None, name: str) -> Manifest:
-        manifest: Manifest = stage_task(stage, _run_one, name)(stage, run, parent)
+        cell = name.removeprefix(stage).strip()
+        manifest: Manifest = stage_task(stage, _run_one, name)(stage, run, parent, cell)
         return manifest
 
-    with benchmark_run(config, _run_tags()) as parent:
+    with (
+        benchmark_run(config, _run_tags()) as parent,
+        closing(FlowSummary(config.grid_title, config, parent, grid=True)) as summary,
+    ):
         run_cells(bench, run_one, parent, watch)
         report = stage_task("report", _report_grid)(bench, parent)
+        summary.add(report.manifest)
+        summary.report((Path(report.manifest.folder) / "summary.md").read_text())
         watch.close()
         bench.require_all_ran()
     manifest: Manifest = report.manifest
@@ -105,8 +115,8 @@ def _name_flow_run(name: str) -> None:
             context.flow_run.name = name  # what tags of MLflow runs say
 
 
-def _run_one(stage: str, run: Run, parent: PipelineRun | None) -> Manifest:
-    with _watching(run.config, parent) as watch:
+def _run_one(stage: str, run: Run, parent: PipelineRun | None, cell: str = "") -> Manifest:
+    with _watching(run.config, parent, cell) as watch:
         return STAGES[stage](run, watch)
 
 
@@ -116,10 +126,10 @@ def _report_grid(bench: Bench, parent: PipelineRun | None) -> Report:
 
 
 @contextmanager
-def _watching(config: RunConfig, parent: PipelineRun | None) -> Iterator[Watcher]:
+def _watching(config: RunConfig, parent: PipelineRun | None, cell: str = "") -> Iterator[Watcher]:
     """MLflow and Prefect watch what the body does; what is left to tell Prefect is told at its end."""
     mlflow = MlflowWatcher(config, parent, _run_tags())
-    prefect = PrefectWatcher(mlflow)
+    prefect = PrefectWatcher(mlflow, cell)
     try:
         yield Watchers(mlflow, prefect)
     except Exception as error:

@@ -32,22 +32,28 @@ _GREEK = (
 )
 
 
-def described(kind: Any, text: str, **schema: Any) -> Any:
-    """A type with its help in the form. (Prefect drops the description of a pydantic ``Field``.)"""
-    return Annotated[kind, WithJsonSchema({**TypeAdapter(kind).json_schema(), "description": text, **schema})]
+def described(kind: Any, text: str, **schema: Any) -> WithJsonSchema:
+    """The help of a type in the form. (Prefect drops the description of a pydantic ``Field``.)"""
+    return WithJsonSchema({**TypeAdapter(kind).json_schema(), "description": text, **schema})
 
 
-Recipe = described(
+Recipe = Annotated[
     str,
-    "Run config to start from; `none` starts from the defaults. The fields below change it; an empty one leaves what "
-    "the recipe says.",
-    enum=[NO_RECIPE, *recipe_names()],
-)
-Overrides = described(
+    described(
+        str,
+        "Run config to start from; `none` starts from the defaults. The fields below change it; an empty one leaves "
+        "what the recipe says.",
+        enum=[NO_RECIPE, *recipe_names()],
+    ),
+]
+Overrides = Annotated[
     dict[str, Any],
-    'Any other field by its dotted name (docs/reference.md lists them), such as `{"distill.warmup": 0.2, '
-    '"evaluate.generate": 50}`. Wins over everything else.',
-)
+    described(
+        dict[str, Any],
+        'Any other field by its dotted name (docs/reference.md lists them), such as `{"distill.warmup": 0.2, '
+        '"evaluate.generate": 50}`. Wins over everything else.',
+    ),
+]
 
 
 class _Sections:
@@ -122,7 +128,7 @@ def asks_for_config(
             return work(settle(**given.arguments), **rest)
 
         run.__signature__ = signature  # type: ignore[attr-defined]
-        del run.__wrapped__  # type: ignore[attr-defined]  # Prefect would take the parameters of what is wrapped
+        del run.__wrapped__  # Prefect would take the parameters of what is wrapped
         return run
 
     return decorate
@@ -145,11 +151,12 @@ def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
 def _short(dotted: str) -> Any:
     """Type of a field that may stay empty; shown as a plain box, not as a choice between a value and null."""
     field = field_of(dotted)
-    schema = TypeAdapter(Annotated[field.annotation, field]).json_schema()
+    kind: Any = Annotated[field.annotation, field]
+    schema = TypeAdapter(kind).json_schema()
     box = next((each for each in schema.get("anyOf", ()) if each["type"] != "null"), schema)
     shown = {name: value for name, value in box.items() if name not in ("default", "fingerprint")}
     shown["description"] = f"`{dotted}`: {field.description}"
-    return Annotated[field.annotation | MISSING | None, WithJsonSchema(shown)]  # type: ignore[valid-type]
+    return Annotated[field.annotation | MISSING | None, WithJsonSchema(shown)]
 
 
 def own_name(name: str | None) -> str | None:
@@ -169,4 +176,5 @@ def own_name(name: str | None) -> str | None:
 @functools.cache
 def _random_words() -> set[str]:
     """The words that Prefect makes names of."""
-    return {word for part in name_parts.values() for word in part.get("words", ())}
+    parts: Mapping[str, Any] = name_parts
+    return {word for part in parts.values() for word in part.get("words", ())}

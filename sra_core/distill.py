@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,8 +87,6 @@ def distill_student(
     written = _export(job, upstream, result, folder.path)
     shutil.copyfile(job.history, folder.path / HISTORY)
     history = read_history(job.history)
-    title = f"{config.name}: {config.objective.name}"
-    watch.figure("loss_terms", partial(learning_curves, history, _CURVES, title))
     manifest = folder.commit(
         upstream=upstream,
         files=[entry for name in written for entry in folder.entries(name)] + [folder.entry(HISTORY)],
@@ -119,6 +116,17 @@ def _lead(job: Job, upstream: Sequence[Manifest], watch: Watcher) -> dict[str, f
         return {}
     watch.message(lead.told(job.config.adapt.enabled))
     return lead.metrics()
+
+
+def show_curves(config: RunConfig, manifest: Manifest, watch: Watcher) -> None:
+    """Hand the curves of a finished training on, of one that was reused too."""
+    from sra_core.training import read_history
+
+    def draw() -> Any:
+        history = read_history(Path(manifest.folder) / HISTORY)
+        return learning_curves(history, _CURVES, f"{config.name}: {config.objective.name}")
+
+    watch.figure("loss_terms", draw)
 
 
 def _cosines(history: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -12,7 +12,7 @@ import pyarrow as pa
 from sra_core.compare import Interval, compare_runs, figures, read_run, report_tables
 from sra_core.compare.results import TITLES
 from sra_core.shards import Manifest
-from sra_core.watch import Watcher
+from sra_core.watch import Watcher, escape_markdown
 
 __all__ = ["AVERAGE", "SUMMARY", "counted_answers", "report_evaluation", "summary"]
 
@@ -118,7 +118,7 @@ def _samples(answers: Mapping[str, pa.Table], samples: int) -> Iterator[str]:
     shown = [name for name in ("teacher", "student") if name in tables]
     for rank in ranks:
         place = order[rank]
-        yield f"### {asked[place]}\n"
+        yield f"### {escape_markdown(asked[place])}\n"
         yield f"| reference | {' | '.join(TITLES[name] for name in shown)} |"
         yield "|---" * (len(shown) + 1) + "|"
         cells = [rows[place]["reference"], *(tables[name][place]["answer"] for name in shown)]
@@ -148,8 +148,8 @@ def _common(texts: Sequence[Sequence[str]]) -> int:
 
 
 def _short(text: str, limit: int = 300) -> str:
-    flat = " ".join(text.split()).replace("|", "\\|")
-    return flat if len(flat) <= limit else flat[: limit - 1] + "…"
+    flat = " ".join(text.split())
+    return escape_markdown(flat if len(flat) <= limit else flat[: limit - 1] + "…")
 
 
 def counted_answers(counts: Mapping[str, Any]) -> str:

@@ -128,7 +128,11 @@ def prepare_corpus(
         counts=result.counts,
         metrics=report.metrics(),
     )
-    _report(report, manifest, watch)
+    overall = report.overall
+    watch.message(
+        f"spans cover {overall.coverage:.2%} of the response bytes, {overall.one_to_one:.0%} of them one token to one; "
+        f"{overall.teacher.mean:.2f} teacher and {overall.student.mean:.2f} student tokens a span"
+    )
     return manifest
 
 
@@ -142,19 +146,14 @@ def audit_of(manifest: Manifest) -> AlignmentReport:
     return TypeAdapter(AlignmentReport).validate_json((Path(manifest.folder) / AUDIT).read_bytes())
 
 
-def _report(report: AlignmentReport, manifest: Manifest, watch: Watcher) -> None:
-    """Pass the audit on as tables, figures, Markdown and a page."""
+def report_audit(report: AlignmentReport, manifest: Manifest, watch: Watcher) -> None:
+    """Pass the audit on as tables, figures, Markdown and a page, that of a reused result too."""
     for name, rows in report.tables().items():
         watch.table(f"alignment/{name}", rows)
     for name, draw in render_figures(report).items():
         watch.figure(name, draw)
     watch.markdown("alignment_audit", render_markdown(report))
     watch.artifact(Path(manifest.folder) / AUDIT_PAGE)
-    overall = report.overall
-    watch.message(
-        f"spans cover {overall.coverage:.2%} of the response bytes, {overall.one_to_one:.0%} of them one token to one; "
-        f"{overall.teacher.mean:.2f} teacher and {overall.student.mean:.2f} student tokens a span"
-    )
 
 
 def _reasons(counts: Counter[str]) -> str:

@@ -24,7 +24,6 @@ from sra_core.watch.mlflow import (
     MlflowWatcher,
     PipelineRun,
     describe,
-    figure_path,
     pipeline_run,
     runs,
     tracking_uri,
@@ -229,7 +228,7 @@ def test_files_are_kept_with_the_run_and_nothing_stays_in_the_spool(config: RunC
     (run,) = _children(config)
     folder = Path(run.info.artifact_uri.removeprefix("file://"))
     assert folder.is_relative_to(tmp_path / "mlflow-artifacts")
-    assert (folder / figure_path("evaluate/coverage")).read_bytes().startswith(b"\x89PNG")
+    assert (folder / "figures" / "evaluate-coverage.png").read_bytes().startswith(b"\x89PNG")
     table = {"columns": ["question", "score"], "data": [["a", 1], ["b", 2.5]]}
     assert json.loads((folder / "tables" / "samples.json").read_text()) == table
     assert json.loads(run.data.tags["mlflow.loggedArtifacts"]) == [{"path": "tables/samples.json", "type": "table"}]

@@ -115,9 +115,16 @@ class Ledger:
         return _open_client(self._uri)
 
     def url(self, key: str) -> str | None:
-        if not self._uri.startswith("http") or key not in self.ids:
+        return self._address(f"runs/{self.ids[key]}") if key in self.ids else None
+
+    @property
+    def scores_url(self) -> str | None:
+        return self._address("runs", viewStateShareKey=_SCORES) if self._experiment_id else None
+
+    def _address(self, place: str, **query: str) -> str | None:
+        if not self._uri.startswith("http"):
             return None
-        return redact_text(f"{self._uri.rstrip('/')}/{self._page(f'runs/{self.ids[key]}')}")
+        return f"{redact_text(self._uri.rstrip('/'))}/{self._page(place, **query)}"
 
     def _page(self, place: str, **query: str) -> str:
         """Address of a page of the experiment below that of the server."""
@@ -137,6 +144,8 @@ class Ledger:
             tags |= self._lineage(report, found)
             if report["reused"] and tags.keys() & {"original_run", "previous_run"}:
                 self.repeats.add(report["run"])
+                made = self._page(f"runs/{tags.get('original_run') or tags['previous_run']}")
+                tags["mlflow.note.content"] = f"Found finished: [the run that made it]({made}) has figures and tables."
             tags["attempt"] = "1"
             name = f"{report['name']} (reused)" if report["reused"] else report["name"]
             run = self._client.create_run(self._id_of_experiment(), report["start"], tags, name)

@@ -103,6 +103,11 @@ class PipelineRun:
         """Address of the run in the MLflow UI; None while unknown or without a tracking server."""
         return self._ledger.url(self.key)
 
+    @property
+    def scores_url(self) -> str | None:
+        """Address of the table of all runs with their scores; None like `url`."""
+        return self._ledger.scores_url
+
     def put(self, report: Report) -> None:
         """Queue a report for MLflow."""
         self._outbox.put(report)
