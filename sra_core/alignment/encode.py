@@ -108,6 +108,8 @@ class PairEncoder:
         max_length: Most tokens on either side, the one that ends an answer included.
         max_prompt: Most prompt tokens on either side.
         truncate: What a response that is too long loses: its ``end``, its ``start``, or (``drop``) all of the example.
+        near: Tokens on either side of the response's start that will be read, where the limits cut nothing: text that
+            is farther away is not tokenized, but stays in ``prompt`` and ``response``. Unset, the limits say.
         teacher_arguments: What the teacher's chat template is told beside the turns.
         student_arguments: Likewise.
 
@@ -127,6 +129,7 @@ class PairEncoder:
         max_length: int,
         max_prompt: int,
         truncate: Truncate = "end",
+        near: int | None = None,
         teacher_arguments: Mapping[str, Any] | None = None,
         student_arguments: Mapping[str, Any] | None = None,
     ) -> None:
@@ -135,6 +138,7 @@ class PairEncoder:
         self._max_length = max_length
         self._max_prompt = max_prompt
         self._truncate = truncate
+        self._near = near
         self._ends = EndTokens([*self._teacher.ends, *self._student.ends])
 
     def without_end(self, text: str) -> str:
@@ -172,13 +176,15 @@ class PairEncoder:
         except RenderError as error:
             return Rejected(example.id, error.reason, error.problem)
 
+    @property
+    def _reach(self) -> tuple[int, int]:
+        """Most tokens before and after the start of a response that can be kept."""
+        return (self._near, self._near) if self._near else (self._max_prompt, self._max_length)
+
     def _shortened(self, rendered: Rendered, side: _Encoder) -> Rendered:
         """What is certain to hold all tokens that will be kept: a text of megabytes costs gigabytes as tokens."""
-        begin, most, size = (
-            len(rendered.prompt) - _FAR * self._max_prompt,
-            _FAR * self._max_length,
-            len(rendered.response),
-        )
+        before, after = self._reach
+        begin, most, size = len(rendered.prompt) - _FAR * before, _FAR * after, len(rendered.response)
         if begin <= 0 and size <= most:
             return rendered
         first = max(size - most, 0) if self._truncate == "start" else 0
@@ -190,15 +196,17 @@ class PairEncoder:
         """An example, cut short or not; one whose tokens are so long that too few are left is tokenized whole."""
         short = self._shortened(whole[0], self._teacher), self._shortened(whole[1], self._student)
         for part, side, rendered in zip(short, (teacher, student), whole, strict=True):
-            few_before = len(part.prompt) < len(rendered.prompt) and side.response <= 2 * self._max_prompt
+            few_before = len(part.prompt) < len(rendered.prompt) and side.response <= 2 * self._reach[0]
             after = len(side.ids) - side.response
-            few_after = len(part.response) < len(rendered.response) and after <= 2 * self._max_length
+            few_after = len(part.response) < len(rendered.response) and after <= 2 * self._reach[1]
             if few_before or few_after:
                 ((teacher,), (student,)) = self._teacher.encode([whole[0]]), self._student.encode([whole[1]])
                 short = whole
                 break
         found = self._aligned(example, short, teacher, student)
         if isinstance(found, AlignedExample):
+            if self._near:
+                found.prompt, found.response = whole[1].prompt, whole[1].response
             found.end_stripped = len(whole[1].response) < len(example.response)
         return found
 
@@ -383,8 +391,8 @@ class _Encoder:
         return _Side(np.array([*ids[:count], end], np.int32), offsets, response, kept)
 
 
-def encoder_of(config: RunConfig, teacher: Any, student: Any) -> PairEncoder:
-    """The encoder of a config with two tokenizers."""
+def encoder_of(config: RunConfig, teacher: Any, student: Any, near: int | None = None) -> PairEncoder:
+    """The encoder of a config with two tokenizers; ``near`` as for `PairEncoder`."""
     return PairEncoder(
         teacher,
         student,
@@ -394,6 +402,7 @@ def encoder_of(config: RunConfig, teacher: Any, student: Any) -> PairEncoder:
         max_length=config.alignment.max_length,
         max_prompt=config.alignment.max_prompt,
         truncate=config.alignment.truncate,
+        near=near,
         teacher_arguments=config.teacher.template_arguments,
         student_arguments=config.student.template_arguments,
     )

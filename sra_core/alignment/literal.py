@@ -40,13 +40,15 @@ class EndTokens:
     """
 
     def __init__(self, own: Iterable[str]) -> None:
-        one = "|".join(map(re.escape, sorted({*END_TOKENS, *own}, key=len, reverse=True)))
-        self._pattern = re.compile(rf"(?:{one})(?:\s*(?:{one}))*\s*\Z")
+        self._ends = tuple(sorted({*END_TOKENS, *own}, key=len, reverse=True))
 
     def stripped(self, text: str) -> str:
         """The text without end tokens at its end and what white space is after the first of them."""
-        found = self._pattern.search(text)
-        return text[: found.start()] if found else text
+        before = text.rstrip()
+        while before.endswith(self._ends):  # by its end alone: a text may have megabytes
+            text = before.removesuffix(next(end for end in self._ends if before.endswith(end)))
+            before = text.rstrip()
+        return text
 
 
 def answer_end(tokenizer: FastTokenizer, template: str, arguments: Mapping[str, Any] | None = None) -> int:

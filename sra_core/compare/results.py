@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from sra_core.compare.scores import ANSWER_SCORES
+from sra_core.compare.words import COUNTED
 from sra_core.errors import EvaluationError
 from sra_core.shards import Manifest, StageFolder, read_manifest
 
@@ -78,9 +79,9 @@ class Metric:
 
 METRICS = (
     Metric("bits_per_byte", "bits per byte", False),
-    Metric("rougeL", "ROUGE-L (Unicode words)", True),
-    Metric("rouge1", "ROUGE-1 (Unicode words)", True),
-    Metric("rouge2", "ROUGE-2 (Unicode words)", True),
+    Metric("rougeL", f"ROUGE-L ({COUNTED})", True),
+    Metric("rouge1", f"ROUGE-1 ({COUNTED})", True),
+    Metric("rouge2", f"ROUGE-2 ({COUNTED})", True),
     Metric("chrf", "chrF (characters)", True),
     Metric("span_kl", "span KL to teacher (nats)", False),
     Metric("top1", "top-1 agreement with teacher (%)", True),
