@@ -1,25 +1,28 @@
 """Examples -> both tokenizations with their span map, truncated together.
 
-Prompt and response are tokenized together on each side. Offsets are relative to the start of the response, where the
-prompts of the two sides may differ: only the response is aligned.
+Prompt and response are tokenized together on each side. Positions are bytes relative to the start of the response, as
+the prompts of the two sides may differ: only the response is aligned.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from sra_core.alignment.cuts import SpanMap, align, clean_cuts
 from sra_core.alignment.literal import EndTokens, SpecialTokens
-from sra_core.alignment.offsets import check_offsets, has_no_gaps, mend_offsets, offsets_of, reorders_marks
-from sra_core.alignment.tokens import FastTokenizer, backend_of, end_of_text
+from sra_core.alignment.positions import BytePositions, at_characters
+from sra_core.alignment.tokens import FastTokenizer, backend_of, end_of_text, tokenizer_name
 from sra_core.config import RunConfig
 from sra_core.corpus import Example, Rejected, Rendered, RenderError, render
+from sra_core.errors import TokenizerError
+
+if TYPE_CHECKING:
+    from tokenizers import Encoding
 
 __all__ = ["AlignedExample", "PairEncoder", "encoder_of"]
 
@@ -36,7 +39,7 @@ class AlignedExample:
     student_ids: npt.NDArray[np.int32]
     """(T_s,)"""
     spans: SpanMap
-    """Characters are relative to the start of the response."""
+    """Its ``chars`` are bytes of the response's UTF-8, from its start on."""
     teacher_response: int
     """First teacher token that ends after the start of the response; one that straddles it is in no span."""
     student_response: int
@@ -79,18 +82,23 @@ class _Side(NamedTuple):
     """One side of an example while it is being cut."""
 
     ids: npt.NDArray[np.int32]  # (T + 1,) with the end-of-text token
-    offsets: npt.NDArray[np.int32]  # (T, 2) relative to the start of the response
+    offsets: npt.NDArray[np.int32]  # (T, 2) bytes, relative to the start of the response
     response: int  # first token that ends after the start of the response
     kept: int  # leading tokens (begin of text) that no prompt cut removes
+    prompt: bytes
 
     def without(self, begin: int) -> _Side:
         """The side without its prompt tokens before ``begin``, the kept ones aside."""
         ids, offsets = (np.concatenate([array[: self.kept], array[begin:]]) for array in (self.ids, self.offsets))
-        return _Side(ids, offsets, self.response - (begin - self.kept), self.kept)
+        return _Side(ids, offsets, self.response - (begin - self.kept), self.kept, self.prompt)
 
     def excess(self, limit: int) -> int:
         """Prompt tokens beyond the limit."""
         return max(self.response - limit, 0)
+
+    def can_begin(self, positions: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.bool_]:
+        """Which positions are those of characters of the prompt, or its end: where a cut prompt may begin."""
+        return (positions <= 0) & at_characters(self.prompt, len(self.prompt) + np.minimum(positions, 0))
 
 
 class PairEncoder:
@@ -190,9 +198,10 @@ class PairEncoder:
         self, example: Example, rendered: tuple[Rendered, Rendered], teacher: _Side, student: _Side
     ) -> AlignedExample | Rejected:
         prompt, response = rendered[1].prompt, rendered[1].response
-        begins, characters = (0, 0), 0
+        begins = (0, 0)
         if teacher.excess(self._max_prompt) or student.excess(self._max_prompt):
-            begins, characters = self._prompt_cut(teacher, student, len(prompt), rendered[0].prompt == prompt)
+            begins, cut = self._prompt_cut(teacher, student)
+            prompt = student.prompt[cut:].decode()
             teacher, student = (
                 side.without(b) if b else side for side, b in zip((teacher, student), begins, strict=True)
             )
@@ -204,12 +213,14 @@ class PairEncoder:
         fits = max(len(teacher_ids), len(student_ids)) <= self._max_length
         if not fits:
             ends = np.maximum(spans.teacher[:, 1], spans.student[:, 1])
-            spans = spans.head(int(ends.searchsorted(self._max_length, "right")))
+            text = response.encode()  # shards hold whole characters: it ends at a cut between two
+            fitting = np.flatnonzero((ends <= self._max_length) & at_characters(text, spans.chars[:, 1]))
+            spans = spans.head(int(fitting[-1]) + 1 if len(fitting) else 0)
             if not len(spans):
                 detail = f"prompts of {teacher.response} and {student.response} tokens leave no room for a span"
                 return Rejected(example.id, "too_long", detail)
             teacher_ids, student_ids = teacher_ids[: spans.teacher[-1, 1]], student_ids[: spans.student[-1, 1]]
-            response = response[: spans.chars[-1, 1]]
+            response = text[: spans.chars[-1, 1]].decode()
         return AlignedExample(
             id=example.id,
             teacher_ids=teacher_ids,
@@ -217,7 +228,7 @@ class PairEncoder:
             spans=spans,
             teacher_response=teacher.response,
             student_response=student.response,
-            prompt=prompt[characters:],
+            prompt=prompt,
             response=response,
             source=example.source,
             truncated=not fits,
@@ -226,15 +237,15 @@ class PairEncoder:
             reasoning_left_out=any(side.reasoning_left_out for side in rendered),
         )
 
-    def _prompt_cut(self, teacher: _Side, student: _Side, length: int, same: bool) -> tuple[tuple[int, int], int]:
-        """Where the prompts go on: first token kept on each side, first character kept of the student's prompt.
+    def _prompt_cut(self, teacher: _Side, student: _Side) -> tuple[tuple[int, int], int]:
+        """Where the prompts go on: first token kept on each side, first byte kept of the student's prompt.
 
         At the leftmost common cut where both fit, if the prompts are the same text; else each at its own.
         """
-        limit = self._max_prompt
-        if same:
+        limit, length = self._max_prompt, len(student.prompt)
+        if teacher.prompt == student.prompt:
             spans = align(teacher.offsets, student.offsets, -length)
-            fits = (spans.teacher[:, 0] - teacher.kept >= teacher.excess(limit)) & (spans.chars[:, 0] <= 0)
+            fits = (spans.teacher[:, 0] - teacher.kept >= teacher.excess(limit)) & student.can_begin(spans.chars[:, 0])
             fits &= spans.student[:, 0] - student.kept >= student.excess(limit)
             if fits.any():
                 first = int(np.argmax(fits))
@@ -249,7 +260,7 @@ def _own_cut(side: _Side, limit: int) -> tuple[int, int]:
     if not side.excess(limit):
         return 0, 0
     cuts = clean_cuts(side.offsets)
-    fits = (cuts[:, 0] - side.kept >= side.excess(limit)) & (cuts[:, 1] <= 0)
+    fits = (cuts[:, 0] - side.kept >= side.excess(limit)) & side.can_begin(cuts[:, 1])
     if not fits.any():
         return side.response, 0
     index, position = cuts[int(np.argmax(fits))].tolist()
@@ -260,16 +271,14 @@ class _Encoder:
     """Renders and tokenizes examples for one side."""
 
     def __init__(self, tokenizer: FastTokenizer, template: Template, prompt: str) -> None:
-        check_offsets(tokenizer)
+        self._positions = BytePositions(tokenizer)
         self._end = end_of_text(tokenizer)
         self._tokenizer = tokenizer
-        self._backend = backend_of(tokenizer)
         self._template = template
         self._prompt = prompt
-        self._special = set(tokenizer.all_special_ids)
         self._begin = tokenizer.bos_token_id
-        self._reorders = reorders_marks(self._backend)
         self._specials = SpecialTokens(tokenizer)
+        self._opening = _opening_tokens(tokenizer)
 
     def render(self, example: Example) -> Rendered:
         if self._specials.in_example(example):
@@ -285,47 +294,43 @@ class _Encoder:
         return len(first) if first and not rendered.add_special_tokens and rendered.prompt.startswith(first) else 0
 
     def encode(self, rendered: Sequence[Rendered]) -> list[_Side]:
-        """Tokenize renderings, those that want special tokens and those that do not in a batch each."""
-        sides: list[_Side | None] = [None] * len(rendered)
-        for special in (True, False):
-            rows = [k for k, text in enumerate(rendered) if text.add_special_tokens is special]
-            if rows:
-                for k, side in zip(rows, self._sides([rendered[k] for k in rows], special), strict=True):
-                    sides[k] = side
-        return [side for side in sides if side is not None]
+        """Tokenize renderings."""
+        encodings = self._positions.encode([text.prompt + text.response for text in rendered])
+        return [self._side(text, encoding) for text, encoding in zip(rendered, encodings, strict=True)]
 
-    def _sides(self, rendered: Sequence[Rendered], special: bool) -> Iterator[_Side]:
-        texts = [text.prompt + text.response for text in rendered]
-        encodings = self._backend.encode_batch(texts, add_special_tokens=special)
-        for k, each in enumerate(rendered):
-            if each.literal:
-                encodings[k] = self._specials.encoded(each)
-        ids = [encoding.ids for encoding in encodings]
-        bounds = [0, *accumulate(map(len, ids))]
-        offsets = offsets_of(encodings, bounds[-1])
-        sound = has_no_gaps(texts, offsets, bounds, self._tokenizer)
-        for k, (text, tokens) in enumerate(zip(texts, ids, strict=True)):
-            own = offsets[bounds[k] : bounds[k + 1]]
-            yield self._side(
-                text, tokens, own, len(rendered[k].prompt), sound[k] and (text.isascii() or not self._reorders)
-            )
-
-    def _side(self, text: str, ids: list[int], offsets: npt.NDArray[np.int32], prompt: int, sound: bool) -> _Side:
-        count = len(ids)
-        while count and ids[count - 1] in self._special and offsets[count - 1, 0] == offsets[count - 1, 1]:
-            count -= 1  # the tokenizer's own closing token; the end of text takes its place
-        offsets = offsets[:count]
-        if not sound or count < len(ids):
-            offsets = mend_offsets(text, offsets, prompt, self._reorders)
-        offsets = offsets - np.int32(prompt)
+    def _side(self, rendered: Rendered, encoding: Encoding) -> _Side:
+        if rendered.literal:
+            encoding = self._specials.encoded(rendered)
+        ids = encoding.ids
+        text, prompt = rendered.prompt + rendered.response, rendered.prompt.encode()
+        offsets = self._positions.of(text, text.encode(), encoding, len(rendered.prompt), bool(rendered.literal))
+        opening = self._opening if rendered.add_special_tokens else []
+        if opening:
+            offsets = np.concatenate([np.zeros((len(opening), 2), np.int32), offsets])
+            ids = opening + ids
+        offsets = offsets - np.int32(len(prompt))
         after = offsets[:, 1] > 0
-        response = int(after.argmax()) if count else 0
-        if count and not after[response]:
-            response = count
-        kept = 0
-        while kept < response and (ids[kept] == self._begin or offsets[kept, 0] == offsets[kept, 1]):
+        response = int(after.argmax()) if after.any() else len(ids)
+        kept = len(opening)
+        while kept < response and ids[kept] == self._begin:
             kept += 1
-        return _Side(np.array([*ids[:count], self._end], np.int32), offsets, response, kept)
+        return _Side(np.array([*ids, self._end], np.int32), offsets, response, kept, prompt)
+
+
+def _opening_tokens(tokenizer: FastTokenizer) -> list[int]:
+    """What a tokenizer puts before a text of its own accord: mostly its begin of text, or nothing.
+
+    What it puts after a text is left out: the end of text takes its place.
+    """
+    backend = backend_of(tokenizer)
+    whole, bare = (backend.encode_batch(["a"], add_special_tokens=special)[0].ids for special in (True, False))
+    places = [k for k in range(len(whole)) if whole[k : k + len(bare)] == bare]
+    if not places:
+        raise TokenizerError(
+            f"The tokenizer {tokenizer_name(tokenizer)} tokenizes a text differently when it adds special tokens.",
+            "Use a post-processor in its tokenizer.json that puts them before or after the text.",
+        )
+    return whole[: places[0]]
 
 
 def encoder_of(config: RunConfig, teacher: Any, student: Any) -> PairEncoder:
