@@ -6,8 +6,9 @@ memory bounded by a shard: 1,000,000 short examples pass under 2 GiB.
 The two tokenizations alone are transformers' own batched calls with offsets, as anyone would make them, over texts that
 are rendered beforehand. Beside them stand the bare calls below those (`encode_batch` with Rust's threads, ids and
 offsets read out and thrown away). They and the stage run in turns, several rounds; shares are of medians. Each run is a
-process of its own, so that its peak memory is its own; loading models and libraries is in none of the times. Scaling
-is measured in cores: one worker process held to one core against two workers on two.
+process of its own, so that its peak memory is its own; loading models and libraries is in none of the tokenizations'
+times. Beside seconds stands the stage's processor time against that of the bare calls. Scaling is measured in cores:
+one worker process held to one core against two workers on two.
 
 Takes about three minutes on two quiet cores, `--million` a quarter of an hour more. Exits with 1 when a claim fails.
 """
@@ -66,6 +67,12 @@ def config_for(folder: Path, data: Path, workers: int) -> Any:
     )
 
 
+def _processor() -> float:
+    """Seconds of processor time of this process and its children."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(each.ru_utime + each.ru_stime for each in used)
+
+
 def tokenize_alone(data: Path, bare: bool) -> dict[str, Any]:
     """Both tokenizations of every text, in the stage's batches, and nothing else."""
     from sra_core.corpus import Corpus, Example, render
@@ -78,7 +85,7 @@ def tokenize_alone(data: Path, bare: bool) -> dict[str, Any]:
         if isinstance(item, Example):
             rendered = render(item, "plain", config.corpus.prompt)
             texts.append(rendered.prompt + rendered.response)
-    started = time.perf_counter()
+    started, used = time.perf_counter(), _processor()
     for start in range(0, len(texts), 1024):
         batch = texts[start : start + 1024]
         for tokenizer in tokenizers:
@@ -87,7 +94,7 @@ def tokenize_alone(data: Path, bare: bool) -> dict[str, Any]:
                     _ = encoding.ids, encoding.offsets
             else:
                 tokenizer(batch, return_offsets_mapping=True)
-    return {"seconds": time.perf_counter() - started}
+    return {"seconds": time.perf_counter() - started, "processor": _processor() - used}
 
 
 def run_stage(data: Path, workers: int, cores: int) -> dict[str, Any]:
@@ -101,12 +108,13 @@ def run_stage(data: Path, workers: int, cores: int) -> dict[str, Any]:
         config = config_for(Path(store), data, workers)
         run = Run(config)
         run.identity("prepare")
-        started = time.perf_counter()
+        started, used = time.perf_counter(), _processor()
         manifest = stages.prepare(run)
-        seconds = time.perf_counter() - started
+        seconds, processor = time.perf_counter() - started, _processor() - used
     peaks = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return {
         "seconds": seconds,
+        "processor": processor,
         "examples": sum(shard.rows for shard in manifest.shards),
         "peak_mib": sum(peaks) / (2**20 if sys.platform == "darwin" else 2**10),
         "content": {shard.name: shard.sha256 for shard in manifest.shards},
@@ -131,14 +139,17 @@ def measure(folder: Path, examples: int, words: int, rounds: int) -> dict[str, A
     """Median seconds of the tokenizations and of every setting of the stage, taken in turns."""
     data = folder / "generated.jsonl"
     write_examples(data, examples, words)
-    alone: dict[str, list[float]] = {"transformers": [], "bare calls": []}
+    alone: dict[str, list[dict[str, float]]] = {"transformers": [], "bare calls": []}
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in SETTINGS}
     for _ in range(rounds):
         for way, found in alone.items():
-            found.append(apart(tokenize_alone, data, way == "bare calls")["seconds"])
+            found.append(apart(tokenize_alone, data, way == "bare calls"))
         for name, (workers, cores) in SETTINGS.items():
             runs[name].append(apart(run_stage, data, workers, cores))
-    tokenization = {way: statistics.median(found) for way, found in alone.items()}
+    tokenization = {way: statistics.median(run["seconds"] for run in found) for way, found in alone.items()}
+    processor = [
+        statistics.median(run["processor"] for run in each) for each in (runs["1 worker"], alone["bare calls"])
+    ]
     seconds = {name: statistics.median(run["seconds"] for run in each) for name, each in runs.items()}
     contents = [run["content"] for each in runs.values() for run in each]
     return {
@@ -147,6 +158,7 @@ def measure(folder: Path, examples: int, words: int, rounds: int) -> dict[str, A
         "stage_seconds": {name: round(value, 2) for name, value in seconds.items()},
         "share_of_tokenization": round(tokenization["transformers"] / seconds["1 worker"], 3),
         "share_of_bare_calls": round(tokenization["bare calls"] / seconds["1 worker"], 3),
+        "processor_time_against_bare_calls": round(processor[0] / processor[1], 3),
         "two_workers_against_one_core": round(seconds["1 worker, 1 core"] / seconds["2 workers"], 2),
         "same_bytes": all(content == contents[0] for content in contents),
         "peak_mib": round(max(run["peak_mib"] for each in runs.values() for run in each)),

@@ -15,8 +15,8 @@ import numpy.typing as npt
 
 from sra_core.alignment.encode import AlignedExample
 from sra_core.alignment.report import AlignmentReport, GroupFigures, LongestSpan, SideFigures, SpanView, WorstExample
-from sra_core.alignment.scripts import SCRIPTS, code_points, script_numbers
-from sra_core.alignment.tokens import token_bytes
+from sra_core.alignment.scripts import SCRIPTS, byte_widths, code_points, script_numbers
+from sra_core.alignment.tokens import Spelling, backend_of
 from sra_core.alignment.vocabulary import SharedVocabulary
 from sra_core.corpus import Rejected
 
@@ -27,7 +27,7 @@ __all__ = ["AlignmentAudit", "audit"]
 
 _BUFFER = 256  # examples that are counted together
 _WORST = 10
-_SHOWN = 400  # characters of a longest span, spans of a worst example
+_SHOWN = 400  # bytes of a longest span, spans of a worst example
 
 Group = tuple[str, str]  # ("script" or "source", name)
 IntVector = npt.NDArray[np.int64]
@@ -105,7 +105,7 @@ class AlignmentAudit:
         by_source = {name: found for (kind, name), found in figures.items() if kind == "source"}
         total = sum((groups[group] for group in groups if group[0] == "source"), Counter[tuple[int, int]]())
         sums = sum((self._sums[group] for group in groups if group[0] == "source"), np.zeros(5, np.int64))
-        readers = tuple(token_bytes(tokenizer) for tokenizer in (teacher_tokenizer, student_tokenizer))
+        readers = tuple(Spelling(backend_of(tokenizer)) for tokenizer in (teacher_tokenizer, student_tokenizer))
         return AlignmentReport(
             examples=self._counts["examples"],
             dropped=dict(sorted(self._dropped.items())),
@@ -122,6 +122,8 @@ class AlignmentAudit:
             student_lengths=_lengths(total, 1),
             longest=dict(sorted(self._longest.items())),
             worst=[_view(score, example, readers) for score, _, example in self._worst],
+            teacher_outside=self._counts["teacher_outside"],
+            student_outside=self._counts["student_outside"],
             special_as_text=self._counts["special_as_text"],
             end_stripped=self._counts["end_stripped"],
             reasoning_left_out=self._counts["reasoning_left_out"],
@@ -139,6 +141,9 @@ class AlignmentAudit:
             self._counts[name] += sum(getattr(example, name) for example in batch)
         self._counts["prompt_tokens_cut"] += sum(example.prompt_cut for example in batch)
         table = _SpanTable.of(batch, self._inside)
+        tokens = np.array([_response_tokens(example) for example in batch])
+        self._counts["teacher_outside"] += int(tokens[:, 0].sum() - table.teacher.sum())
+        self._counts["student_outside"] += int(tokens[:, 1].sum() - table.student.sum())
         sources = sorted({example.source for example in batch})
         number = {source: k for k, source in enumerate(sources)}
         source = np.array([number[example.source] for example in batch])
@@ -203,17 +208,16 @@ class _SpanTable:
 
     @classmethod
     def of(cls, batch: Sequence[AlignedExample], inside: tuple[BoolVector, BoolVector]) -> _SpanTable:
-        lengths = np.array([len(example.response) for example in batch])
+        points = code_points("".join(example.response for example in batch))
+        lengths = np.array([len(example.response.encode()) for example in batch])
         span_example = np.repeat(np.arange(len(batch)), [len(example.spans) for example in batch])
         starts = _starts(lengths)
         chars = np.concatenate([example.spans.chars for example in batch]) + starts[span_example][:, None]
-        points = code_points("".join(example.response for example in batch))
-        script = script_numbers(points)
-        covered = np.zeros(len(points), bool)
+        script = script_numbers(points).repeat(byte_widths(points))  # of every byte: spans may begin inside a character
+        covered = np.zeros(len(script), bool)
         for start, example in zip(starts.tolist(), batch, strict=True):  # spans leave nothing out between them
             covered[start + example.spans.chars[0, 0] : start + example.spans.chars[-1, 1]] = True
         cells = np.repeat(np.arange(len(batch)) * len(SCRIPTS), lengths) + script.astype(np.int64)
-        weights = None if points.max() <= 0x7F else _utf8_bytes(points)
         sides = []
         for side, members in zip(("teacher", "student"), inside, strict=True):
             ids = [getattr(example, f"{side}_ids") for example in batch]
@@ -222,8 +226,8 @@ class _SpanTable:
             ranges_in_batch = ranges + _starts(np.array([len(row) for row in ids]))[span_example][:, None]
             sides.append((ranges[:, 1] - ranges[:, 0], np.diff(total[ranges_in_batch])[:, 0]))
         return cls(
-            bytes=_by_script(cells, weights, len(batch)),
-            covered=_by_script(cells[covered], None if weights is None else weights[covered], len(batch)),
+            bytes=_by_script(cells, len(batch)),
+            covered=_by_script(cells[covered], len(batch)),
             span_example=span_example,
             span_script=np.maximum.reduceat(script * covered, chars[:, 0]),
             teacher=sides[0][0],
@@ -239,7 +243,8 @@ class _SpanTable:
         row, example = int(rows[owners.searchsorted(owner)]), batch[owner]
         first = int(np.searchsorted(self.span_example, owner))
         begin, end = example.spans.chars[row - first].tolist()
-        return LongestSpan(tokens=int(lengths[row]), text=example.response[begin:end][:_SHOWN], id=example.id)
+        text = _shown(example.response.encode()[begin:end][:_SHOWN])
+        return LongestSpan(tokens=int(lengths[row]), text=text, id=example.id)
 
     def scores(self, batch: Sequence[AlignedExample]) -> list[float]:
         """How well each example is aligned: its coverage times its spans a token, smoothed so that length counts."""
@@ -274,15 +279,9 @@ def _members(ids: npt.NDArray[np.int32], size: int) -> BoolVector:
     return table
 
 
-def _utf8_bytes(points: npt.NDArray[np.uint32]) -> IntVector:
-    """How many bytes each code point takes."""
-    return 1 + (points > 0x7F) + (points > 0x7FF) + (points > 0xFFFF)
-
-
-def _by_script(cells: IntVector, weights: IntVector | None, examples: int) -> IntVector:
-    """(examples, scripts) sums of weights (1 each if None), each added to its cell."""
-    sums = np.bincount(cells, weights, examples * len(SCRIPTS))
-    return sums.astype(np.int64).reshape(examples, len(SCRIPTS))
+def _by_script(cells: IntVector, examples: int) -> IntVector:
+    """(examples, scripts) how often each cell is named."""
+    return np.bincount(cells, minlength=examples * len(SCRIPTS)).reshape(examples, len(SCRIPTS))
 
 
 def _starts(lengths: IntVector) -> IntVector:
@@ -358,30 +357,30 @@ def _side_figures(lengths: dict[int, int], inside: int) -> SideFigures:
     )
 
 
-def _view(score: float, example: AlignedExample, readers: Sequence[list[bytes | None]]) -> WorstExample:
+def _view(score: float, example: AlignedExample, readers: Sequence[Spelling]) -> WorstExample:
     """An example with its spans spelled out for people."""
-    spans = example.spans.head(_SHOWN)
+    text, spans = example.response.encode(), example.spans.head(_SHOWN)
     views = []
     for (begin, end), teacher, student in zip(spans.chars, spans.teacher, spans.student, strict=True):
-        teacher_part = [_spelled(readers[0], token) for token in example.teacher_ids[slice(*teacher)]]
-        student_part = [_spelled(readers[1], token) for token in example.student_ids[slice(*student)]]
-        views.append(SpanView(example.response[begin:end], teacher_part, student_part))
+        teacher_part = [_shown(readers[0][token]) for token in example.teacher_ids[slice(*teacher)].tolist()]
+        student_part = [_shown(readers[1][token]) for token in example.student_ids[slice(*student)].tolist()]
+        views.append(SpanView(_shown(text[begin:end]), teacher_part, student_part))
     first, last = int(example.spans.chars[0, 0]), int(example.spans.chars[-1, 1])
     teacher_tokens, student_tokens = _response_tokens(example)
     return WorstExample(
         id=example.id,
         source=example.source,
         score=score,
-        coverage=(last - first) / len(example.response),
+        coverage=(last - first) / len(text),
         teacher_tokens=teacher_tokens,
         student_tokens=student_tokens,
-        before=example.response[:first],
+        before=_shown(text[:first]),
         spans=views,
-        after=example.response[int(spans.chars[-1, 1]) :][:_SHOWN],
+        after=_shown(text[int(spans.chars[-1, 1]) :][:_SHOWN]),
         all_spans=len(example.spans),
     )
 
 
-def _spelled(table: list[bytes | None], token: int) -> str:
-    text = table[token] if token < len(table) else None
-    return f"<{token}>" if text is None else text.decode("utf-8", "backslashreplace")
+def _shown(text: bytes) -> str:
+    """Bytes for people; a piece of a character as \\xNN."""
+    return text.decode("utf-8", "backslashreplace")

@@ -21,7 +21,7 @@ from sra_core.errors import AlignmentError
 __all__ = ["IntArray", "SpanMap", "align", "clean_cuts"]
 
 IntArray = npt.NDArray[np.integer[Any]]
-"""Character offsets of shape (T, 2), half-open; anything that ``np.asarray`` turns into such an array is accepted."""
+"""Offsets of shape (T, 2), half-open, in characters or bytes; anything that ``np.asarray`` makes such an array of."""
 
 _LOWEST = -(2**31)
 
@@ -30,8 +30,9 @@ _LOWEST = -(2**31)
 class SpanMap:
     """Spans of one text in both tokenizations; all three arrays are int32, half-open, of shape (K, 2).
 
-    ``teacher`` and ``student`` are token ranges, ``chars`` the characters between the two cuts of each span, so that
-    ``chars[i, 1] == chars[i + 1, 0]``. Zero-width tokens at the edge of a span are outside its ranges.
+    ``teacher`` and ``student`` are token ranges, ``chars`` the positions of the two cuts of each span, in the unit of
+    the offsets, so that ``chars[i, 1] == chars[i + 1, 0]``. Zero-width tokens at the edge of a span are outside its
+    ranges.
     """
 
     teacher: npt.NDArray[np.int32]
@@ -89,10 +90,10 @@ def clean_cuts(offsets: npt.ArrayLike) -> IntArray:
     after p. Zero-width tokens do not count. One row a boundary; in a gap between tokens it gives the first position.
 
     Args:
-        offsets: (T, 2) half-open character offsets, in token order.
+        offsets: (T, 2) half-open offsets, in token order.
 
     Returns:
-        (C, 2): token index just after the cut, character position. For all but the first row the index is one past the
+        (C, 2): token index just after the cut, position. For all but the first row the index is one past the
         last token (of non-zero width) before the cut. The first row is the start of the text: position 0, or the first
         start where that is negative, and the index of the first token of non-zero width. No such token gives (0, 2).
 
@@ -116,9 +117,10 @@ def align(teacher_offsets: npt.ArrayLike, student_offsets: npt.ArrayLike, start:
     token that straddles ``start`` is in no span. Time and memory are linear in the number of tokens.
 
     Args:
-        teacher_offsets: (T_t, 2) half-open character offsets into the text, in token order; any length, also none.
+        teacher_offsets: (T_t, 2) half-open offsets into the text, in token order; any length, also none. Any unit will
+            do that is the same on both sides; bytes give the most cuts.
         student_offsets: (T_s, 2) likewise.
-        start: Character position where the shared part of the text begins.
+        start: Position where the shared part of the text begins.
 
     Raises:
         AlignmentError: not integers of shape (T, 2), or a token ends before it starts.

@@ -6,20 +6,23 @@ prompts of the two sides may differ: only the response is aligned.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from sra_core.alignment.cuts import SpanMap, align, clean_cuts
 from sra_core.alignment.literal import EndTokens, SpecialTokens, answer_end
-from sra_core.alignment.offsets import check_offsets, has_no_gaps, mend_offsets, offsets_of, reorders_marks
-from sra_core.alignment.tokens import FastTokenizer, backend_of, end_of_text
+from sra_core.alignment.positions import BytePositions, at_characters
+from sra_core.alignment.tokens import FastTokenizer, backend_of, end_of_text, tokenizer_name
 from sra_core.config import RunConfig
 from sra_core.corpus import Example, Rejected, Rendered, RenderError, render
+from sra_core.errors import TokenizerError
+
+if TYPE_CHECKING:
+    from tokenizers import Encoding
 
 __all__ = ["AlignedExample", "PairEncoder", "encoder_of"]
 
@@ -82,18 +85,23 @@ class _Side(NamedTuple):
     """One side of an example while it is being cut."""
 
     ids: npt.NDArray[np.int32]  # (T + 1,) with the token that ends an answer
-    offsets: npt.NDArray[np.int32]  # (T, 2) relative to the start of the response
+    offsets: npt.NDArray[np.int32]  # (T, 2) bytes, relative to the start of the response
     response: int  # first token that ends after the start of the response
     kept: int  # leading tokens (begin of text) that no prompt cut removes
+    prompt: bytes
 
     def without(self, begin: int) -> _Side:
         """The side without its prompt tokens before ``begin``, the kept ones aside."""
         ids, offsets = (np.concatenate([array[: self.kept], array[begin:]]) for array in (self.ids, self.offsets))
-        return _Side(ids, offsets, self.response - (begin - self.kept), self.kept)
+        return _Side(ids, offsets, self.response - (begin - self.kept), self.kept, self.prompt)
 
     def excess(self, limit: int) -> int:
         """Prompt tokens beyond the limit."""
         return max(self.response - limit, 0)
+
+    def can_begin(self, positions: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.bool_]:
+        """Which positions are those of characters of the prompt, or its end: where a cut prompt may begin."""
+        return (positions <= 0) & at_characters(self.prompt, len(self.prompt) + np.minimum(positions, 0))
 
 
 class PairEncoder:
@@ -214,9 +222,10 @@ class PairEncoder:
         self, example: Example, rendered: tuple[Rendered, Rendered], teacher: _Side, student: _Side
     ) -> AlignedExample | Rejected:
         prompt = rendered[1].prompt
-        begins, characters = (0, 0), 0
+        begins = (0, 0)
         if teacher.excess(self._max_prompt) or student.excess(self._max_prompt):
-            begins, characters = self._prompt_cut(teacher, student, len(prompt), rendered[0].prompt == prompt)
+            begins, cut = self._prompt_cut(teacher, student)
+            prompt = student.prompt[cut:].decode()
             teacher, student = (
                 side.without(b) if b else side for side, b in zip((teacher, student), begins, strict=True)
             )
@@ -231,7 +240,7 @@ class PairEncoder:
             spans=spans,
             teacher_response=teacher.response,
             student_response=student.response,
-            prompt=prompt[characters:],
+            prompt=prompt,
             response=rendered[1].response,
             source=example.source,
             truncated=False,
@@ -253,15 +262,15 @@ class PairEncoder:
             return Rejected(example.id, "too_long", detail)
         return found
 
-    def _prompt_cut(self, teacher: _Side, student: _Side, length: int, same: bool) -> tuple[tuple[int, int], int]:
-        """Where the prompts go on: first token kept on each side, first character kept of the student's prompt.
+    def _prompt_cut(self, teacher: _Side, student: _Side) -> tuple[tuple[int, int], int]:
+        """Where the prompts go on: first token kept on each side, first byte kept of the student's prompt.
 
         At the leftmost common cut where both fit, if the prompts are the same text; else each at its own.
         """
-        limit = self._max_prompt
-        if same:
+        limit, length = self._max_prompt, len(student.prompt)
+        if teacher.prompt == student.prompt:
             spans = align(teacher.offsets, student.offsets, -length)
-            fits = (spans.teacher[:, 0] - teacher.kept >= teacher.excess(limit)) & (spans.chars[:, 0] <= 0)
+            fits = (spans.teacher[:, 0] - teacher.kept >= teacher.excess(limit)) & student.can_begin(spans.chars[:, 0])
             fits &= spans.student[:, 0] - student.kept >= student.excess(limit)
             if fits.any():
                 first = int(np.argmax(fits))
@@ -273,19 +282,22 @@ class PairEncoder:
 
 def _without_end(example: AlignedExample, limit: int) -> None:
     """Leave the end of a response out, and what ends the answer: all after the last common cut where both sides fit."""
+    text = example.response.encode()  # shards hold whole characters: it ends at a cut between two
     ends = np.maximum(example.spans.teacher[:, 1], example.spans.student[:, 1])
-    spans = example.spans.head(int(ends.searchsorted(limit, "right")))
+    fits = np.flatnonzero((ends <= limit) & at_characters(text, example.spans.chars[:, 1]))
+    spans = example.spans.head(int(fits[-1]) + 1 if len(fits) else 0)
     example.spans, example.truncated, example.ended = spans, True, False
     if len(spans):
         example.teacher_ids = example.teacher_ids[: spans.teacher[-1, 1]]
         example.student_ids = example.student_ids[: spans.student[-1, 1]]
-        example.response = example.response[: spans.chars[-1, 1]]
+        example.response = text[: spans.chars[-1, 1]].decode()
 
 
 def _without_start(example: AlignedExample, limit: int) -> None:
     """Leave the start of a response out: all before the first common cut from which on both sides fit."""
-    spans = example.spans
-    fits = spans.teacher[:, 0] - example.teacher_response >= len(example.teacher_ids) - limit
+    spans, text = example.spans, example.response.encode()
+    fits = at_characters(text, spans.chars[:, 0])
+    fits &= spans.teacher[:, 0] - example.teacher_response >= len(example.teacher_ids) - limit
     fits &= spans.student[:, 0] - example.student_response >= len(example.student_ids) - limit
     first = int(np.argmax(fits)) if fits.any() else len(spans)
     example.spans, example.truncated = spans.tail(first), True
@@ -293,7 +305,7 @@ def _without_start(example: AlignedExample, limit: int) -> None:
         teacher, student, place = (int(each[first, 0]) for each in (spans.teacher, spans.student, spans.chars))
         example.teacher_ids = np.delete(example.teacher_ids, slice(example.teacher_response, teacher))
         example.student_ids = np.delete(example.student_ids, slice(example.student_response, student))
-        example.response = example.response[place:]
+        example.response = text[place:].decode()
         example.spans = example.spans.shifted(
             example.teacher_response - teacher, example.student_response - student, -place
         )
@@ -304,7 +316,7 @@ def _own_cut(side: _Side, limit: int) -> tuple[int, int]:
     if not side.excess(limit):
         return 0, 0
     cuts = clean_cuts(side.offsets)
-    fits = (cuts[:, 0] - side.kept >= side.excess(limit)) & (cuts[:, 1] <= 0)
+    fits = (cuts[:, 0] - side.kept >= side.excess(limit)) & side.can_begin(cuts[:, 1])
     if not fits.any():
         return side.response, 0
     index, position = cuts[int(np.argmax(fits))].tolist()
@@ -317,19 +329,17 @@ class _Encoder:
     def __init__(
         self, tokenizer: FastTokenizer, template: Template, prompt: str, arguments: Mapping[str, Any] | None
     ) -> None:
-        check_offsets(tokenizer)
+        self._positions = BytePositions(tokenizer)
         self._end = end_of_text(tokenizer)
         self._answer_end = answer_end(tokenizer, template, arguments)
         self.ends = [str(token) for token in tokenizer.convert_ids_to_tokens([self._end, self._answer_end])]
         self._arguments = arguments
         self._tokenizer = tokenizer
-        self._backend = backend_of(tokenizer)
         self._template = template
         self._prompt = prompt
-        self._special = set(tokenizer.all_special_ids)
         self._begin = tokenizer.bos_token_id
-        self._reorders = reorders_marks(self._backend)
         self._specials = SpecialTokens(tokenizer)
+        self._opening = _opening_tokens(tokenizer)
 
     def render(self, example: Example) -> Rendered:
         if self._specials.in_example(example):
@@ -345,50 +355,45 @@ class _Encoder:
         return len(first) if first and not rendered.add_special_tokens and rendered.prompt.startswith(first) else 0
 
     def encode(self, rendered: Sequence[Rendered]) -> list[_Side]:
-        """Tokenize renderings, those that want special tokens and those that do not in a batch each."""
-        sides: list[_Side | None] = [None] * len(rendered)
-        for special in (True, False):
-            rows = [k for k, text in enumerate(rendered) if text.add_special_tokens is special]
-            if rows:
-                for k, side in zip(rows, self._sides([rendered[k] for k in rows], special), strict=True):
-                    sides[k] = side
-        return [side for side in sides if side is not None]
+        """Tokenize renderings."""
+        encodings = self._positions.encode([text.prompt + text.response for text in rendered])
+        return [self._side(text, encoding) for text, encoding in zip(rendered, encodings, strict=True)]
 
-    def _sides(self, rendered: Sequence[Rendered], special: bool) -> Iterator[_Side]:
-        texts = [text.prompt + text.response for text in rendered]
-        encodings = self._backend.encode_batch(texts, add_special_tokens=special)
-        for k, each in enumerate(rendered):
-            if each.literal:
-                encodings[k] = self._specials.encoded(each)
-        ids = [encoding.ids for encoding in encodings]
-        bounds = [0, *accumulate(map(len, ids))]
-        offsets = offsets_of(encodings, bounds[-1])
-        sound = has_no_gaps(texts, offsets, bounds, self._tokenizer)
-        for k, (text, tokens) in enumerate(zip(texts, ids, strict=True)):
-            own = offsets[bounds[k] : bounds[k + 1]]
-            plain = sound[k] and (text.isascii() or not self._reorders)
-            # A plain text is none of the chat template's: it ends as texts do.
-            end = self._end if special else self._answer_end
-            yield self._side(text, tokens, own, len(rendered[k].prompt), plain, end)
-
-    def _side(
-        self, text: str, ids: list[int], offsets: npt.NDArray[np.int32], prompt: int, sound: bool, end: int
-    ) -> _Side:
-        count = len(ids)
-        while count and ids[count - 1] in self._special and offsets[count - 1, 0] == offsets[count - 1, 1]:
-            count -= 1  # the tokenizer's own closing token; the end of the answer takes its place
-        offsets = offsets[:count]
-        if not sound or count < len(ids):
-            offsets = mend_offsets(text, offsets, prompt, self._reorders)
-        offsets = offsets - np.int32(prompt)
+    def _side(self, rendered: Rendered, encoding: Encoding) -> _Side:
+        if rendered.literal:
+            encoding = self._specials.encoded(rendered)
+        ids = encoding.ids
+        text, prompt = rendered.prompt + rendered.response, rendered.prompt.encode()
+        offsets = self._positions.of(text, text.encode(), encoding, len(rendered.prompt), bool(rendered.literal))
+        opening = self._opening if rendered.add_special_tokens else []
+        if opening:
+            offsets = np.concatenate([np.zeros((len(opening), 2), np.int32), offsets])
+            ids = opening + ids
+        offsets = offsets - np.int32(len(prompt))
         after = offsets[:, 1] > 0
-        response = int(after.argmax()) if count else 0
-        if count and not after[response]:
-            response = count
-        kept = 0
-        while kept < response and (ids[kept] == self._begin or offsets[kept, 0] == offsets[kept, 1]):
+        response = int(after.argmax()) if after.any() else len(ids)
+        kept = len(opening)
+        while kept < response and ids[kept] == self._begin:
             kept += 1
-        return _Side(np.array([*ids[:count], end], np.int32), offsets, response, kept)
+        # A plain text is none of the chat template's: it ends as texts do.
+        end = self._end if rendered.add_special_tokens else self._answer_end
+        return _Side(np.array([*ids, end], np.int32), offsets, response, kept, prompt)
+
+
+def _opening_tokens(tokenizer: FastTokenizer) -> list[int]:
+    """What a tokenizer puts before a text of its own accord: mostly its begin of text, or nothing.
+
+    What it puts after a text is left out: the end of the answer takes its place.
+    """
+    backend = backend_of(tokenizer)
+    whole, bare = (backend.encode_batch(["a"], add_special_tokens=special)[0].ids for special in (True, False))
+    places = [k for k in range(len(whole)) if whole[k : k + len(bare)] == bare]
+    if not places:
+        raise TokenizerError(
+            f"The tokenizer {tokenizer_name(tokenizer)} tokenizes a text differently when it adds special tokens.",
+            "Use a post-processor in its tokenizer.json that puts them before or after the text.",
+        )
+    return whole[: places[0]]
 
 
 def encoder_of(config: RunConfig, teacher: Any, student: Any, near: int | None = None) -> PairEncoder:

@@ -124,13 +124,16 @@ class SpecialTokens:
         return replace(hidden, prompt=prompt, response=response, literal=tuple(places))
 
     def encoded(self, rendered: Rendered) -> Encoding:
-        """The tokens of a rendering, of which only those that the template wrote are special."""
+        """The tokens of a rendering, of which only those that the template wrote are special.
+
+        Offsets are whole ones, as if the tokenizer trimmed none, and what it adds to a text is not added.
+        """
         text, parts, done = rendered.prompt + rendered.response, [], 0
         for begin, end in [*rendered.literal, (len(text), len(text))]:
             between = self._pattern.sub(lambda found: self._stand_in(found[0], _PLANES[0]), text[done:begin])
             parts += [between, text[begin:end]]
             done = end
-        return self._twin.encode_batch(["".join(parts)], add_special_tokens=rendered.add_special_tokens)[0]
+        return self._twin.encode_batch(["".join(parts)], add_special_tokens=False)[0]
 
     def _stand_in(self, token: str, plane: int) -> str:
         """As many private characters as the token has: offsets stay what they are."""
@@ -150,7 +153,7 @@ class SpecialTokens:
         """The tokenizer with every special token renamed to its stand-in, wherever it is named, under the same id."""
         from tokenizers import Tokenizer
 
-        state = json.loads(self._backend.to_str())
+        state = {**json.loads(self._backend.to_str()), "post_processor": None}
         names = {token: self._stand_in(token, _PLANES[0]) for token in self._tokens}
         for entry in state["added_tokens"]:
             if entry["content"] in names:

@@ -1,8 +1,9 @@
-"""Ids and trustworthy character offsets out of a tokenizer: checked when it is taken on, mended where a rule is safe.
+"""Trustworthy character offsets out of a tokenizer: checked when it is taken on, mended where a rule is safe.
 
 Refused, by name: tokenizers without offsets, and tokenizers whose offsets do not point at the text of their tokens
 (bytes instead of characters, positions in the normalised text, shifted by a prefix). They are found by probing with a
-text that mixes scripts. Mended: characters that a normalizer composed away, dropped or moved (see ``mend_offsets``).
+text that mixes scripts. Mended: characters that a normalizer composed away, dropped, replaced or moved (see
+``mend_offsets``).
 """
 
 from __future__ import annotations
@@ -16,48 +17,36 @@ import numpy as np
 import numpy.typing as npt
 
 from sra_core.alignment.cuts import IntArray, clean_cuts
-from sra_core.alignment.tokens import USE_ANOTHER, FastTokenizer, Spelling, backend_of, refuse_random, tokenizer_name
+from sra_core.alignment.tokens import (
+    USE_ANOTHER,
+    FastTokenizer,
+    Spelling,
+    backend_of,
+    component_state,
+    component_types,
+    read_byte_level,
+    refuse_random,
+    tokenizer_name,
+)
 from sra_core.errors import TokenizerError
 
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
 
-__all__ = ["check_offsets", "has_no_gaps", "mend_offsets", "offsets_of", "reorders_marks", "require_inside"]
+__all__ = ["Replacements", "check_offsets", "mend_offsets", "offsets_of", "reorders_marks", "require_inside"]
 
 PROBE = (
     "First 12 words, naïve cafe\u0301 \ufb01ne 東京 alpha Việt tie\u0302\u0301ng "
     "\U0001f469\u200d\U0001f469\u200d\U0001f467 beta सप्ताह ภาษาไทย gamma \U00010348 delta 345"
 )
+_LONGEST = 64
+"""Characters that a rule is believed to replace by one token; every place in a gap costs a call of the normalizer."""
 _DISORDERED = "q\u0307\u0323"
 
 
-def offsets_of(encodings: Sequence[Encoding], count: int) -> npt.NDArray[np.int32]:
-    """(T, 2) character offsets of encoded texts end to end, ``count`` tokens in all."""
-    pairs = chain.from_iterable(encoding.offsets for encoding in encodings)
-    return np.fromiter(chain.from_iterable(pairs), np.int32, 2 * count).reshape(-1, 2)
-
-
-def has_no_gaps(
-    texts: Sequence[str], offsets: npt.NDArray[np.int32], bounds: Sequence[int], tokenizer: FastTokenizer
-) -> list[bool]:
-    """Of each text, whether its tokens cover it to its end and each starts where the text before it is covered.
-
-    Args:
-        texts: The texts.
-        offsets: Their offsets end to end.
-        bounds: Where the tokens of each text begin, and the end.
-        tokenizer: Named if its offsets reach beyond a text.
-
-    Raises:
-        TokenizerError: Offsets beyond the text.
-    """
-    gaps = np.append(0, np.cumsum(offsets[1:, 0] > offsets[:-1, 1]))
-    sound = []
-    for text, begin, end in zip(texts, bounds, bounds[1:], strict=False):
-        require_inside(offsets[begin:end], len(text), tokenizer)
-        whole = end > begin and offsets[end - 1, 1] == len(text)
-        sound.append(bool(whole and gaps[end - 1] == gaps[begin]))
-    return sound
+def offsets_of(encoding: Encoding) -> npt.NDArray[np.int32]:
+    """(T, 2) character offsets of an encoded text."""
+    return np.fromiter(chain.from_iterable(encoding.offsets), np.int32, 2 * len(encoding)).reshape(-1, 2)
 
 
 def check_offsets(tokenizer: FastTokenizer) -> None:
@@ -73,7 +62,7 @@ def check_offsets(tokenizer: FastTokenizer) -> None:
     backend = backend_of(tokenizer)
     spelling = Spelling(backend)
     encoding = backend.encode_batch([PROBE], add_special_tokens=False)[0]
-    offsets = offsets_of([encoding], len(encoding))
+    offsets = offsets_of(encoding)
     if not offsets.any():
         raise TokenizerError(f"The tokenizer {tokenizer_name(tokenizer)} has no character offsets.", USE_ANOTHER)
     require_inside(offsets, len(PROBE), tokenizer)
@@ -111,14 +100,46 @@ def reorders_marks(backend: Tokenizer) -> bool:
     return backend.normalizer is not None and _DISORDERED not in backend.normalizer.normalize_str(_DISORDERED)
 
 
+class Replacements:
+    """What a tokenizer's normalizer makes of pieces of a text.
+
+    A rule that makes one character of several (`&amp;` -> `&`, CRLF -> LF) leaves the offsets of the last one to the
+    token, and nobody the others. Whose they are is found by asking the normalizer again.
+    """
+
+    def __init__(self, backend: Tokenizer) -> None:
+        self._normalizer = backend.normalizer
+        self._byte_level = "ByteLevel" in component_types(component_state(self._normalizer))
+        self._anchor = self._made("a")
+
+    def _made(self, text: str) -> bytes:
+        made = text if self._normalizer is None else self._normalizer.normalize_str(text)
+        return read_byte_level(made) if self._byte_level else made.replace("\u2581", " ").encode()
+
+    def dropped(self, part: str) -> bool:
+        """Whether nothing is left of a part of a text."""
+        return self._made("a" + part) == self._anchor
+
+    def begins(self, part: str, token: bytes) -> bool:
+        """Whether what is made of a part, which is not the beginning of a text, begins with a token's bytes."""
+        made = self._made("a" + part)  # a letter before it: some rules hold at the beginning of a text alone
+        return bool(token) and made.startswith(self._anchor + token)
+
+
 def mend_offsets(
-    text: str, offsets: npt.NDArray[np.int32], start: int = 0, reordered: bool = True
+    text: str,
+    offsets: npt.NDArray[np.int32],
+    start: int = 0,
+    reordered: bool = True,
+    replacements: Replacements | None = None,
+    tokens: Sequence[bytes] = (),
 ) -> npt.NDArray[np.int32]:
     """Make offsets cover all that their tokens stand for, where a normalizer changed the text.
 
     A character that no token covers, white space aside, is given to the token before it: NFC composes a letter and its
     accents into one character whose offsets cover the letter alone, and other normalizers drop accents, controls or
-    zero-width characters. A letter whose marks a normal form puts into another order is kept whole: each token that
+    zero-width characters. Where several characters were replaced by the token that follows, they are given to that
+    one. A letter whose marks a normal form puts into another order is kept whole: each token that
     ends among its marks is extended to the last one. So no cut falls inside what one token stands for. White space
     stays between tokens, and nothing is moved across ``start``.
 
@@ -127,11 +148,13 @@ def mend_offsets(
         offsets: (T, 2) half-open character offsets into it.
         start: No token that ends at or before this position is extended beyond it.
         reordered: Whether the tokenizer reorders marks, see ``reorders_marks``.
+        replacements: What the tokenizer's normalizer makes of texts, and
+        tokens: the bytes that each token stands for; with neither, no rule that replaces several characters is sought.
 
     Returns:
         (T, 2): ``offsets`` itself where there is nothing to mend.
     """
-    mended = _close_gaps(text, offsets, start)
+    mended = _close_gaps(text, offsets, start, replacements, tokens)
     if reordered and not text.isascii() and not unicodedata.is_normalized("NFC", text):
         for begin, end in _disordered_marks(text):
             ends = mended[:, 1]
@@ -141,7 +164,13 @@ def mend_offsets(
     return mended
 
 
-def _close_gaps(text: str, offsets: npt.NDArray[np.int32], start: int) -> npt.NDArray[np.int32]:
+def _close_gaps(
+    text: str,
+    offsets: npt.NDArray[np.int32],
+    start: int,
+    replacements: Replacements | None,
+    tokens: Sequence[bytes],
+) -> npt.NDArray[np.int32]:
     starts, ends = offsets[:, 0], offsets[:, 1]
     if len(offsets) and ends[-1] == len(text) and not np.count_nonzero(starts[1:] > ends[:-1]):
         return offsets  # every token starts where text before it is covered already: there is no gap
@@ -149,15 +178,31 @@ def _close_gaps(text: str, offsets: npt.NDArray[np.int32], start: int) -> npt.ND
     first = np.where(starts < ends, starts, len(text))
     after = np.append(np.minimum.accumulate(first[::-1])[::-1], len(text))[cuts[:, 0]]
     gaps = after > cuts[:, 1]
-    mended = offsets
+    mended = offsets.copy()
     for (token, begin), end in zip(cuts[gaps].tolist(), after[gaps].tolist(), strict=True):
+        if replacements and end < len(text):
+            following = next(k for k in range(token, len(first)) if first[k] == end)
+            part = slice(max(begin, end - _LONGEST), int(ends[following]))
+            end = _replaced_from(text, part, end, replacements, tokens[following])
+            mended[following, 0] = end
         run = next((k for k in range(begin, end) if text[k].isspace()), end)
         if begin <= start:
             run = min(run, start)
         if run > begin:
-            mended = mended.copy() if mended is offsets else mended
             mended[token - 1, 1] = run
-    return mended
+    return mended if (mended != offsets).any() else offsets
+
+
+def _replaced_from(text: str, part: slice, start: int, replacements: Replacements, token: bytes) -> int:
+    """Where the text begins that a token stands for: at its own start, or at a place in the gap before it."""
+    gap = text[part.start : start]
+    if (gap.isspace() and not token[:1].isspace()) or replacements.dropped(gap):
+        return start
+    places = range(part.start, start)
+    found = next((k for k in places if replacements.begins(text[k : part.stop], token)), start)
+    while found < start and replacements.dropped(text[found]):
+        found += 1  # that went before the rule came to the rest
+    return found
 
 
 def _disordered_marks(text: str) -> Iterator[tuple[int, int]]:

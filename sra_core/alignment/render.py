@@ -72,6 +72,9 @@ def headline(report: AlignmentReport) -> list[tuple[str, str]]:
             longest = report.longest[side]
             rows.append((f"Longest ({side})", f"“{visible(longest.text[:80])}” in {longest.id}"))
         rows.append((f"{side.capitalize()} tokens shared", f"{figures.shared:.1%}"))
+        outside = getattr(report, f"{side}_outside")
+        share = outside / max(figures.tokens + outside, 1)
+        rows.append((f"{side.capitalize()} tokens outside spans", f"{outside:,} ({share:.2%})"))
     return rows
 
 

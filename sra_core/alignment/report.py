@@ -107,6 +107,9 @@ class AlignmentReport:
     longest: dict[str, LongestSpan]
     """By side, ``teacher`` and ``student``."""
     worst: list[WorstExample]
+    teacher_outside: int = 0
+    """Response tokens in no span: those without text of their own, and those beyond the first and the last cut."""
+    student_outside: int = 0
     special_as_text: int = 0
     """Examples with text that looks like a special token; it was tokenized as text."""
     end_stripped: int = 0
@@ -183,6 +186,7 @@ class AlignmentReport:
             values[f"{side}_tokens_per_span"] = figures.mean
             values[f"{side}_tokens_per_span_p99"] = figures.p99
             values[f"{side}_shared_tokens"] = figures.shared
+            values[f"{side}_tokens_outside"] = getattr(self, f"{side}_outside")
         for name in ("special_as_text", "end_stripped", "reasoning_left_out"):
             if getattr(self, name):
                 values[name] = getattr(self, name)

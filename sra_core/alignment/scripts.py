@@ -7,7 +7,7 @@ import unicodedata
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["SCRIPTS", "code_points", "script_numbers"]
+__all__ = ["SCRIPTS", "byte_widths", "code_points", "script_numbers"]
 
 SCRIPTS = (
     *("Space", "Mark", "Punctuation", "Digit", "Symbol", "Emoji", "Other"),
@@ -26,6 +26,11 @@ _table = np.full(0x110000, _UNSEEN, np.uint8)
 def code_points(text: str) -> npt.NDArray[np.uint32]:
     """(characters,) code points of a text."""
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
+
+
+def byte_widths(points: npt.NDArray[np.uint32]) -> npt.NDArray[np.int64]:
+    """(characters,) bytes that each code point takes in UTF-8."""
+    return 1 + (points > 0x7F) + (points > 0x7FF) + (points > 0xFFFF)
 
 
 def script_numbers(points: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint8]:

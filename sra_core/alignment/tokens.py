@@ -26,8 +26,11 @@ __all__ = [
     "FastTokenizer",
     "Spelling",
     "backend_of",
+    "component_state",
+    "component_types",
     "end_of_text",
     "piece_reader",
+    "read_byte_level",
     "refuse_random",
     "token_bytes",
     "tokenizer_name",
@@ -124,7 +127,8 @@ def refuse_random(tokenizer: FastTokenizer) -> None:
     for setting, title in (("dropout", "BPE dropout"), ("alpha", "Unigram sampling, alpha")):
         if value := getattr(model, setting, None):
             raise TokenizerError(
-                f"The tokenizer {tokenizer_name(tokenizer)} splits a text differently at every call ({title} {value:g}).",
+                f"The tokenizer {tokenizer_name(tokenizer)} splits a text differently at every call "
+                f"({title} {value:g}).",
                 f'Set "{setting}" of the model in its tokenizer.json to null.',
             )
 
@@ -170,10 +174,10 @@ def token_bytes(tokenizer: PreTrainedTokenizerFast) -> list[bytes | None]:
 
 def piece_reader(backend: Tokenizer) -> Callable[[str], bytes]:
     """How the bytes of an entry of the vocabulary (not of an added token) are read from how it is written."""
-    components = [_state(part) for part in (backend.normalizer, backend.pre_tokenizer, backend.decoder)]
-    types = {kind for component in components for kind in _types(component)}
+    components = [component_state(part) for part in (backend.normalizer, backend.pre_tokenizer, backend.decoder)]
+    types = {kind for component in components for kind in component_types(component)}
     if "ByteLevel" in types:
-        return _read_byte_level
+        return read_byte_level
     model = backend.model
     spaced = "Metaspace" in types or _SPACE in json.dumps(components, ensure_ascii=False)
     prefix = getattr(model, "continuing_subword_prefix", None) or ""
@@ -194,7 +198,7 @@ def piece_reader(backend: Tokenizer) -> Callable[[str], bytes]:
     return read
 
 
-def _state(component: Any) -> Any:
+def component_state(component: Any) -> Any:
     """A component of a tokenizer as plain data; None for one that is missing or written in Python."""
     if component is None or type(component).__module__ == "builtins":
         return None
@@ -204,16 +208,16 @@ def _state(component: Any) -> Any:
         return None
 
 
-def _types(component: Any) -> Iterator[str]:
+def component_types(component: Any) -> Iterator[str]:
     """The types of a component and of all the components in it."""
     if isinstance(component, dict):
         if "type" in component:
             yield str(component["type"])
         for value in component.values():
-            yield from _types(value)
+            yield from component_types(value)
     elif isinstance(component, list):
         for value in component:
-            yield from _types(value)
+            yield from component_types(value)
 
 
 @lru_cache(maxsize=1)
@@ -224,7 +228,7 @@ def _byte_level_alphabet() -> dict[str, int]:
     return {**{chr(byte): byte for byte in own}, **{chr(0x100 + k): byte for k, byte in enumerate(others)}}
 
 
-def _read_byte_level(piece: str) -> bytes:
+def read_byte_level(piece: str) -> bytes:
     alphabet = _byte_level_alphabet()
     try:
         return bytes([alphabet[character] for character in piece])

@@ -23,8 +23,17 @@ from sra_core.alignment import (
 from sra_core.config import RunConfig, StudentConfig, TeacherConfig, hashed
 from sra_core.corpus import Corpus, Example, Rejected
 from sra_core.errors import DataError
-from sra_core.models import load_tokenizers, tokenizer_identity_of
-from sra_core.prepare.tasks import Outcome, Task, Tools, encode_shard, finished_outcome, forget_tools, save_tools
+from sra_core.models import tokenizer_identity_of
+from sra_core.prepare.tasks import (
+    Outcome,
+    Task,
+    Tools,
+    encode_shard,
+    finished_outcome,
+    forget_tools,
+    hold_tools,
+    save_tools,
+)
 from sra_core.prepare.tokenizers import save_tokenizers, student_tokenizer_ref, tell_templates
 from sra_core.processes import Pool
 from sra_core.run import Run
@@ -40,6 +49,8 @@ AUDIT_PAGE = "audit.html"
 REJECTED = "rejected.jsonl"
 QUARANTINE = "quarantine.jsonl"
 OVER_LIMIT = "over_limit"
+POSITIONS = "bytes"
+"""Of what the cuts between spans are positions: part of the identity, as other rules give other spans."""
 
 
 @dataclass(slots=True)
@@ -66,6 +77,7 @@ def identity(run: Run) -> dict[str, Any]:
     student = {"train": config.student.vocabulary_size} if ref is None else tokenizer_identity_of(ref)
     return {
         "schema": SCHEMA_VERSION,
+        "positions": POSITIONS,
         "corpus": Corpus(config.corpus).identity(),
         "alignment": hashed(config.alignment),
         "teacher": {**tokenizer_identity_of(config.teacher), **_template(config.teacher)},
@@ -100,12 +112,14 @@ def prepare_corpus(
         StorageError: The store cannot be written.
     """
     corpus = Corpus(config.corpus, folder.path / QUARANTINE)
-    save_tokenizers(config, corpus, folder.path, watch)
-    tokenizers = load_tokenizers(folder.path)
+    tokenizers = save_tokenizers(config, corpus, folder.path, watch)
     saved = [*folder.entries(TEACHER_TOKENIZER), *folder.entries(STUDENT_TOKENIZER)]
     tell_templates(config, tokenizers, watch)
     shared = shared_vocabulary(*tokenizers, first_tokens=config.alignment.first_tokens)
-    tools = save_tools(config, folder, tokenizers, shared, saved)
+    if executor is None and config.alignment.workers == 1:  # threads of this process
+        tools = hold_tools(config, folder, tokenizers, shared)
+    else:
+        tools = save_tools(config, folder, tokenizers, shared, saved)
     result = Prepared(AlignmentAudit(shared))
     with atomic_write(folder.path / REJECTED) as log, Pool(encode_shard, config.alignment.workers, executor) as pool:
         _Shards(folder, result, log, watch).make(_pieces(config, corpus, result), tools, pool)

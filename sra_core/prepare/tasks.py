@@ -23,7 +23,7 @@ from sra_core.corpus import Example, Rejected
 from sra_core.models import load_tokenizers
 from sra_core.shards import PREPARED_SCHEMA, FileEntry, ShardEntry, StageFolder, prepared_batch, prepared_row
 
-__all__ = ["Outcome", "Task", "Tools", "encode_shard", "finished_outcome", "forget_tools", "save_tools"]
+__all__ = ["Outcome", "Task", "Tools", "encode_shard", "finished_outcome", "forget_tools", "hold_tools", "save_tools"]
 
 Tools: TypeAlias = tuple[FileEntry, ...]
 """Files of the stage folder that a process reads before its first task."""
@@ -54,20 +54,31 @@ class Outcome:
     rejected: tuple[Rejected, ...]
 
 
+@dataclass(frozen=True, slots=True)
 class _Loaded:
     """What a process keeps from task to task."""
 
-    def __init__(self, folder: Path) -> None:
+    encoder: PairEncoder
+    shared: SharedVocabulary
+
+    @classmethod
+    def read(cls, folder: Path) -> _Loaded:
         values = json.loads((folder / TOOLS).read_bytes())
         config = RunConfig.model_validate(values["config"])
         tokenizers = [BareTokenizer.parse(side) for side in values["tokenizers"]] or load_tokenizers(folder)
-        self.encoder: PairEncoder = encoder_of(config, *tokenizers)
         ids = {name: np.array(values["shared"][name], np.int32) for name in ("teacher_ids", "student_ids")}
-        self.shared = SharedVocabulary(**{**values["shared"], **ids})
+        return cls(encoder_of(config, *tokenizers), SharedVocabulary(**{**values["shared"], **ids}))
 
 
 _kept: dict[tuple[str, ...], _Loaded] = {}
 _lock = Lock()
+
+
+def hold_tools(config: RunConfig, folder: StageFolder, tokenizers: Sequence[Any], shared: SharedVocabulary) -> Tools:
+    """Keep what every task reads for tasks in this process: nothing is written, and no tokenizer loaded again."""
+    with _lock:
+        _kept[(str(folder.path),)] = _Loaded(encoder_of(config, *tokenizers), shared)
+    return ()
 
 
 def save_tools(
@@ -97,8 +108,13 @@ def save_tools(
 def forget_tools(folder: StageFolder) -> None:
     """Remove what only tasks read, here and in the store."""
     with _lock:
-        _kept.clear()
+        _drop([key for key in _kept if key[0] == str(folder.path)])
     folder.remove_note(TOOLS)
+
+
+def _drop(keys: Sequence[tuple[str, ...]]) -> None:
+    for key in keys:
+        del _kept[key]
 
 
 def _loaded(task: Task) -> _Loaded:
@@ -106,8 +122,8 @@ def _loaded(task: Task) -> _Loaded:
     with _lock:
         if key not in _kept:
             task.folder.fetch(task.tools)
-            _kept.clear()
-            _kept[key] = _Loaded(task.folder.path)
+            _drop([other for other in _kept if len(other) > 1])  # what is held for threads is in no file
+            _kept[key] = _Loaded.read(task.folder.path)
         return _kept[key]
 
 

@@ -26,16 +26,22 @@ def student_tokenizer_ref(config: RunConfig) -> ModelRef | None:
     return config.teacher if config.student.source == "teacher" else config.student
 
 
-def save_tokenizers(config: RunConfig, corpus: Corpus, folder: Path, watch: Watcher) -> None:
-    """Write both tokenizers into a folder; the student's is trained first where the config wants that."""
+def save_tokenizers(config: RunConfig, corpus: Corpus, folder: Path, watch: Watcher) -> tuple[Any, Any]:
+    """Write both tokenizers into a folder; the student's is trained first where the config wants that.
+
+    Returns:
+        The two, as they lie there: loading a large one takes a second.
+    """
     from sra_core.models import load_tokenizer
 
     ref = student_tokenizer_ref(config)
     if ref is None:
         watch.message(f"training the student's tokenizer ({config.student.vocabulary_size} entries)")
     student = _train_student_tokenizer(config, corpus) if ref is None else load_tokenizer(ref)
-    load_tokenizer(config.teacher).save_pretrained(folder / TEACHER_TOKENIZER)
+    teacher = load_tokenizer(config.teacher)
+    teacher.save_pretrained(folder / TEACHER_TOKENIZER)
     student.save_pretrained(folder / STUDENT_TOKENIZER)
+    return teacher, student
 
 
 def tell_templates(config: RunConfig, tokenizers: Sequence[Any], watch: Watcher) -> None:

@@ -10,6 +10,7 @@ import pytest
 from tokenizers import processors
 
 from sra_core.alignment import AlignedExample, PairEncoder, align, token_bytes
+from sra_core.alignment.positions import at_characters
 from sra_core.corpus import Example, Rejected, Turn
 from sra_core.errors import TokenizerError
 
@@ -43,7 +44,7 @@ def sides(example: AlignedExample):
 def assert_consistent(example: AlignedExample, names: tuple[str, str]) -> None:
     chars = example.spans.chars
     assert chars[0, 0] >= 0
-    assert chars[-1, 1] <= len(example.response)
+    assert chars[-1, 1] <= len(example.response.encode())
     assert (chars[1:, 0] == chars[:-1, 1]).all()
     for (ids, ranges, response), name in zip(sides(example), names, strict=True):
         assert ids.dtype == np.int32
@@ -61,7 +62,7 @@ def assert_stands_for(name: str, ids: np.ndarray, ranges: np.ndarray, example: A
         return
     text = b"".join(tables(name)[k] or b"" for k in inside).decode("utf-8")
     first, last = int(example.spans.chars[0, 0]), int(example.spans.chars[-1, 1])
-    wanted = EXPECTED[name](example.response[first:last])
+    wanted = EXPECTED[name](example.response.encode()[first:last].decode())
     assert (fold(text) if EXPECTED[name] is fold else text) == wanted
 
 
@@ -84,13 +85,14 @@ def test_truncation_is_synchronised_for_every_pair(teacher, student):
         assert short.spans.chars.tolist() == full.spans.chars[: len(short.spans)].tolist()
         if short.truncated:
             truncated += 1
-            assert len(short.response) == short.spans.chars[-1, 1]
+            assert len(short.response.encode()) == short.spans.chars[-1, 1]
             assert len(short.teacher_ids) == short.spans.teacher[-1, 1]
             assert len(short.student_ids) == short.spans.student[-1, 1]
-            if len(short.spans) < len(full.spans):  # one more span would not have fitted
-                following = len(short.spans)
+            between = at_characters(full.response.encode(), full.spans.chars[:, 1])
+            following = next((k for k in range(len(short.spans), len(full.spans)) if between[k]), None)
+            if following is not None:  # on to the next cut between characters would not have fitted
                 grown = [
-                    len(ids) + spans[following, 1] - spans[following, 0]
+                    len(ids) + spans[following, 1] - spans[len(short.spans), 0]
                     for ids, spans in ((short.teacher_ids, full.spans.teacher), (short.student_ids, full.spans.student))
                 ]
                 assert max(grown) > limit
@@ -306,4 +308,4 @@ def test_decomposed_and_composed_spellings_cover_the_whole_response():
     text = unicodedata.normalize("NFD", "Người Việt ở Huế")
     for name in ("unigram", "word-piece"):
         (example,) = encoder(name, "byte-level")([Example("a", "x", text)])
-        assert example.spans.chars[-1, 1] == len(text)
+        assert example.spans.chars[-1, 1] == len(text.encode())

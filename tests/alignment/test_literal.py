@@ -82,10 +82,9 @@ def test_the_twin_reads_other_text_as_the_tokenizer_does(name):
     loaded = tokenizer(name)
     twin = SpecialTokens(loaded)
     for text in ("Hello naïve world\n  x 東京", "a  b</s", " lead"):
-        for special in (True, False):
-            plain = loaded.backend_tokenizer.encode(text, add_special_tokens=special)
-            found = twin.encoded(Rendered("", text, special, ((0, 0),)))
-            assert (found.ids, found.offsets) == (plain.ids, plain.offsets)
+        plain = loaded.backend_tokenizer.encode(text, add_special_tokens=False)
+        found = twin.encoded(Rendered("", text, True, ((0, 0),)))
+        assert (found.ids, found.offsets) == (plain.ids, plain.offsets)
 
 
 @pytest.mark.parametrize("name", NAMES)

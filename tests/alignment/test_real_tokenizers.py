@@ -13,14 +13,15 @@ from functools import cache
 import numpy as np
 import pytest
 
-from sra_core.alignment import SpanMap, align, check_offsets, clean_cuts, mend_offsets, token_bytes
-from sra_core.alignment.offsets import offsets_of, reorders_marks
+from sra_core.alignment import SpanMap, align, check_offsets, clean_cuts, token_bytes
+from sra_core.alignment.positions import BytePositions, at_characters
 
 from .plain import plain_align
 from .texts import LONG, SHORT, fuzzed
 from .tokenizers import BUILDERS, load
 
-NAMES = list(BUILDERS)
+NAMES = [name for name in BUILDERS if name != "unigram-bytes"]
+"""Those of which every pair is tried; the one left out splits as byte-fallback does."""
 
 
 def fold(text: str) -> str:
@@ -41,7 +42,7 @@ EXPECTED: dict[str, Callable[[str], str]] = {
     "smollm2": str,
     "byte-level": str,
     "byte-fallback": spaced,
-    "unigram-bytes": spaced,
+    "unigram-bytes": lambda text: spaced(text).replace("<0x41>", "A"),  # it takes a typed <0x41> for its entry
     "qwen": lambda text: unicodedata.normalize("NFC", text),
     "unigram": fold,
     "word-piece": fold,
@@ -66,26 +67,35 @@ def tokenizer(name: str):
 
 
 @cache
+def reader(name: str) -> BytePositions:
+    return BytePositions(tokenizer(name))
+
+
+@cache
 def encoded(name: str, text: str) -> tuple[tuple[int, ...], tuple[tuple[int, int], ...]]:
-    backend = tokenizer(name).backend_tokenizer
-    encoding = backend.encode(text, add_special_tokens=False)
-    offsets = mend_offsets(text, offsets_of([encoding], len(encoding)), 0, reorders_marks(backend))
+    positions = reader(name)
+    (encoding,) = positions.encode([text])
+    offsets = positions.of(text, text.encode(), encoding, 0)
     return tuple(encoding.ids), tuple((a, b) for a, b in offsets.tolist())
 
 
 def assert_stands_for(name: str, text: str, ranges: np.ndarray, chars: np.ndarray) -> None:
-    ids, _ = encoded(name, text)
+    (ids, _), data = encoded(name, text), text.encode()
     expected, table, unknown, added = EXPECTED[name], tables(name), tokenizer(name).unk_token_id, specials(name)
     for (first, last), (begin, end) in zip(ranges.tolist(), chars.tolist(), strict=True):
         inside = ids[first:last]
         if unknown in inside:
             continue
-        found = b"".join(table[k] or b"" for k in inside).decode("utf-8")
-        wanted = expected(text[begin:end])
+        spelled = b"".join(table[k] or b"" for k in inside)
+        if not at_characters(data, np.array([begin, end])).all():
+            assert spelled == data[begin:end], "a cut inside a character is right only to the byte"
+            continue
+        found = spelled.decode("utf-8")
+        wanted = expected(data[begin:end].decode())
         found = fold(found) if expected is fold else found
         opens = first == 0 or ids[first - 1] in added
         before = " " if opens and found == " " + wanted else ""  # SentencePiece starts a text with a space
-        assert found == before + wanted, (name, text[begin:end], inside)
+        assert found == before + wanted, (name, data[begin:end], inside)
 
 
 def assert_valid(teacher: str, student: str, text: str) -> SpanMap:
@@ -135,7 +145,7 @@ def test_tokenizers_that_keep_every_byte_leave_no_gap(name):
     for text in [*SHORT.values(), *(fuzzed(seed) for seed in range(20))]:
         spans = assert_valid(name, name, text)
         assert spans.chars[0, 0] == 0
-        assert spans.chars[-1, 1] == len(text)
+        assert spans.chars[-1, 1] == len(text.encode())
         assert len(spans) == len(clean_cuts(encoded(name, text)[1])) - 1
 
 
@@ -144,18 +154,18 @@ def test_tokenizers_that_keep_every_byte_leave_no_gap(name):
 def test_long_lines(teacher, text):
     spans = assert_valid(teacher, "byte-level", text)
     assert len(spans) >= 1
-    assert spans.chars[-1, 1] == len(text)
+    assert spans.chars[-1, 1] == len(text.encode())
 
 
 def test_marks_that_a_normal_form_reorders_stay_with_their_letter():
     text = "xe\u0302\u0301\u0323y"  # NFC: the dot below comes first
     spans = assert_valid("qwen", "byte-level", text)
-    assert spans.chars.tolist() == [[0, 1], [1, 5], [5, 6]]
+    assert spans.chars.tolist() == [[0, 1], [1, 8], [8, 9]]
 
 
 def test_decomposed_letters_stay_whole_under_a_composing_normalizer():
     text = unicodedata.normalize("NFD", "Việt Nam có người Huế")
     spans = assert_valid("qwen", "byte-level", text)
-    starts = [text[begin] for begin in spans.chars[:, 0].tolist()]
+    starts = [text.encode()[begin:].decode()[0] for begin in spans.chars[:, 0].tolist()]
     assert not any(unicodedata.combining(character) for character in starts)
-    assert spans.chars[-1, 1] == len(text)
+    assert spans.chars[-1, 1] == len(text.encode())
