@@ -71,7 +71,8 @@ def _spoken(item: Any, place: str) -> Spoken:
     name = role.strip().casefold() if isinstance(role, str) else ""
     called = any(word in name for word in CALLERS)
     if name not in ROLES and not called:
-        raise MalformedRow(f"{place} has the role {role!r}; known roles: {', '.join(ROLES)}")
+        keys_seen = f" (its keys are {', '.join(map(repr, item)) or 'none'})" if role is None else ""
+        raise MalformedRow(f"{place} has the role {role!r}{keys_seen}; known roles: {', '.join(ROLES)}")
     content = _one_of(keys, ("content", "value"), place)
     calls = any(keys.get(key) for key in (*CALLS, "tools", "functions"))
     if not {"content", "value"} & set(keys) and not calls:

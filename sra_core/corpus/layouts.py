@@ -23,6 +23,11 @@ def unknown_layout(config: CorpusConfig, row: Row, problem: NoLayout) -> DataErr
     if problem.reason:
         return DataError(f"{row.path}, line {row.line}: {problem.reason}", problem.remedy)
     rows = [column for column in columns if _holds_rows(row.values[column])]
+    if rows and {"role", "from"} & row.values[rows[0]][0].keys():
+        return DataError(
+            f"{row.path}, line {row.line}: `{rows[0]}` holds turns, and is no column of turns that is known",
+            f"name it: --set corpus.columns='{{messages: {rows[0]}}}'",
+        )
     if rows and not config.columns and not any(map(means, columns)):
         return DataError(
             f"{row.path}, line {row.line}: one object that holds a list of rows under `{rows[0]}`, where one row a "

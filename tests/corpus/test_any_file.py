@@ -523,3 +523,14 @@ def test_all_that_is_read_is_in_an_example_whole_or_counted(rows, every):
 def _is_of(item, number, name):
     known = [f"d:{number}", *([str(name)] if name not in (None, "") else [])]
     return any(item.id == each or item.id.startswith((f"{each}#", f"{each}~")) for each in known)
+
+
+def test_turns_of_an_unknown_shape_are_refused_as_turns(file):
+    turns = [{"role": "user", "parts": [{"text": "6*7?"}]}, {"role": "model", "parts": [{"text": "42"}]}]
+    with pytest.raises(DataError, match="`contents` holds turns") as caught:
+        kept(file({"contents": turns}), **NO_HOLDOUT)
+    assert "{messages: contents}" in caught.value.remedy
+    with pytest.raises(DataError, match="has no content; its keys are role, parts"):
+        kept(file({"contents": turns}), **NO_HOLDOUT, columns={"messages": "contents"})
+    with pytest.raises(DataError, match=r"has the role None \(its keys are 'human', 'gpt'\); known roles"):
+        kept(file({"conversations": [{"human": "6*7?", "gpt": "42"}]}), **NO_HOLDOUT)
