@@ -5,18 +5,19 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
-from sra_core.config import RunConfig
+from sra_core.config import ModelRef, RunConfig
 from sra_core.errors import SraError
 from sra_core.run import settled
 from sra_core.shards import Remote, is_url, local_copy
 
-__all__ = ["Finding", "check_datasets", "check_layers", "check_tools", "examine"]
+__all__ = ["Finding", "check_datasets", "check_layers", "check_models", "check_tools", "examine"]
 
 _PACKAGES = ("torch", "transformers", "datasets", "pyarrow", "deepspeed", "prefect", "mlflow")
 _GIB = 2**30
@@ -112,21 +113,34 @@ def _remote_store(url: str) -> Finding:
 
 
 def _teacher(config: RunConfig) -> Iterator[Finding]:
-    from sra_core.models import load_tokenizer
+    from sra_core.models import is_at_hand
 
-    for part, ref in (("teacher", config.teacher), ("student", config.student)):
-        if ref.source == "teacher":
-            continue
+    for part, ref, check in _models(config):
         try:
-            load_tokenizer(ref)
+            if not is_at_hand(ref):
+                yield Finding("slow", f"{part} {ref.source} is fetched by pip when a run first asks for it")
+                continue
+            check()
         except SraError as error:
-            yield Finding("bad", f"{part} {ref.source}: {error.problem} -> {error.remedy}")
+            yield Finding("bad", f"{part}: {error.problem} -> {error.remedy}")
         else:
-            yield Finding("good", f"{part} {ref.source} is at hand, with a fast tokenizer")
+            yield Finding("good", f"{part} {ref.source} is at hand")
+    for part, ref in (("teacher", config.teacher), ("student", config.student)):
+        if ref.terms:
+            yield Finding("good", f"{part} {ref.source} comes under: {ref.terms}")
 
 
 def _layers(config: RunConfig) -> Iterator[Finding]:
+    from sra_core.models import is_at_hand
 
+    try:
+        for part, ref, check in _models(config):
+            if part in ("teacher", "student"):
+                if not is_at_hand(ref):
+                    return
+                check()
+    except SraError:
+        return  # told already
     try:
         check_layers(config)
     except SraError as error:
@@ -134,7 +148,6 @@ def _layers(config: RunConfig) -> Iterator[Finding]:
 
 
 def _evaluation(config: RunConfig) -> Iterator[Finding]:
-
     try:
         check_tools(config)
         check_datasets(config)
@@ -150,6 +163,36 @@ def _tracking(config: RunConfig) -> Iterator[Finding]:
 
     if config.tracking.enabled:
         yield Finding("good", f"MLflow: {tracking_uri(config)}")
+
+
+def check_models(config: RunConfig) -> None:
+    """Refuse models that a stage would refuse hours later, from configs, tokenizers, indexes and headers.
+
+    What passed once is not looked at again while the files of the models stay as they are.
+
+    Raises:
+        ModelError: Names the file and what is wrong with it.
+    """
+    for _, _, check in _models(config):
+        check()
+
+
+def _models(config: RunConfig) -> Iterator[tuple[str, ModelRef, Callable[[], None]]]:
+    """What each part of the config needs of models: its name, the reference, and the check."""
+    from sra_core.models import check_model, check_tokenizer
+    from sra_core.prepare import student_tokenizer_ref
+
+    yield "teacher", config.teacher, partial(check_model, config.teacher)
+    yield (
+        "teacher's tokenizer",
+        config.teacher,
+        partial(check_tokenizer, config.teacher, config.teacher.template == "chat"),
+    )
+    if config.student.source != "teacher":
+        yield "student", config.student, partial(check_model, config.student)
+    own = student_tokenizer_ref(config)
+    if own is not None:
+        yield "student's tokenizer", own, partial(check_tokenizer, own, config.student.template == "chat")
 
 
 def check_layers(config: RunConfig) -> None:

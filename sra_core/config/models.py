@@ -29,6 +29,10 @@ class ModelRef(Part):
         None,
         "Licence or terms of use of the model: told before it is first fetched, and named in the student's card.",
     )
+    allow_pickle: bool = runtime(
+        False,
+        "Read a model whose weights come pickled alone (`pytorch_model.bin`): with torch's `weights_only`, which takes tensors and runs no code, once, into safetensors in the user's cache. The manifests name the files.",
+    )
     trust_remote_code: bool = Field(
         False, description="Run Python code that the model's repository ships. Off unless you have read that code."
     )

@@ -1,6 +1,7 @@
 from .attention import last_row_attention
 from .batching import evaluating, pad, token_batches
 from .centers import TeacherCapture, predicting
+from .check import check_model, check_tokenizer, is_at_hand
 from .forward import Layout, MappedStates, choose_layout, mapped_states
 from .heads import TeacherHead, load_head, save_head
 from .identity import model_identity, tokenizer_identity, tokenizer_identity_of
@@ -21,9 +22,12 @@ __all__ = [
     "TeacherHead",
     "bits_per_byte",
     "build_student",
+    "check_model",
+    "check_tokenizer",
     "choose_layout",
     "evaluating",
     "initial_student",
+    "is_at_hand",
     "last_row_attention",
     "layer_count",
     "layer_count_of",

@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 
 from sra_core.errors import ModelError
 
-__all__ = ["cache_folder", "made_once", "remembered", "slug"]
+__all__ = ["cache_folder", "is_made", "made_once", "remembered", "slug"]
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -37,6 +37,11 @@ def cache_folder() -> Path:
 def slug(text: str) -> str:
     """``text`` as a file name: letters, digits, dot, dash and underscore."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-.")
+
+
+def is_made(key: str) -> bool:
+    """Whether `made_once` has made the folder of that key."""
+    return (cache_folder() / "models" / key).is_dir()
 
 
 def made_once(key: str, make: Callable[[Path], None]) -> Path:

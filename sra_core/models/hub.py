@@ -3,34 +3,69 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from sra_core.config import ModelRef
 from sra_core.errors import ModelError
 
-__all__ = ["snapshot"]
+__all__ = ["listed", "snapshot"]
 
 logger = logging.getLogger(__name__)
 
 _TEXT_FILES = ["*.json", "*.jinja", "*.model", "*.tiktoken", "merges.txt", "vocab.txt"]
-_WEIGHT_FILES = ["model*.safetensors", "model.safetensors.index.json"]
+_WEIGHT_FILES = ["model*.safetensors", "adapter_model.safetensors"]
+_PICKLED_FILES = ["pytorch_model*.bin"]
 _CODE_FILES = ["*.py"]
 
 
 def snapshot(ref: ModelRef, weights: bool) -> Path:
     """The folder of the hub's cache that holds the model at ``ref.revision``.
 
+    Pickled weights come along where they are allowed and there are no others.
+
     Raises:
         ModelError: no such model or revision, no access to it, or no network and it was never downloaded.
     """
-    from huggingface_hub import constants, errors, snapshot_download
+    from huggingface_hub import constants, snapshot_download
 
     patterns = _TEXT_FILES + (_WEIGHT_FILES if weights else []) + (_CODE_FILES if ref.trust_remote_code else [])
-    name = f"{ref.source} at revision {ref.revision}" if ref.revision else ref.source
     if ref.terms and not (Path(constants.HF_HUB_CACHE) / f"models--{ref.source.replace('/', '--')}").is_dir():
-        logger.warning("fetching %s, which comes under: %s", name, ref.terms)
+        logger.warning("fetching %s, which comes under: %s", _name(ref), ref.terms)
+    with _explained(ref):
+        folder = Path(snapshot_download(ref.source, revision=ref.revision, allow_patterns=patterns))
+        if weights and ref.allow_pickle and not any(folder.glob("model*.safetensors")):
+            patterns = patterns + _PICKLED_FILES
+            folder = Path(snapshot_download(ref.source, revision=ref.revision, allow_patterns=patterns))
+    return folder
+
+
+def listed(ref: ModelRef) -> set[str]:
+    """The names of the files of the model's repository.
+
+    Raises:
+        ModelError: As `snapshot`.
+    """
+    from huggingface_hub import HfApi
+
+    with _explained(ref, "the weights of "):
+        files = HfApi().model_info(ref.source, revision=ref.revision).siblings
+    return {file.rfilename for file in files or ()}
+
+
+def _name(ref: ModelRef) -> str:
+    return f"{ref.source} at revision {ref.revision}" if ref.revision else ref.source
+
+
+@contextmanager
+def _explained(ref: ModelRef, part: str = "") -> Iterator[None]:
+    """What the hub answers, in words that name the model (or a part of it) and the remedy."""
+    from huggingface_hub import errors
+
+    name = _name(ref)
     try:
-        return Path(snapshot_download(ref.source, revision=ref.revision, allow_patterns=patterns))
+        yield
     except errors.HFValidationError as error:
         raise ModelError(
             f"{ref.source!r} is neither a folder nor a hub id", "correct teacher or student source"
@@ -46,7 +81,8 @@ def snapshot(ref: ModelRef, weights: bool) -> Path:
             f"the hub has no model {name}", "correct the name; for a private model log in with `hf auth login`"
         ) from error
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, errors.HfHubHTTPError, OSError) as error:
+        which = f"{part}{name} {'are' if part else 'is'}"
         raise ModelError(
-            f"{name} is not in the hub's cache on this machine, and the hub cannot be reached ({type(error).__name__})",
+            f"{which} not in the hub's cache on this machine, and the hub cannot be reached ({type(error).__name__})",
             "connect to the network (and unset HF_HUB_OFFLINE), or give a local folder, a GGUF file or a package",
         ) from error

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 from sra_core.config import ModelRef
 from sra_core.models.cache import remembered
 from sra_core.models.convert import file_sha256
-from sra_core.models.loading import load_tokenizer, weight_files
+from sra_core.models.folders import read_json, weight_files
+from sra_core.models.loading import load_tokenizer
 from sra_core.models.references import resolve
+from sra_core.models.rewritten import PICKLED
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -26,6 +28,8 @@ _VOLATILE = ("transformers_version", "_name_or_path", "_model_name_or_path")
 def model_identity(ref: ModelRef) -> dict[str, Any]:
     """Digests of the weights, the config and, where it runs, the code of a model; where it lies does not matter.
 
+    Weights that were read from pickled files name these under ``pickled``.
+
     Digests of weight files are remembered in the user's cache by path, size and time of change.
 
     Raises:
@@ -38,6 +42,8 @@ def model_identity(ref: ModelRef) -> dict[str, Any]:
         ),
         "config": _digest(_config(folder)),
     }
+    if (folder / PICKLED).is_file():
+        identity["pickled"] = read_json(folder / PICKLED)
     if ref.trust_remote_code:
         identity["code"] = _digest({path.name: file_sha256(path) for path in sorted(folder.glob("*.py"))})
     return identity

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,13 +9,14 @@ from typing import TYPE_CHECKING
 from sra_core.alignment.tokens import refuse_random
 from sra_core.config import ModelRef
 from sra_core.errors import ConfigError, ModelError, TokenizerError
+from sra_core.models.folders import check_folder, read_json, refuse_no_numbers, refuse_pointers
 from sra_core.models.reading import read_weights
 from sra_core.models.references import resolve
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-__all__ = ["load_model", "load_tokenizer", "pick_device", "weight_files"]
+__all__ = ["load_model", "load_tokenizer", "pick_device"]
 
 _PROBE = "Spans of a text, und noch mehr: 42.\n"
 
@@ -31,13 +31,16 @@ def load_tokenizer(ref: ModelRef) -> PreTrainedTokenizerFast:
     """
     from transformers import AutoTokenizer
 
-    folder = resolve(ref, weights=False)
+    folder = Path(resolve(ref, weights=False))
+    refuse_pointers(folder)
+    _require_tokenizer_files(ref, folder)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=ref.trust_remote_code)
     except Exception as error:  # the loader raises whatever its backends raise; the folder is what the user can mend
+        _refuse_unconverted(ref, folder, error)
         raise ModelError(
             f"{ref.source} holds no tokenizer that transformers can load: {_first_line(error)}",
-            _code_remedy(ref, Path(folder)) or "add its tokenizer.json, or name another model's tokenizer",
+            _code_remedy(ref, folder) or "add its tokenizer.json, or name another model's tokenizer",
         ) from error
     if not tokenizer.is_fast:
         raise TokenizerError(
@@ -48,8 +51,8 @@ def load_tokenizer(ref: ModelRef) -> PreTrainedTokenizerFast:
     _check_offsets(ref, tokenizer)
     if tokenizer.eos_token_id is None:
         raise TokenizerError(
-            f"the tokenizer of {ref.source} has no end-of-text token",
-            "set eos_token in its tokenizer_config.json to the token that ends a text",
+            f"the tokenizer of {ref.source} has no end-of-text token (eos_token)",
+            f"set eos_token in its tokenizer_config.json to the token that ends a text{_end_of(folder, tokenizer)}",
         )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -71,7 +74,7 @@ def load_model(ref: ModelRef, dtype: str = "float32", device: str = "cpu") -> Pr
     from sra_core.models.structure import check_decoder
 
     folder = Path(resolve(ref))
-    weight_files(folder)
+    check_folder(folder, ref)
     options = {"dtype": getattr(torch, dtype), "use_safetensors": True, "trust_remote_code": ref.trust_remote_code}
     try:
         model = read_weights(folder, ref.source, **options)
@@ -82,39 +85,13 @@ def load_model(ref: ModelRef, dtype: str = "float32", device: str = "cpu") -> Pr
             f"{ref.source} is no causal language model that transformers can load: {_first_line(error)}",
             _code_remedy(ref, folder) or "give a decoder-only model with its config.json and safetensors weights",
         ) from error
+    refuse_no_numbers(model.named_parameters(), ref.source)
     device = pick_device(device)
     if device.startswith("cuda") and dtype == "float32":
         torch.set_float32_matmul_precision("high")  # TF32: ten bits of mantissa, many times the speed
     model = model.eval().to(device)
     check_decoder(model, ref.source)
     return model
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a model folder, sorted by name.
-
-    Raises:
-        ModelError: the folder holds no config, no weights, or only pickled ones.
-    """
-    if not (folder / "config.json").is_file():
-        raise ModelError(f"{folder} holds no config.json", "give the folder that save_pretrained wrote")
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        files = [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
-    else:
-        files = sorted(folder.glob("model*.safetensors"))
-    missing = [path.name for path in files if not path.is_file()]
-    if missing:
-        raise ModelError(f"{folder} lacks weight files: {', '.join(missing)}", "download or copy the model again")
-    if files:
-        return files
-    pickled = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for path in folder.glob(pattern))
-    if pickled:
-        raise ModelError(
-            f"{folder} holds only pickled weights ({pickled[0]}), which can run code when they are loaded",
-            "use a revision with safetensors, or convert them yourself: load and save_pretrained in a sandbox",
-        )
-    raise ModelError(f"{folder} holds no weights", "give a folder with model.safetensors, or download the model again")
 
 
 def pick_device(name: str) -> str:
@@ -135,6 +112,41 @@ def pick_device(name: str) -> str:
             f"there is no device {name!r} on this machine ({count} CUDA devices)", "use `auto`, `cpu` or `cuda:N`"
         )
     return name
+
+
+def _require_tokenizer_files(ref: ModelRef, folder: Path) -> None:
+    names = {path.name for path in folder.iterdir()}
+    if "tokenizer.json" in names:
+        read_json(folder / "tokenizer.json")
+    elif not names & {"vocab.json", "vocab.txt", "tokenizer_config.json"} and not _models(folder):
+        raise ModelError(
+            f"{ref.source} holds no tokenizer (tokenizer.json)",
+            "copy the tokenizer's files of the model that it was trained from into the folder, or give that model",
+        )
+
+
+def _refuse_unconverted(ref: ModelRef, folder: Path, error: Exception) -> None:
+    if _models(folder) and not (folder / "tokenizer.json").is_file():
+        raise TokenizerError(
+            f"{ref.source} has its tokenizer as {_models(folder)[0]} alone, without a tokenizer.json",
+            "convert it once, with sentencepiece and protobuf installed: AutoTokenizer.from_pretrained(FOLDER)"
+            ".save_pretrained(FOLDER); or copy the tokenizer.json of a model with the same tokenizer",
+        ) from error
+
+
+def _models(folder: Path) -> list[str]:
+    """The files of a SentencePiece or tiktoken tokenizer."""
+    return sorted(path.name for path in folder.iterdir() if path.suffix in (".model", ".tiktoken"))
+
+
+def _end_of(folder: Path, tokenizer: PreTrainedTokenizerFast) -> str:
+    """The token that the model's configs take for the end of a text, for a remedy."""
+    for name in ("generation_config.json", "config.json"):
+        found = read_json(folder / name).get("eos_token_id") if (folder / name).is_file() else None
+        number = found[0] if isinstance(found, list) and found else found
+        if isinstance(number, int) and 0 <= number < len(tokenizer):
+            return f"; its {name} says {tokenizer.convert_ids_to_tokens(number)!r}"
+    return ""
 
 
 def _check_offsets(ref: ModelRef, tokenizer: PreTrainedTokenizerFast) -> None:

@@ -8,6 +8,7 @@ from sra_core.config import ModelRef
 from sra_core.errors import ModelError
 from sra_core.models import convert, hub, toys
 from sra_core.models.packages import package_of
+from sra_core.models.rewritten import rewritten
 
 __all__ = ["resolve"]
 
@@ -15,9 +16,13 @@ __all__ = ["resolve"]
 def resolve(ref: ModelRef, weights: bool = True) -> str:
     """The local folder that ``from_pretrained`` takes.
 
-    A folder is taken as it is. A hub id is downloaded into the hub's own cache at its revision (``weights=False``
-    leaves the weights out). A GGUF file, a packaged one and a random model are turned once into a safetensors
-    folder in the user's cache.
+    A folder is taken as it is. A hub id is downloaded into the hub's own cache at its revision. A GGUF file, a packaged
+    one and a random model are turned once into a safetensors folder in the user's cache; so are pickled weights,
+    where they are allowed, and a model with an adapter beside it, which is merged.
+
+    Args:
+        ref: The reference.
+        weights: Whether the folder must hold weights. Without them a hub id costs a few files, a GGUF file its header.
 
     Raises:
         ModelError: the reference names nothing that can be had; the message says what to do.
@@ -29,16 +34,17 @@ def resolve(ref: ModelRef, weights: bool = True) -> str:
         return str(toys.random_model(source))
     path = Path(source).expanduser()
     if source.endswith(".gguf"):
-        return str(convert.gguf_folder(path, ref.sha256))
+        return str(convert.gguf_folder(path, ref.sha256) if weights else convert.gguf_texts(path))
     if path.is_dir():
-        return str(path.absolute())
+        return str(rewritten(path.absolute(), ref) if weights else path.absolute())
     if path.is_file():
         raise ModelError(
             f"{source} is a file that is no GGUF file", "give the model's folder, or a file that ends in .gguf"
         )
     if _looks_like_a_path(source):
         raise ModelError(f"there is no folder {path}", "correct the path, or give a hub id such as `Qwen/Qwen2.5-0.5B`")
-    return str(hub.snapshot(ref, weights))
+    folder = hub.snapshot(ref, weights)
+    return str(rewritten(folder, ref) if weights else folder)
 
 
 def _looks_like_a_path(source: str) -> bool:

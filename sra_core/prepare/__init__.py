@@ -4,7 +4,7 @@ Nothing here loads torch or transformers on import, so a worker process is at wo
 """
 
 from sra_core.prepare.stage import AUDIT_PAGE, audit_of, identity, prepare_corpus
-from sra_core.prepare.tokenizers import save_tokenizers
+from sra_core.prepare.tokenizers import save_tokenizers, student_tokenizer_ref
 
 __all__ = [
     "AUDIT_PAGE",
@@ -12,4 +12,5 @@ __all__ = [
     "identity",
     "prepare_corpus",
     "save_tokenizers",
+    "student_tokenizer_ref",
 ]

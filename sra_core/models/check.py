@@ -1,0 +1,89 @@
+"""Whether a run can use a model, told in seconds from its configs, tokenizer, index files and headers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from sra_core.config import ModelRef
+from sra_core.errors import ModelError
+from sra_core.models import hub
+from sra_core.models.cache import remembered
+from sra_core.models.convert import file_sha256, package_at_hand, require_sha256
+from sra_core.models.folders import check_config, check_folder, weight_names
+from sra_core.models.loading import load_tokenizer
+from sra_core.models.packages import package_of
+from sra_core.models.references import resolve
+
+__all__ = ["check_model", "check_tokenizer", "is_at_hand"]
+
+
+def is_at_hand(ref: ModelRef) -> bool:
+    """Whether looking at the model costs seconds: a package is fetched whole when a run first asks for it.
+
+    Raises:
+        ModelError: A malformed reference.
+    """
+    return not ref.source.startswith("package:") or package_at_hand(package_of(ref))
+
+
+def check_model(ref: ModelRef) -> None:
+    """Refuse a model that a stage would refuse hours later; no weights are converted or downloaded.
+
+    Raises:
+        ModelError: Names the file and what is wrong with it.
+    """
+    folder = Path(resolve(ref, weights=False))
+    source = Path(ref.source).expanduser()
+    if source.suffix == ".gguf" and ref.sha256 and source.is_file():
+        require_sha256(str(source), remembered("sha256", [source], lambda: file_sha256(source)), ref.sha256)
+    elif source.is_dir():
+        check_folder(folder, ref)
+    elif not ref.source.startswith(("package:", "random:")) and source.suffix != ".gguf":
+        _check_repository(ref, folder)
+
+
+def _check_repository(ref: ModelRef, folder: Path) -> None:
+    """The hub's copy on this machine where it has the weights, else what the hub says that it has."""
+    try:
+        check_config(folder, ref)
+        here = {path.name for path in folder.iterdir()}
+        if any(name.endswith((".safetensors", ".bin")) for name in here):
+            check_folder(folder, ref)
+        else:
+            weight_names(ref.source, hub.listed(ref), folder, ref.allow_pickle)
+    except ModelError as error:
+        raise ModelError(error.problem.replace(str(folder), ref.source), error.remedy) from error
+
+
+def check_tokenizer(ref: ModelRef, chat: bool) -> None:
+    """Refuse a tokenizer that the method cannot use, or one without the chat template that is asked for.
+
+    Raises:
+        ModelError, TokenizerError: As `load_tokenizer`.
+    """
+    folder = Path(resolve(ref, weights=False))
+
+    def look() -> bool:
+        tokenizer = load_tokenizer(ref)
+        if chat:
+            _require_template(ref, tokenizer)
+        return True
+
+    files = [path for path in folder.iterdir() if path.is_file()]
+    remembered(f"tokenizer, {chat=}, {ref.source}, {ref.trust_remote_code=}", files, look)
+
+
+def _require_template(ref: ModelRef, tokenizer: Any) -> None:
+    template = tokenizer.chat_template
+    if not template:
+        raise ModelError(
+            f"the tokenizer of {ref.source} has no chat template",
+            "set the model's template to plain, or name a model that was trained on conversations",
+        )
+    if isinstance(template, dict) and "default" not in template:
+        raise ModelError(
+            f"the tokenizer of {ref.source} has chat templates named {', '.join(sorted(template))}, none named default",
+            "write the one to use as chat_template into the tokenizer_config.json of a copy of the folder, or set the "
+            "model's template to plain",
+        )
