@@ -19,6 +19,7 @@ __all__ = [
     "pipeline",
     "prepare",
     "retries",
+    "summary",
     "watcher",
 ]
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+from prefect.client.orchestration import get_client
+from prefect.context import FlowRunContext
 from prefect.runtime import deployment, flow_run
 from prefect.settings import PREFECT_UI_URL
 
 from flows.retries import is_passing, refuse_endless_starts, stage_task
+from flows.summary import FlowSummary
 from flows.watcher import PrefectWatcher
 from sra_core.bench import Bench, Report, bench_report, run_cells
 from sra_core.config import RunConfig
@@ -54,14 +57,19 @@ def run_pipeline(config: RunConfig) -> dict[str, Manifest]:
 
 
 def _run_stages(stages: Iterable[str], run: Run, parent: PipelineRun | None) -> dict[str, Manifest]:
-    refuse_endless_starts()
-    stages = list(stages)
-    check_models(run.config)
-    check_layers(run.config)
-    if "evaluate" in stages:
-        check_tools(run.config)
-        check_datasets(run.config)
-    return {stage: stage_task(stage, _run_one)(stage, run, parent) for stage in stages}
+    _name_flow_run(run.config.title)
+    stages, made = list(stages), {}
+    with closing(FlowSummary(run.config.title, run.config, parent)) as summary:
+        refuse_endless_starts()
+        check_models(run.config)
+        check_layers(run.config)
+        if "evaluate" in stages:
+            check_tools(run.config)
+            check_datasets(run.config)
+        for stage in stages:
+            made[stage] = stage_task(stage, _run_one)(stage, run, parent)
+            summary.add(made[stage])
+    return made
 
 
 def run_grid(config: RunConfig, variants: Sequence[str] = (), seeds: Sequence[int] = ()) -> Manifest:
@@ -78,25 +86,41 @@ def run_grid(config: RunConfig, variants: Sequence[str] = (), seeds: Sequence[in
     Raises:
         TrainingError: A cell failed (the others were run and reported), or the flow run was started too often.
     """
+    _name_flow_run(config.grid_title)
     refuse_endless_starts()
     bench, watch = Bench(config, variants, seeds), PrefectWatcher()
     watch.begin("benchmark", config.name, config, f"{len(bench.selected)} cells", reused=False)
 
     def run_one(stage: str, run: Run, parent: PipelineRun | None, name: str) -> Manifest:
-        manifest: Manifest = stage_task(stage, _run_one, name)(stage, run, parent)
+        cell = name.removeprefix(stage).strip()
+        manifest: Manifest = stage_task(stage, _run_one, name)(stage, run, parent, cell)
         return manifest
 
-    with benchmark_run(config, _run_tags()) as parent:
+    with (
+        benchmark_run(config, _run_tags()) as parent,
+        closing(FlowSummary(config.grid_title, config, parent, grid=True)) as summary,
+    ):
         run_cells(bench, run_one, parent, watch)
         report = stage_task("report", _report_grid)(bench, parent)
+        summary.add(report.manifest)
+        summary.report((Path(report.manifest.folder) / "summary.md").read_text())
         watch.close()
         bench.require_all_ran()
     manifest: Manifest = report.manifest
     return manifest
 
 
-def _run_one(stage: str, run: Run, parent: PipelineRun | None) -> Manifest:
-    with _watching(run.config, parent) as watch:
+def _name_flow_run(name: str) -> None:
+    if flow_run.id and flow_run.name != name:
+        with get_client(sync_client=True) as client:
+            client.update_flow_run(flow_run.id, name=name)
+        context = FlowRunContext.get()
+        if context and context.flow_run:
+            context.flow_run.name = name  # what tags of MLflow runs say
+
+
+def _run_one(stage: str, run: Run, parent: PipelineRun | None, cell: str = "") -> Manifest:
+    with _watching(run.config, parent, cell) as watch:
         return STAGES[stage](run, watch)
 
 
@@ -106,10 +130,10 @@ def _report_grid(bench: Bench, parent: PipelineRun | None) -> Report:
 
 
 @contextmanager
-def _watching(config: RunConfig, parent: PipelineRun | None) -> Iterator[Watcher]:
+def _watching(config: RunConfig, parent: PipelineRun | None, cell: str = "") -> Iterator[Watcher]:
     """MLflow and Prefect watch what the body does; what is left to tell Prefect is told at its end."""
     mlflow = MlflowWatcher(config, parent, _run_tags())
-    prefect = PrefectWatcher(mlflow)
+    prefect = PrefectWatcher(mlflow, cell)
     try:
         yield Watchers(mlflow, prefect)
     except Exception as error:

@@ -5,7 +5,10 @@ Artifacts leave through an outbox, so a stage goes on while the Prefect server i
 
 from __future__ import annotations
 
+import base64
 import contextvars
+import io
+import json
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,13 +18,14 @@ from typing import TYPE_CHECKING, Any
 import httpx
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, ArtifactFilterKey
 from prefect.context import FlowRunContext, TaskRunContext
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.logging import get_run_logger
 
 from sra_core.config import RunConfig
-from sra_core.watch import Outbox, Report, Watcher, redact_text
-from sra_core.watch.mlflow import MlflowWatcher, figure_path, tracking_uri, ui_command
+from sra_core.watch import Outbox, Pace, Report, Watcher, duration, escape_markdown, redact_text
+from sra_core.watch.mlflow import MlflowWatcher, tracking_uri, ui_command
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -32,6 +36,7 @@ __all__ = ["ArtifactWriter", "PrefectWatcher", "artifact_key"]
 
 _EVERY = 2.0
 _ROWS = 40
+_LARGEST_FIGURE = 300_000  # bytes: all artifacts of a run are read at once
 PATIENCE = 20.0
 """Seconds that the end of a stage waits for a Prefect server that does not answer."""
 _MLFLOW_PATIENCE = 5.0
@@ -44,7 +49,8 @@ def artifact_key(*parts: str) -> str:
 
 
 class ArtifactWriter:
-    """Creates artifacts of the current flow or task run in the background; one key again updates the same artifact."""
+    """Creates artifacts of the current flow or task run in the background; one key again, also in a later start of the
+    flow run, updates the same artifact."""
 
     def __init__(self) -> None:
         flow_run, task_run = FlowRunContext.get(), TaskRunContext.get()
@@ -68,7 +74,7 @@ class ArtifactWriter:
 
     def _deliver(self, report: Report) -> None:
         with get_client(sync_client=True) as client:
-            known = self._ids.get(report["key"])
+            known = self._ids.get(report["key"]) or self._earlier(client, report["key"])
             if known is None:
                 fields = {"type": report["kind"], **self._owner}
                 created = client.create_artifact(
@@ -78,6 +84,16 @@ class ArtifactWriter:
             else:
                 update = ArtifactUpdate(data=report["data"], description=report["description"])
                 client.update_artifact(known, update)
+                self._ids[report["key"]] = known
+
+    def _earlier(self, client: Any, key: str) -> Any:
+        """The artifact that an earlier start of the flow run, or an earlier try of the task, wrote under the key."""
+        wanted = ArtifactFilter(
+            key=ArtifactFilterKey(any_=[key]),
+            flow_run_id=ArtifactFilterFlowRunId(any_=[self._owner["flow_run_id"]]),
+        )
+        found = client.read_artifacts(artifact_filter=wanted, limit=1) if self._owner["flow_run_id"] else []
+        return found[0].id if found else None
 
 
 class PrefectWatcher(Watcher):
@@ -85,42 +101,46 @@ class PrefectWatcher(Watcher):
 
     Args:
         mlflow: The watcher that tracks the same stages, to link to.
+        cell: The cell of a benchmark that the stages belong to: several stages of one name run in one flow run.
     """
 
-    def __init__(self, mlflow: MlflowWatcher | None = None) -> None:
-        self._mlflow = mlflow
+    def __init__(self, mlflow: MlflowWatcher | None = None, cell: str = "") -> None:
+        self._mlflow, self._cell = mlflow, cell
         self._log = get_run_logger()
         self._artifacts = ArtifactWriter()
         self._begin_stage("", None)
 
     def _begin_stage(self, stage: str, config: RunConfig | None) -> None:
         self._stage, self._config = stage, config
-        self._started = self._shown = time.monotonic()
-        self._first_done: int | None = None
+        self._shown = time.monotonic()
+        self._pace = Pace()
+        self._reused = False
         self._history: dict[int, dict[str, Any]] = {}
-        self._figures: list[str] = []
         self._linked = False
         self._endless = ""  # what was last said of progress whose end nobody knows
 
     def begin(self, stage: str, fingerprint: str, config: RunConfig, plan: str, *, reused: bool) -> None:
         self._begin_stage(stage, config)
+        self._reused = reused
+        task_run = TaskRunContext.get()
+        if reused and task_run:
+            name = task_run.task_run.name.removesuffix(" (reused)")
+            task_run.task_run.name = f"{name} (reused)"  # told with its next state
         self._log.info("%s %s: %s", stage, fingerprint, "already done" if reused else redact_text(plan))
         self._link()
 
     def progress(self, done: int, total: int, unit: str, note: str = "") -> None:
         now = time.monotonic()
-        if self._first_done is None:
-            self._first_done, self._started = done, now
-        elif done < total and now - self._shown < _EVERY:
+        rate, begins = self._pace.rate(done, total, unit)
+        if not begins and done < total and now - self._shown < _EVERY:
             return
         self._shown = now
-        rate = (done - self._first_done) / max(now - self._started, 1e-9)
-        left = f", {_duration((total - done) / rate)} left" if rate and done < total else ""
+        left = f", {duration((total - done) / rate)} left" if rate and done < total else ""
         count = f"{done} of {total} {unit}" if total else f"{done} {unit}"
-        text = f"{count}, {rate:.3g} a second{left}" + (f", {note}" if note else "")
+        text = f"{count}, {rate:.3g} a second{left}" + (f", {escape_markdown(note)}" if note else "")
         self._endless = "" if total else text
         percent = 100.0 * done / total if total else 0.0
-        self._artifacts.write("progress", artifact_key(self._stage, "progress"), percent, text)
+        self._write("progress", "progress", percent, text)
         self._link()
 
     def metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
@@ -130,16 +150,18 @@ class PrefectWatcher(Watcher):
         self._history.setdefault(step, {"step": step}).update(shown)  # training that starts again tells steps again
         stride = max(1, len(self._history) // _ROWS)
         rows = list(self._history.values())[::-1][::stride]
-        self._artifacts.write("table", artifact_key(self._stage, "live"), _table(rows), "Live numbers, latest first")
+        self._write("table", "live", _table(rows), "Live numbers, latest first")
 
     def figure(self, name: str, draw: Callable[[], Figure]) -> None:
-        self._figures.append(name)
+        address = _embedded(draw)
+        if address:
+            self._write("image", f"{name}-figure", address, name)
 
     def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        self._artifacts.write("table", artifact_key(self._stage, name), _table(rows), name)
+        self._write("table", name, _table(rows), name)
 
     def markdown(self, name: str, text: str) -> None:
-        self._artifacts.write("markdown", artifact_key(self._stage, name), redact_text(text), name)
+        self._write("markdown", name, redact_text(text), name)
 
     def artifact(self, path: Path) -> None:
         self._log.info("kept %s", path)
@@ -149,17 +171,15 @@ class PrefectWatcher(Watcher):
 
     def end(self, manifest: Manifest) -> None:
         if self._endless:
-            self._artifacts.write("progress", artifact_key(self._stage, "progress"), 100.0, self._endless)
+            self._write("progress", "progress", 100.0, self._endless)
         limit = time.monotonic() + _MLFLOW_PATIENCE
         self._link()
         while not self._linked and self._is_tracked() and time.monotonic() < limit:
             time.sleep(0.1)
             self._link()
-        for name in self._figures:
-            address = self._figure_address(name)
-            if address:
-                self._artifacts.write("image", artifact_key(self._stage, name), address, name)
-        self._artifacts.write("markdown", artifact_key(self._stage, "result"), _result(manifest), "Result of the stage")
+        if self._reused:
+            self._show_history(Path(manifest.folder) / "history.jsonl")
+        self._write("markdown", "result", _result(manifest), "Result of the stage")
         kept = ", ".join(f"{count} {name}" for name, count in manifest.counts.items() if count)
         self._log.info("%s done: %s", manifest.stage, kept)
 
@@ -178,18 +198,32 @@ class PrefectWatcher(Watcher):
         if address is None and tracking_uri(self._config).startswith("http"):
             return
         text = f"[{address}]({address})" if address else f"`{redact_text(' '.join(ui_command(self._config)))}`"
-        self._artifacts.write("markdown", artifact_key(self._stage, "mlflow"), f"MLflow run: {text}", "MLflow run")
+        self._write("markdown", "mlflow", f"MLflow run: {text}", "MLflow run")
         self._linked = True
 
     def _is_tracked(self) -> bool:
         return self._mlflow is not None and self._config is not None and self._config.tracking.enabled
 
-    def _figure_address(self, name: str) -> str | None:
-        uri = tracking_uri(self._config) if self._config else ""
-        run_id = self._mlflow.run_id if self._mlflow else None
-        if not uri.startswith("http") or run_id is None:
-            return None
-        return redact_text(f"{uri.rstrip('/')}/get-artifact?path={figure_path(name)}&run_uuid={run_id}")
+    def _write(self, kind: str, name: str, data: Any, description: str) -> None:
+        self._artifacts.write(kind, artifact_key(self._cell, self._stage, name), data, description)
+
+    def _show_history(self, path: Path) -> None:
+        """The live numbers that a training told when it was made."""
+        if path.exists():
+            for line in path.read_text().splitlines():
+                row = json.loads(line)
+                self.metrics({name: value for name, value in row.items() if name != "step"}, row["step"])
+
+
+def _embedded(draw: Callable[[], Figure]) -> str | None:
+    """A figure as an address that holds it: it is there for whoever may see the page, wherever MLflow runs and
+    whatever password it asks for. None for one that no page should carry."""
+    for dpi in (100, 60):
+        file = io.BytesIO()
+        draw().savefig(file, format="png", dpi=dpi, bbox_inches="tight")
+        if file.tell() <= _LARGEST_FIGURE:
+            return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+    return None
 
 
 def _passing(error: Exception) -> bool:
@@ -204,8 +238,6 @@ def _latest(first: Report, second: Report) -> Report | None:
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> str:
-    import json
-
     clean = []
     for row in rows:
         clean.append({key: _cell(value) for key, value in row.items()})
@@ -215,7 +247,7 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> str:
 def _cell(value: Any) -> Any:
     if isinstance(value, float) and value != value:
         return None
-    return redact_text(value) if isinstance(value, str) else value
+    return escape_markdown(redact_text(value)) if isinstance(value, str) else value  # Prefect renders cells
 
 
 def _result(manifest: Manifest) -> str:
@@ -230,9 +262,3 @@ def _result(manifest: Manifest) -> str:
             ]
             lines.append("")
     return "\n".join(lines)
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sra_core.config import ModelRef, RunConfig, hashed
-from sra_core.models import load_model, load_tokenizer, model_identity
+from sra_core.models import load_model, load_tokenizer, model_identity, name_answer_end
 from sra_core.models.cache import made_once, slug
 from sra_core.run import Run
 from sra_core.shards import SCHEMA_VERSION, Manifest, StageFolder
@@ -104,9 +104,10 @@ def with_adapted_teacher(config: RunConfig, adapted: Manifest) -> RunConfig:
 def _merge(config: RunConfig, adapter: Path, place: Path) -> None:
     import peft
 
-    model = peft.PeftModel.from_pretrained(load_model(config.teacher), adapter)
-    model.merge_and_unload().save_pretrained(place)
-    load_tokenizer(config.teacher).save_pretrained(place)
+    teacher, tokenizer = load_model(config.teacher), load_tokenizer(config.teacher)
+    name_answer_end(teacher, tokenizer, config.teacher)
+    peft.PeftModel.from_pretrained(teacher, adapter).merge_and_unload().save_pretrained(place)
+    tokenizer.save_pretrained(place)
 
 
 def _save_initial(config: RunConfig, path: Path) -> None:
@@ -114,7 +115,9 @@ def _save_initial(config: RunConfig, path: Path) -> None:
         return
     partial = path.with_name(".initial.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    load_model(config.teacher).save_pretrained(partial)
+    model = load_model(config.teacher)
+    name_answer_end(model, load_tokenizer(config.teacher), config.teacher)
+    model.save_pretrained(partial)
     partial.rename(path)
 
 

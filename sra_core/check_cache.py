@@ -143,7 +143,9 @@ def _loss_terms(
     student, _ = initial_student(config, prepared)
     context = objective_context(config, Path(prepared.folder), Path(manifest.folder), student)
     layers = [resolve_layer(layer_count(student), layer) for layer in student_layers(config.objective)]
-    module = DistillModule(student.eval(), build_objective(config.objective, context), layers)
+    module = DistillModule(
+        student.eval(), build_objective(config.objective, context), layers, attention=config.objective.weighted_pooling
+    )
     count = load_head(Path(manifest.folder)).layers
 
     def terms(teacher: Sequence[TeacherRow]) -> Terms:

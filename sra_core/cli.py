@@ -136,7 +136,10 @@ def plan(recipe: Recipe, settings: Settings = None) -> None:
     """Predict examples, tokens, bytes, memory and hours before anything runs; afterwards, compare with what it took."""
     from sra_core.plan import plan_run
 
-    console.print(plan_run(_config(recipe, settings)).table())
+    made = plan_run(_config(recipe, settings))
+    console.print(made.table())
+    for warning in made.warnings:
+        console.print(f"[yellow]warning[/]  {warning}")
 
 
 @app.command()
@@ -150,6 +153,10 @@ def compare(
     page: Annotated[
         Path | None, typer.Option("--page", "--output", "-o", help="Where the HTML report goes; unset names it here.")
     ] = None,
+    reference: Annotated[
+        str | None, typer.Option(help="Name of the run that is paired with each other one; unset takes the first.")
+    ] = None,
+    all_pairs: Annotated[bool, typer.Option("--all-pairs", help="Pair every two runs.")] = False,
     track: Annotated[bool, typer.Option("--track", help="Log tables, figures and page to an MLflow run.")] = False,
     recipe: Annotated[str, typer.Option(help="Recipe that tells store and tracking server.")] = "quickstart",
     settings: Settings = None,
@@ -161,7 +168,8 @@ def compare(
     from sra_core.compare import compare_runs, page_name, read_runs, terminal_report, write_report
 
     config = _config(recipe, settings)
-    comparison = compare_runs(read_runs([_finished(config, run) for run in runs]))
+    found = read_runs([_finished(config, run) for run in runs])
+    comparison = compare_runs(found, reference=reference, all_pairs=all_pairs)
     for part in terminal_report(comparison):
         console.print(part)
     page = page or Path(page_name(comparison))

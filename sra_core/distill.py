@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sra_core.compare import teacher_lead
 from sra_core.config import ModelRef, RunConfig, TeacherConfig, hashed
-from sra_core.models import load_tokenizer, model_identity
+from sra_core.models import choose_layout, known_before, load_model, load_tokenizer, model_identity, pick_device
 from sra_core.run import Run
 from sra_core.shards import SCHEMA_VERSION, STUDENT, Manifest, StageFolder
 from sra_core.shards.prepared import STUDENT_TOKENIZER
@@ -80,27 +80,53 @@ def distill_student(
         folder=work,
     )
     _save_initial(config.model_copy(update={"teacher": teacher}), prepared, job.initial)
+    lead = _lead(job, upstream, watch)
     starts = start_projectors(job, watch)
     result = dict(launch(job, watch))
     layout = result.pop("layout")
     written = _export(job, upstream, result, folder.path)
     shutil.copyfile(job.history, folder.path / HISTORY)
     history = read_history(job.history)
-    title = f"{config.name}: {config.objective.name}"
-    watch.figure("loss_terms", partial(learning_curves, history, _CURVES, title))
     manifest = folder.commit(
         upstream=upstream,
         files=[entry for name in written for entry in folder.entries(name)] + [folder.entry(HISTORY)],
         counts={name: int(result[name]) for name in ("steps", "tokens", "skipped")},
         metrics={
             f"distill/{name}": float(value)
-            for name, value in {**result, **starts.metrics, **step_costs(history), **_cosines(history)}.items()
+            for name, value in {**result, **lead, **starts.metrics, **step_costs(history), **_cosines(history)}.items()
             if value is not None
         },
         notes={"layout": layout, **starts.notes},
     )
     folder.remove(WORK)
     return manifest
+
+
+def _lead(job: Job, upstream: Sequence[Manifest], watch: Watcher) -> dict[str, float]:
+    """What the teacher of the cache knows more than the student as it starts: told, and kept as metrics."""
+    cache = next((manifest for manifest in upstream if manifest.stage == "cache"), None)
+    prepared = next(manifest for manifest in upstream if manifest.stage == "prepare")
+    if cache is None or job.training.zero_stage == 3:
+        return {}
+    student = load_model(ModelRef(source=str(job.initial)), "float32", pick_device(job.training.device))
+    choose_layout(student, job.config.layout)
+    known = known_before(student, prepared, "student")
+    lead = teacher_lead(cache, known.nats, known.bytes) if known else None
+    if lead is None:
+        return {}
+    watch.message(lead.told(job.config.adapt.enabled))
+    return lead.metrics()
+
+
+def show_curves(config: RunConfig, manifest: Manifest, watch: Watcher) -> None:
+    """Hand the curves of a finished training on, of one that was reused too."""
+    from sra_core.training import read_history
+
+    def draw() -> Any:
+        history = read_history(Path(manifest.folder) / HISTORY)
+        return learning_curves(history, _CURVES, f"{config.name}: {config.objective.name}")
+
+    watch.figure("loss_terms", draw)
 
 
 def _cosines(history: Sequence[Mapping[str, float]]) -> dict[str, float]:

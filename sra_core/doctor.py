@@ -17,7 +17,15 @@ from sra_core.errors import SraError
 from sra_core.run import settled
 from sra_core.shards import Remote, is_url, local_copy
 
-__all__ = ["Finding", "check_datasets", "check_layers", "check_models", "check_tools", "examine"]
+__all__ = [
+    "Finding",
+    "check_datasets",
+    "check_layers",
+    "check_models",
+    "check_tools",
+    "doubtful_teacher",
+    "examine",
+]
 
 _PACKAGES = ("torch", "transformers", "datasets", "pyarrow", "deepspeed", "prefect", "mlflow")
 _GIB = 2**30
@@ -37,7 +45,8 @@ class Finding:
 
 def examine(config: RunConfig) -> list[Finding]:
     """Look at the interpreter, packages, devices, memory, store, models and tracking of a config."""
-    checks = (_python, _packages, _device, _precision, _memory, _store, _teacher, _layers, _evaluation, _tracking)
+    machine = (_python, _packages, _device, _precision, _memory, _store)
+    checks = (*machine, _teacher, _knowledge, _layers, _evaluation, _tracking)
     return [finding for check in checks for finding in check(config)]
 
 
@@ -128,6 +137,26 @@ def _teacher(config: RunConfig) -> Iterator[Finding]:
     for part, ref in (("teacher", config.teacher), ("student", config.student)):
         if ref.terms:
             yield Finding("good", f"{part} {ref.source} comes under: {ref.terms}")
+
+
+def _knowledge(config: RunConfig) -> Iterator[Finding]:
+    if doubt := doubtful_teacher(config):
+        yield Finding("slow", doubt)
+
+
+def doubtful_teacher(config: RunConfig) -> str | None:
+    """What speaks against the teacher before anything is measured, with the remedy; None where nothing does.
+
+    A student that is cut out of its teacher starts far behind it. One of another family may know as much, on prompts
+    that the teacher was never trained on: SmolLM2-135M-Instruct does beside Gemma 3 270M, until that is adapted.
+    """
+    own_format = config.teacher.template == "chat"
+    if config.objective.name == "sft" or config.adapt.enabled or config.student.source == "teacher" or own_format:
+        return None
+    return (
+        "the teacher is not adapted to the corpus: trained on prompts of another format, it may know less than the "
+        "student (`sra cache` measures both); adapt.enabled fine-tunes it first"
+    )
 
 
 def _layers(config: RunConfig) -> Iterator[Finding]:

@@ -170,9 +170,13 @@ class Run:
 
 
 def settled(config: RunConfig) -> RunConfig:
-    """The config with ``auto`` types of numbers resolved for the devices of this machine; the one given stays as it is.
+    """The config with what depends on the machine resolved; the one given stays as it is.
 
-    What they come to determines results: two machines that compute in different types name different results.
+    What ``auto`` types of numbers come to determines results: two machines that compute in different types name
+    different results. In half precision ZeRO 0 is ZeRO 1: for ZeRO 0 DeepSpeed (0.19) has an optimizer of its own that
+    takes a step with zero gradients when it is built. That decays the weights, and counts as Adam's first step, so that
+    the first real ones come out a quarter smaller than in float32. ZeRO 1 takes no such step, and where one process
+    trains it costs nothing more.
     """
     found = config.model_copy(deep=True)
     if found.cache.compute_dtype == "auto":
@@ -180,6 +184,8 @@ def settled(config: RunConfig) -> RunConfig:
     for part in (found.adapt, found.distill):
         if part.precision == "auto":
             part.precision = native_dtype(part.device)  # type: ignore[assignment]
+        if part.precision != "float32":
+            part.zero_stage = max(part.zero_stage, 1)
     return found
 
 

@@ -37,7 +37,7 @@ def prepare(config: RunConfig | Run, watch: Watcher | None = None, *, executor: 
         AlignmentError: The audit misses a bound of ``alignment.gate``; nothing downstream is run.
         SraError: Input, tokenizer or store cannot be used.
     """
-    from sra_core.prepare import audit_of, prepare_corpus
+    from sra_core.prepare import audit_of, prepare_corpus, report_audit
 
     run, watch = Run.of(config), watch or Watcher()
     folder = run.folder("prepare")
@@ -47,7 +47,9 @@ def prepare(config: RunConfig | Run, watch: Watcher | None = None, *, executor: 
             return prepare_corpus(run.config, folder, watch, shards)
 
     def check(manifest: Manifest) -> None:
-        audit_of(manifest).require(run.config.alignment.gate)
+        audit = audit_of(manifest)
+        report_audit(audit, manifest, watch)
+        audit.require(run.config.alignment.gate)
 
     return run.once(folder, watch, (), "tokenize both sides and map spans", work, check)
 
@@ -129,7 +131,12 @@ def distill(config: RunConfig | Run, watch: Watcher | None = None) -> Manifest:
 
         return distill_student(run.config, upstream, folder, watch, run.adapted.teacher)
 
-    return run.once(folder, watch, upstream, f"train with objective {run.config.objective.name}", work)
+    def show(manifest: Manifest) -> None:
+        from sra_core.distill import show_curves
+
+        show_curves(run.config, manifest, watch)
+
+    return run.once(folder, watch, upstream, f"train with objective {run.config.objective.name}", work, show)
 
 
 def evaluate(config: RunConfig | Run, watch: Watcher | None = None) -> Manifest:

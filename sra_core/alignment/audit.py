@@ -305,8 +305,8 @@ def _counted(rows: IntVector) -> Iterator[tuple[list[int], int]]:
 
 
 def _response_tokens(example: AlignedExample) -> tuple[int, int]:
-    """Response tokens on either side, the end-of-text token left out."""
-    end = 0 if example.truncated else 1
+    """Response tokens on either side, the one that ends the answer left out."""
+    end = int(example.ended)
     return (
         len(example.teacher_ids) - example.teacher_response - end,
         len(example.student_ids) - example.student_response - end,

@@ -56,9 +56,14 @@ class SpanMap:
         """The first ``count`` spans."""
         return SpanMap(self.teacher[:count], self.student[:count], self.chars[:count])
 
-    def shifted(self, teacher: int, student: int) -> SpanMap:
-        """The same spans with the token ranges moved by so many tokens on each side."""
-        return SpanMap(self.teacher + np.int32(teacher), self.student + np.int32(student), self.chars)
+    def tail(self, first: int) -> SpanMap:
+        """The spans from the one numbered ``first`` on."""
+        return SpanMap(self.teacher[first:], self.student[first:], self.chars[first:])
+
+    def shifted(self, teacher: int, student: int, chars: int = 0) -> SpanMap:
+        """The same spans moved by so many tokens on each side, and characters."""
+        moved = np.int32(teacher), np.int32(student), np.int32(chars)
+        return SpanMap(self.teacher + moved[0], self.student + moved[1], self.chars + moved[2])
 
 
 class _Boundaries(NamedTuple):

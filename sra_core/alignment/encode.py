@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sra_core.alignment.cuts import SpanMap, align, clean_cuts
-from sra_core.alignment.literal import EndTokens, SpecialTokens
+from sra_core.alignment.literal import EndTokens, SpecialTokens, answer_end
 from sra_core.alignment.offsets import check_offsets, has_no_gaps, mend_offsets, offsets_of, reorders_marks
 from sra_core.alignment.tokens import FastTokenizer, backend_of, end_of_text
 from sra_core.config import RunConfig
@@ -24,6 +24,7 @@ from sra_core.corpus import Example, Rejected, Rendered, RenderError, render
 __all__ = ["AlignedExample", "PairEncoder", "encoder_of"]
 
 Template = Literal["plain", "chat"]
+Truncate = Literal["end", "start", "drop"]
 
 
 @dataclass(slots=True)
@@ -32,7 +33,7 @@ class AlignedExample:
 
     id: str
     teacher_ids: npt.NDArray[np.int32]
-    """(T_t,) prompt, response and, unless truncated, the end-of-text token."""
+    """(T_t,) prompt, response and, unless truncated, the token that ends an answer."""
     student_ids: npt.NDArray[np.int32]
     """(T_s,)"""
     spans: SpanMap
@@ -46,13 +47,15 @@ class AlignedExample:
     """What truncation left of it."""
     source: str
     truncated: bool
-    """The response lost text, or its end-of-text tokens."""
+    """The response lost text, or the tokens that end it."""
     prompt_cut: int
     """Tokens that the prompt lost on the left, on the side that lost more; text far from what is kept not counted."""
     special_as_text: bool = False
     """Some of its text looks like a special token of either side and was tokenized as text."""
     end_stripped: bool = False
     """An end token was typed at the end of the response and is left out."""
+    ended: bool = True
+    """The tokens that end an answer are there."""
     reasoning_left_out: bool = False
     """It was reasoned with, and the template of a side has no place for that."""
 
@@ -78,7 +81,7 @@ _FAR = 64
 class _Side(NamedTuple):
     """One side of an example while it is being cut."""
 
-    ids: npt.NDArray[np.int32]  # (T + 1,) with the end-of-text token
+    ids: npt.NDArray[np.int32]  # (T + 1,) with the token that ends an answer
     offsets: npt.NDArray[np.int32]  # (T, 2) relative to the start of the response
     response: int  # first token that ends after the start of the response
     kept: int  # leading tokens (begin of text) that no prompt cut removes
@@ -102,11 +105,17 @@ class PairEncoder:
         teacher_template: ``plain`` fills ``prompt``, ``chat`` uses the tokenizer's own chat template.
         student_template: Likewise.
         prompt: The plain prompt.
-        max_length: Most tokens on either side, the end-of-text token included.
+        max_length: Most tokens on either side, the one that ends an answer included.
         max_prompt: Most prompt tokens on either side.
+        truncate: What a response that is too long loses: its ``end``, its ``start``, or (``drop``) all of the example.
+        near: Tokens on either side of the response's start that will be read, where the limits cut nothing: text that
+            is farther away is not tokenized, but stays in ``prompt`` and ``response``. Unset, the limits say.
+        teacher_arguments: What the teacher's chat template is told beside the turns.
+        student_arguments: Likewise.
 
     Raises:
         TokenizerError: a tokenizer without offsets, with wrong ones or without an end-of-text token.
+        ConfigError: a chat template that is missing, broken, or does not read an argument.
     """
 
     def __init__(
@@ -119,12 +128,18 @@ class PairEncoder:
         prompt: str,
         max_length: int,
         max_prompt: int,
+        truncate: Truncate = "end",
+        near: int | None = None,
+        teacher_arguments: Mapping[str, Any] | None = None,
+        student_arguments: Mapping[str, Any] | None = None,
     ) -> None:
-        self._teacher = _Encoder(teacher_tokenizer, teacher_template, prompt)
-        self._student = _Encoder(student_tokenizer, student_template, prompt)
+        self._teacher = _Encoder(teacher_tokenizer, teacher_template, prompt, teacher_arguments)
+        self._student = _Encoder(student_tokenizer, student_template, prompt, student_arguments)
         self._max_length = max_length
         self._max_prompt = max_prompt
-        self._ends = EndTokens((teacher_tokenizer, student_tokenizer))
+        self._truncate = truncate
+        self._near = near
+        self._ends = EndTokens([*self._teacher.ends, *self._student.ends])
 
     def without_end(self, text: str) -> str:
         """A response without end tokens that are typed at its end."""
@@ -136,7 +151,7 @@ class PairEncoder:
         Returns:
             One item an example, in order. Reasons of rejection: ``empty_response``; ``template`` (a chat template
             refuses the example or changes its response); ``unsupported_tools``; ``no_span`` (no common cut inside the
-            response); ``too_long`` (the prompt leaves no room for a single span).
+            response); ``too_long`` (the prompt leaves no room for a single span, or long responses are to be dropped).
         """
         rendered = [self._rendered(example) for example in examples]
         pairs = [pair for pair in rendered if not isinstance(pair, Rejected)]
@@ -161,12 +176,19 @@ class PairEncoder:
         except RenderError as error:
             return Rejected(example.id, error.reason, error.problem)
 
+    @property
+    def _reach(self) -> tuple[int, int]:
+        """Most tokens before and after the start of a response that can be kept."""
+        return (self._near, self._near) if self._near else (self._max_prompt, self._max_length)
+
     def _shortened(self, rendered: Rendered, side: _Encoder) -> Rendered:
         """What is certain to hold all tokens that will be kept: a text of megabytes costs gigabytes as tokens."""
-        begin, end = len(rendered.prompt) - _FAR * self._max_prompt, _FAR * self._max_length
-        if begin <= 0 and len(rendered.response) <= end:
+        before, after = self._reach
+        begin, most, size = len(rendered.prompt) - _FAR * before, _FAR * after, len(rendered.response)
+        if begin <= 0 and size <= most:
             return rendered
-        return rendered.part(side.opening(rendered), max(begin, 0), end)
+        first = max(size - most, 0) if self._truncate == "start" else 0
+        return rendered.part(side.opening(rendered), max(begin, 0), first, size if first else most)
 
     def _of(
         self, example: Example, whole: tuple[Rendered, Rendered], teacher: _Side, student: _Side
@@ -174,22 +196,24 @@ class PairEncoder:
         """An example, cut short or not; one whose tokens are so long that too few are left is tokenized whole."""
         short = self._shortened(whole[0], self._teacher), self._shortened(whole[1], self._student)
         for part, side, rendered in zip(short, (teacher, student), whole, strict=True):
-            few_before = len(part.prompt) < len(rendered.prompt) and side.response <= 2 * self._max_prompt
+            few_before = len(part.prompt) < len(rendered.prompt) and side.response <= 2 * self._reach[0]
             after = len(side.ids) - side.response
-            few_after = len(part.response) < len(rendered.response) and after <= 2 * self._max_length
+            few_after = len(part.response) < len(rendered.response) and after <= 2 * self._reach[1]
             if few_before or few_after:
                 ((teacher,), (student,)) = self._teacher.encode([whole[0]]), self._student.encode([whole[1]])
                 short = whole
                 break
         found = self._aligned(example, short, teacher, student)
         if isinstance(found, AlignedExample):
+            if self._near:
+                found.prompt, found.response = whole[1].prompt, whole[1].response
             found.end_stripped = len(whole[1].response) < len(example.response)
         return found
 
     def _aligned(
         self, example: Example, rendered: tuple[Rendered, Rendered], teacher: _Side, student: _Side
     ) -> AlignedExample | Rejected:
-        prompt, response = rendered[1].prompt, rendered[1].response
+        prompt = rendered[1].prompt
         begins, characters = (0, 0), 0
         if teacher.excess(self._max_prompt) or student.excess(self._max_prompt):
             begins, characters = self._prompt_cut(teacher, student, len(prompt), rendered[0].prompt == prompt)
@@ -200,31 +224,34 @@ class PairEncoder:
         if not len(spans):
             return Rejected(example.id, "no_span", "the two tokenizations have no common cut inside the response")
         spans = spans.shifted(teacher.response, student.response)
-        teacher_ids, student_ids = teacher.ids, student.ids
-        fits = max(len(teacher_ids), len(student_ids)) <= self._max_length
-        if not fits:
-            ends = np.maximum(spans.teacher[:, 1], spans.student[:, 1])
-            spans = spans.head(int(ends.searchsorted(self._max_length, "right")))
-            if not len(spans):
-                detail = f"prompts of {teacher.response} and {student.response} tokens leave no room for a span"
-                return Rejected(example.id, "too_long", detail)
-            teacher_ids, student_ids = teacher_ids[: spans.teacher[-1, 1]], student_ids[: spans.student[-1, 1]]
-            response = response[: spans.chars[-1, 1]]
-        return AlignedExample(
+        found = AlignedExample(
             id=example.id,
-            teacher_ids=teacher_ids,
-            student_ids=student_ids,
+            teacher_ids=teacher.ids,
+            student_ids=student.ids,
             spans=spans,
             teacher_response=teacher.response,
             student_response=student.response,
             prompt=prompt[characters:],
-            response=response,
+            response=rendered[1].response,
             source=example.source,
-            truncated=not fits,
+            truncated=False,
             prompt_cut=max(begins),
             special_as_text=any(side.literal for side in rendered),
             reasoning_left_out=any(side.reasoning_left_out for side in rendered),
         )
+        sizes = len(teacher.ids), len(student.ids)
+        if max(sizes) <= self._max_length:
+            return found
+        if self._truncate == "drop":
+            detail = (
+                f"{sizes[0]} teacher and {sizes[1]} student tokens or more: alignment.max_length is {self._max_length}"
+            )
+            return Rejected(example.id, "too_long", detail)
+        (_without_start if self._truncate == "start" else _without_end)(found, self._max_length)
+        if not len(found.spans):
+            detail = f"prompts of {teacher.response} and {student.response} tokens leave no room for a span"
+            return Rejected(example.id, "too_long", detail)
+        return found
 
     def _prompt_cut(self, teacher: _Side, student: _Side, length: int, same: bool) -> tuple[tuple[int, int], int]:
         """Where the prompts go on: first token kept on each side, first character kept of the student's prompt.
@@ -244,6 +271,34 @@ class PairEncoder:
         return (own[0][0], own[1][0]), max(length + own[1][1], 0) if own[1][0] else 0
 
 
+def _without_end(example: AlignedExample, limit: int) -> None:
+    """Leave the end of a response out, and what ends the answer: all after the last common cut where both sides fit."""
+    ends = np.maximum(example.spans.teacher[:, 1], example.spans.student[:, 1])
+    spans = example.spans.head(int(ends.searchsorted(limit, "right")))
+    example.spans, example.truncated, example.ended = spans, True, False
+    if len(spans):
+        example.teacher_ids = example.teacher_ids[: spans.teacher[-1, 1]]
+        example.student_ids = example.student_ids[: spans.student[-1, 1]]
+        example.response = example.response[: spans.chars[-1, 1]]
+
+
+def _without_start(example: AlignedExample, limit: int) -> None:
+    """Leave the start of a response out: all before the first common cut from which on both sides fit."""
+    spans = example.spans
+    fits = spans.teacher[:, 0] - example.teacher_response >= len(example.teacher_ids) - limit
+    fits &= spans.student[:, 0] - example.student_response >= len(example.student_ids) - limit
+    first = int(np.argmax(fits)) if fits.any() else len(spans)
+    example.spans, example.truncated = spans.tail(first), True
+    if first < len(spans):
+        teacher, student, place = (int(each[first, 0]) for each in (spans.teacher, spans.student, spans.chars))
+        example.teacher_ids = np.delete(example.teacher_ids, slice(example.teacher_response, teacher))
+        example.student_ids = np.delete(example.student_ids, slice(example.student_response, student))
+        example.response = example.response[place:]
+        example.spans = example.spans.shifted(
+            example.teacher_response - teacher, example.student_response - student, -place
+        )
+
+
 def _own_cut(side: _Side, limit: int) -> tuple[int, int]:
     """First token kept and its position at the leftmost clean cut where the prompt fits; (0, 0) if it fits uncut."""
     if not side.excess(limit):
@@ -259,9 +314,14 @@ def _own_cut(side: _Side, limit: int) -> tuple[int, int]:
 class _Encoder:
     """Renders and tokenizes examples for one side."""
 
-    def __init__(self, tokenizer: FastTokenizer, template: Template, prompt: str) -> None:
+    def __init__(
+        self, tokenizer: FastTokenizer, template: Template, prompt: str, arguments: Mapping[str, Any] | None
+    ) -> None:
         check_offsets(tokenizer)
         self._end = end_of_text(tokenizer)
+        self._answer_end = answer_end(tokenizer, template, arguments)
+        self.ends = [str(token) for token in tokenizer.convert_ids_to_tokens([self._end, self._answer_end])]
+        self._arguments = arguments
         self._tokenizer = tokenizer
         self._backend = backend_of(tokenizer)
         self._template = template
@@ -277,7 +337,7 @@ class _Encoder:
         return self._render(example)
 
     def _render(self, example: Example) -> Rendered:
-        return render(example, self._template, self._prompt, self._tokenizer)
+        return render(example, self._template, self._prompt, self._tokenizer, self._arguments)
 
     def opening(self, rendered: Rendered) -> int:
         """Characters at the beginning of a prompt that no cut removes: the begin of text that a template writes."""
@@ -306,14 +366,17 @@ class _Encoder:
         sound = has_no_gaps(texts, offsets, bounds, self._tokenizer)
         for k, (text, tokens) in enumerate(zip(texts, ids, strict=True)):
             own = offsets[bounds[k] : bounds[k + 1]]
-            yield self._side(
-                text, tokens, own, len(rendered[k].prompt), sound[k] and (text.isascii() or not self._reorders)
-            )
+            plain = sound[k] and (text.isascii() or not self._reorders)
+            # A plain text is none of the chat template's: it ends as texts do.
+            end = self._end if special else self._answer_end
+            yield self._side(text, tokens, own, len(rendered[k].prompt), plain, end)
 
-    def _side(self, text: str, ids: list[int], offsets: npt.NDArray[np.int32], prompt: int, sound: bool) -> _Side:
+    def _side(
+        self, text: str, ids: list[int], offsets: npt.NDArray[np.int32], prompt: int, sound: bool, end: int
+    ) -> _Side:
         count = len(ids)
         while count and ids[count - 1] in self._special and offsets[count - 1, 0] == offsets[count - 1, 1]:
-            count -= 1  # the tokenizer's own closing token; the end of text takes its place
+            count -= 1  # the tokenizer's own closing token; the end of the answer takes its place
         offsets = offsets[:count]
         if not sound or count < len(ids):
             offsets = mend_offsets(text, offsets, prompt, self._reorders)
@@ -325,11 +388,11 @@ class _Encoder:
         kept = 0
         while kept < response and (ids[kept] == self._begin or offsets[kept, 0] == offsets[kept, 1]):
             kept += 1
-        return _Side(np.array([*ids[:count], self._end], np.int32), offsets, response, kept)
+        return _Side(np.array([*ids[:count], end], np.int32), offsets, response, kept)
 
 
-def encoder_of(config: RunConfig, teacher: Any, student: Any) -> PairEncoder:
-    """The encoder of a config with two tokenizers."""
+def encoder_of(config: RunConfig, teacher: Any, student: Any, near: int | None = None) -> PairEncoder:
+    """The encoder of a config with two tokenizers; ``near`` as for `PairEncoder`."""
     return PairEncoder(
         teacher,
         student,
@@ -338,4 +401,8 @@ def encoder_of(config: RunConfig, teacher: Any, student: Any) -> PairEncoder:
         prompt=config.corpus.prompt,
         max_length=config.alignment.max_length,
         max_prompt=config.alignment.max_prompt,
+        truncate=config.alignment.truncate,
+        near=near,
+        teacher_arguments=config.teacher.template_arguments,
+        student_arguments=config.student.template_arguments,
     )

@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from sra_core.alignment.tokens import FastTokenizer, backend_of
-from sra_core.corpus import Example, Rendered, Turn
+from sra_core.alignment.tokens import FastTokenizer, backend_of, end_of_text
+from sra_core.corpus import Example, Rendered, Turn, written_after
 
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
 
-__all__ = ["EndTokens", "SpecialTokens"]
+__all__ = ["EndTokens", "SpecialTokens", "answer_end"]
 
 END_TOKENS = (
     *("</s>", "<|endoftext|>", "<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|end|>", "<|return|>"),
@@ -36,19 +36,47 @@ class EndTokens:
     """The tokens that end a text, as they are found typed at the end of responses.
 
     Args:
-        tokenizers: Their own ends are among them.
+        own: The ends of the run's own two models, which are among them.
     """
 
-    def __init__(self, tokenizers: Sequence[FastTokenizer]) -> None:
-        ids = [(each, each.eos_token_id) for each in tokenizers if each.eos_token_id is not None]
-        own = [str(each.convert_ids_to_tokens([token])[0]) for each, token in ids]
-        one = "|".join(map(re.escape, sorted({*END_TOKENS, *own}, key=len, reverse=True)))
-        self._pattern = re.compile(rf"(?:{one})(?:\s*(?:{one}))*\s*\Z")
+    def __init__(self, own: Iterable[str]) -> None:
+        self._ends = tuple(sorted({*END_TOKENS, *own}, key=len, reverse=True))
 
     def stripped(self, text: str) -> str:
         """The text without end tokens at its end and what white space is after the first of them."""
-        found = self._pattern.search(text)
-        return text[: found.start()] if found else text
+        before = text.rstrip()
+        while before.endswith(self._ends):  # by its end alone: a text may have megabytes
+            text = before.removesuffix(next(end for end in self._ends if before.endswith(end)))
+            before = text.rstrip()
+        return text
+
+
+def answer_end(tokenizer: FastTokenizer, template: str, arguments: Mapping[str, Any] | None = None) -> int:
+    """The id of the token that ends an answer.
+
+    With a chat template it is the first special token that the template writes after a response, which is not always
+    the end of text (ChatML's `<|im_end|>`, Gemma's `<end_of_turn>`); the end of text under a plain one, and where the
+    template writes none.
+
+    Args:
+        tokenizer: A fast tokenizer; a bare one will do for a plain template.
+        template: ``plain`` or ``chat``.
+        arguments: What the chat template is told beside the turns.
+
+    Raises:
+        TokenizerError: There is no end-of-text token.
+        ConfigError: There is no chat template, it is broken, or it does not read an argument.
+    """
+    end = end_of_text(tokenizer)
+    if template == "plain":
+        return end
+    added = backend_of(tokenizer).get_added_tokens_decoder()
+    # Some models' turn ends are added as if they were words.
+    known = {token.content: k for k, token in added.items() if token.special or token.content in END_TOKENS}
+    known |= {added[k].content: k for k in tokenizer.all_special_ids if k in added}
+    pattern = "|".join(map(re.escape, sorted(filter(None, known), key=len, reverse=True)))
+    found = re.search(pattern or r"(?!)", written_after(tokenizer, arguments or {}))
+    return known[found[0]] if found else end
 
 
 class SpecialTokens:

@@ -8,6 +8,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from sra_core.alignment.report import AlignmentReport, GroupFigures, WorstExample
+from sra_core.watch import escape_markdown
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -161,16 +162,12 @@ def _subtitle(example: WorstExample) -> str:
 def render_markdown(report: AlignmentReport) -> str:
     """The report in Markdown: headline, tables by script and source; no texts of the corpus but the longest spans."""
     lines = ["# Alignment audit", "", "| | |", "|---|---|"]
-    lines += [f"| {_cell(label)} | {_cell(value)} |" for label, value in headline(report)]
+    lines += [f"| {escape_markdown(label)} | {escape_markdown(value)} |" for label, value in headline(report)]
     for title, groups in _groups(report):
         lines += ["", f"## By {title}", "", f"| {title} | {' | '.join(_HEADINGS)} |"]
         lines += ["|---|" + "---:|" * len(_HEADINGS)]
-        lines += [f"| {' | '.join(map(_cell, row))} |" for row in _group_rows(groups)]
+        lines += [f"| {' | '.join(map(escape_markdown, row))} |" for row in _group_rows(groups)]
     return "\n".join(lines) + "\n"
-
-
-def _cell(text: str) -> str:
-    return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
 
 
 def render_figures(report: AlignmentReport) -> dict[str, Callable[[], Figure]]:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sra_core.compare.words import COUNTED
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from rich.console import RenderableType
@@ -17,12 +19,16 @@ if TYPE_CHECKING:
 
 __all__ = ["Report", "figure", "markdown", "terminal"]
 
-_TITLES = {"bits_per_byte": "bits per byte", "rougeL": "ROUGE-L"}
+_TITLES = {"bits_per_byte": "bits per byte", "rougeL": f"ROUGE-L ({COUNTED})"}
 _DIGITS = {"bits_per_byte": 3, "rougeL": 1}
 """One digit more for differences."""
-_SCORE_HEAD = ("variant", "bits/byte ↓", "ROUGE-L ↑", "best step", "s/step", "GiB", "seeds")
+_SCORE_HEAD = ("variant", "bits/byte ↓", f"ROUGE-L ↑ ({COUNTED})", "best step", "s/step", "GiB", "seeds")
 _GAP_HEAD = ("first - second", "difference", "p (Holm)", "b/t/w", "detectable", "seeds")
-_NARROW = {"best step": "best\nstep", "detectable": "detect-\nable"}
+_NARROW = {
+    f"ROUGE-L ↑ ({COUNTED})": "ROUGE-L ↑\n(Unicode\nwords)",
+    "best step": "best\nstep",
+    "detectable": "detect-\nable",
+}
 """Headings that a terminal of 80 columns has no room for."""
 
 

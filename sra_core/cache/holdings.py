@@ -20,8 +20,9 @@ class Holdings(BaseModel, frozen=True):
 
     layers: tuple[int, ...]
     """Layers whose span centres and masses are kept, counted from 1."""
-    pooling: Literal["attention", "mean", "none"]
-    """How centres weigh the tokens of a span; ``none`` where there are none."""
+    pooling: Literal["attention", "mean", "unweighted", "none"]
+    """How centres weigh the tokens of a span; ``none`` where there are none. ``unweighted`` are means whose masses are
+    no attention: none was asked for."""
     tokens: bool
     """Whether the last layer's token states, the whole LM head and the input embeddings are kept."""
 
@@ -36,12 +37,17 @@ class Holdings(BaseModel, frozen=True):
         wanted = (*mapped, *config.cache.layers)
         count = layer_count_of(config.teacher) if wanted else 0
         layers = tuple(sorted({resolve_layer(count, layer) for layer in wanted}))
-        pooling: Any = "none" if not layers else "attention" if config.objective.weighted_pooling else "mean"
+        pooling: Literal["attention", "mean", "unweighted", "none"] = "none"
+        if layers:
+            unweighted: Literal["mean", "unweighted"] = "mean" if config.objective.weighted_loss else "unweighted"
+            pooling = "attention" if config.objective.weighted_pooling else unweighted
         return cls(layers=layers, pooling=pooling, tokens=needs.token_states or config.cache.token_states)
 
     def covers(self, other: Holdings) -> bool:
         """Whether this holds all that ``other`` would."""
-        pooled = not other.layers or self.pooling == other.pooling
+        # the centres of both are plain means: those with masses serve who reads none
+        serves = self.pooling == other.pooling or (self.pooling, other.pooling) == ("mean", "unweighted")
+        pooled = not other.layers or serves
         return set(other.layers) <= set(self.layers) and self.tokens >= other.tokens and pooled
 
 

@@ -14,13 +14,18 @@ from sra_core.cache.tasks import elsewhere
 from sra_core.cache.teacher import load_teacher, make_capture
 from sra_core.cache.workers import helpers
 from sra_core.cache.writer import capture_shards
+from sra_core.compare import kept_nats, teacher_lead
 from sra_core.config import RunConfig
-from sra_core.errors import ConfigError
+from sra_core.errors import ConfigError, SraError
 from sra_core.models import (
     choose_layout,
+    initial_student,
+    known_before,
     layer_count,
     lm_head,
     load_tokenizers,
+    name_answer_end,
+    pick_device,
     save_head,
     shared_tokens,
     tokenizer_identity,
@@ -36,7 +41,7 @@ __all__ = ["capture_teacher"]
 def capture_teacher(
     config: RunConfig, prepared: Manifest, folder: StageFolder, watch: Watcher, executor: Executor | None = None
 ) -> Manifest:
-    """Capture what ``folder`` lacks and write its manifest.
+    """Capture what ``folder`` lacks, write its manifest, and tell how far the teacher is ahead of the student.
 
     Other processes may do the same for the same folder at the same time: they share the shards, and the first one to
     see them all finished writes the manifest.
@@ -56,6 +61,15 @@ def capture_teacher(
     """
     teacher, student = load_tokenizers(Path(prepared.folder))
     _refuse_other_tokenizer(config, teacher, student)
+    manifest = _capture(config, prepared, folder, watch, executor)
+    _tell_lead(config, prepared, manifest, watch)
+    return manifest
+
+
+def _capture(
+    config: RunConfig, prepared: Manifest, folder: StageFolder, watch: Watcher, executor: Executor | None
+) -> Manifest:
+    """When it returns, the teacher has left memory."""
     with folder.guard():
         if (made := folder.manifest([prepared])) is not None:
             return made
@@ -80,6 +94,10 @@ def capture_teacher(
             stack.close()  # the tasks are through; what they left to others is waited for below
         shards = capture_shards(capture, prepared, folder, watch)
     metrics = check_stored(config, capture, prepared, folder, shards)
+    name_answer_end(model, load_tokenizers(Path(prepared.folder))[0], config.teacher)
+    known = known_before(model, prepared, "teacher")
+    if known is not None:
+        metrics["cache/teacher_bits_per_byte"] = known.bits_per_byte
     metrics |= {**_sizes(shards), "cache/seconds": time.monotonic() - started}
     with folder.guard():
         return folder.manifest([prepared]) or folder.commit(
@@ -88,8 +106,22 @@ def capture_teacher(
             files=[folder.entry(name) for name in files],
             counts={**_counts(shards), "shared_vocabulary": len(shared)},
             metrics=metrics,
-            notes={"layout": layout},
+            notes={"layout": layout, **(kept_nats(known.nats) if known else {})},
         )
+
+
+def _tell_lead(config: RunConfig, prepared: Manifest, manifest: Manifest, watch: Watcher) -> None:
+    """Before anything is trained: what there is to learn. A student that does not fit one device is not measured."""
+    if config.distill.zero_stage == 3:
+        return
+    try:
+        student, _ = initial_student(config, prepared)
+    except SraError as error:
+        watch.message(f"what the student knows before training cannot be measured: {error.problem}")
+        return
+    known = known_before(student.to(pick_device(config.distill.device)), prepared, "student")
+    if known and (lead := teacher_lead(manifest, known.nats, known.bytes)):
+        watch.message(lead.told(config.adapt.enabled))
 
 
 def _refuse_other_tokenizer(config: RunConfig, teacher: Any, student: Any) -> None:

@@ -16,7 +16,7 @@ __all__ = ["load_teacher", "make_capture"]
 def load_teacher(config: RunConfig, device: str | None = None) -> Any:
     """The teacher as the config wants it for capturing."""
     model = load_model(config.teacher, config.cache.compute_dtype, pick_device(device or config.cache.device))
-    choose_layout(model, config.layout)
+    choose_layout(model, config.layout, config.alignment.max_length)
     if config.cache.compile:
         compile_layers(model)
     return model
@@ -26,5 +26,10 @@ def make_capture(config: RunConfig, folder: StageFolder, model: Any) -> TeacherC
     """The capture that fills a cache folder."""
     holds = Holdings.model_validate(folder.identity["holds"])
     return TeacherCapture(
-        model, holds.layers, config.cache.tokens_per_batch, holds.pooling != "mean", token_states=holds.tokens
+        model,
+        holds.layers,
+        config.cache.tokens_per_batch,
+        weighted_pooling=holds.pooling == "attention",
+        token_states=holds.tokens,
+        attention=holds.pooling != "unweighted",
     )

@@ -4,6 +4,7 @@ from sra_core.compare.charts import figures
 from sra_core.compare.comparison import RunComparison, compare_runs
 from sra_core.compare.find import find_evaluation
 from sra_core.compare.intervals import Comparison, Interval, compare_all, detectable_difference, interval, paired
+from sra_core.compare.lead import Lead, kept_nats, teacher_lead
 from sra_core.compare.page import html_report, page_name, report_tables, terminal_report, write_report
 from sra_core.compare.results import (
     ANSWER_SCHEMA,
@@ -25,6 +26,7 @@ __all__ = [
     "Comparison",
     "EvaluatedRun",
     "Interval",
+    "Lead",
     "ModelScores",
     "RunComparison",
     "all_references",
@@ -37,6 +39,7 @@ __all__ = [
     "find_evaluation",
     "html_report",
     "interval",
+    "kept_nats",
     "page_name",
     "paired",
     "read_answers",
@@ -45,6 +48,7 @@ __all__ = [
     "report_tables",
     "rouge_scores",
     "split_words",
+    "teacher_lead",
     "terminal_report",
     "track_comparison",
     "write_report",

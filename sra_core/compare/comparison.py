@@ -98,6 +98,7 @@ class RunComparison:
         systems: Names of all models compared; students carry their run's name.
         students: The students among them.
         pair: The two whose answers are set against each other.
+        reference: The student that is paired with the others.
         metrics: By metric name.
         breakdowns: By source and by prompt length, all data sets together.
         cases: Examples with answers, the largest gaps first.
@@ -110,6 +111,7 @@ class RunComparison:
     systems: list[str]
     students: list[str]
     pair: tuple[str, str] | None
+    reference: str
     metrics: dict[str, MetricResult] = field(default_factory=dict)
     breakdowns: list[Breakdown] = field(default_factory=list)
     cases: list[Case] = field(default_factory=list)
@@ -138,31 +140,44 @@ class _Scored:
         return np.array([names[dataset] for dataset, _ in self.keys]) if len(names) > 1 else None
 
 
-def compare_runs(runs: Sequence[EvaluatedRun], *, resamples: int = 2000, seed: int = 0) -> RunComparison:
+def compare_runs(
+    runs: Sequence[EvaluatedRun],
+    *,
+    reference: str | None = None,
+    all_pairs: bool = False,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> RunComparison:
     """Compare finished runs on the examples that they share.
 
-    Teachers and initial students that score the same in every run are shown once.
+    Teachers and initial students that score the same in several runs are shown once.
 
     Args:
         runs: One or more; names must differ.
+        reference: Name of the run that is paired with every other one; unset takes the first.
+        all_pairs: Pair every two runs, and every run with the teacher and its start.
         resamples: Bootstrap resamples and random swaps.
         seed: Seed of both.
 
     Raises:
-        EvaluationError: No run, names that repeat, or no example in common.
+        EvaluationError: No run, names that repeat, a reference that is none of them, or no example in common.
     """
     if not runs:
         raise EvaluationError("there is no run to compare", "name at least one evaluation folder")
     if len({run.name for run in runs}) < len(runs):
         raise EvaluationError("two runs have the same name", "give each folder a name of its own")
-    systems = _systems(runs)
     students = [run.name for run in runs]
-    result = RunComparison(list(runs), list(systems), students, _pair(students, systems))
+    reference = reference or students[0]
+    if reference not in students:
+        raise EvaluationError(f"the reference {reference!r} is none of the runs", f"they are {', '.join(students)}")
+    systems = _systems(runs)
+    result = RunComparison(list(runs), list(systems), students, _pair(students, reference, systems), reference)
+    pairs = _pairs(students, None if all_pairs else reference, systems)
     for metric in _metrics(systems):
         scored = _shared(metric.name, systems)
         if scored is None:
             continue
-        result.metrics[metric.name] = _metric_result(metric, scored, students, resamples, seed)
+        result.metrics[metric.name] = _metric_result(metric, scored, pairs, resamples, seed)
         if metric.name in ("bits_per_byte", "rougeL"):
             result.breakdowns += _breakdowns(metric, scored, runs[0], resamples, seed)
     if not result.metrics:
@@ -183,12 +198,16 @@ def _metrics(systems: Mapping[str, ModelScores]) -> list[Metric]:
 
 
 def _systems(runs: Sequence[EvaluatedRun]) -> dict[str, ModelScores]:
+    """The models by name: teachers and initial students that score alike once, under the name of their first run."""
     systems: dict[str, ModelScores] = {}
     for role in ("teacher", "initial"):
-        found = {run.name: run.models[role] for run in runs if role in run.models}
-        alike = all(_same(scores, next(iter(found.values()))) for scores in found.values())
-        for name, scores in list(found.items())[: 1 if alike else None]:
-            systems[TITLES[role] if alike else f"{TITLES[role]} ({name})"] = scores
+        kinds: dict[str, ModelScores] = {}
+        for run in runs:
+            scores = run.models.get(role)
+            if scores is not None and not any(_same(scores, known) for known in kinds.values()):
+                kinds[run.name] = scores
+        for name, scores in kinds.items():
+            systems[TITLES[role] if len(kinds) == 1 else f"{TITLES[role]} ({name})"] = scores
     return systems | {run.name: run.models["student"] for run in runs}
 
 
@@ -203,12 +222,23 @@ def _same(one: ModelScores, other: ModelScores) -> bool:
     return True
 
 
-def _pair(students: list[str], systems: dict[str, ModelScores]) -> tuple[str, str] | None:
-    """The students of the first two runs, or the only student and what it started from."""
+def _pair(students: list[str], reference: str, systems: dict[str, ModelScores]) -> tuple[str, str] | None:
+    """The reference and the first other student, or the only student and what it started from."""
     if len(students) > 1:
-        return students[0], students[1]
+        return reference, next(name for name in students if name != reference)
     other = next((name for name in (TITLES["initial"], TITLES["teacher"]) if name in systems), None)
     return (students[0], other) if other else None
+
+
+def _pairs(students: list[str], reference: str | None, systems: Mapping[str, ModelScores]) -> list[tuple[str, str]]:
+    """The reference against the other students, its start and its teacher; without one all pairs.
+
+    Each pair more raises the p-values of all, as they are corrected for their number.
+    """
+    others = [name for name in reversed(systems) if name not in students]
+    if reference is None:
+        return [*combinations(students, 2), *product(students, others)]
+    return [(reference, name) for name in [*students, *others] if name != reference]
 
 
 def _shared(metric: str, systems: dict[str, ModelScores]) -> _Scored | None:
@@ -237,11 +267,10 @@ def _shared(metric: str, systems: dict[str, ModelScores]) -> _Scored | None:
     )
 
 
-def _metric_result(metric: Metric, scored: _Scored, students: list[str], resamples: int, seed: int) -> MetricResult:
-    """Students against each other, then against where they started and against the teacher."""
-    others = [name for name in reversed(scored.values) if name not in students]
-    own = [name for name in students if name in scored.values]
-    pairs = [*combinations(own, 2), *product(own, others)]
+def _metric_result(
+    metric: Metric, scored: _Scored, pairs: Sequence[tuple[str, str]], resamples: int, seed: int
+) -> MetricResult:
+    pairs = [pair for pair in pairs if all(name in scored.values for name in pair)]
     strata = scored.strata
     options: dict[str, Any] = {"resamples": resamples, "seed": seed}
     return MetricResult(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +17,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from sra_core.compare.scores import ANSWER_SCORES
+from sra_core.compare.words import COUNTED
 from sra_core.errors import EvaluationError
 from sra_core.shards import Manifest, StageFolder, read_manifest
 
@@ -79,9 +79,9 @@ class Metric:
 
 METRICS = (
     Metric("bits_per_byte", "bits per byte", False),
-    Metric("rougeL", "ROUGE-L (Unicode words)", True),
-    Metric("rouge1", "ROUGE-1 (Unicode words)", True),
-    Metric("rouge2", "ROUGE-2 (Unicode words)", True),
+    Metric("rougeL", f"ROUGE-L ({COUNTED})", True),
+    Metric("rouge1", f"ROUGE-1 ({COUNTED})", True),
+    Metric("rouge2", f"ROUGE-2 ({COUNTED})", True),
     Metric("chrf", "chrF (characters)", True),
     Metric("span_kl", "span KL to teacher (nats)", False),
     Metric("top1", "top-1 agreement with teacher (%)", True),
@@ -247,17 +247,40 @@ def read_run(folder: str | Path, name: str | None = None) -> EvaluatedRun:
 def read_runs(folders: Sequence[tuple[str | None, Path]]) -> list[EvaluatedRun]:
     """Read evaluation folders, each under a name of its own: its label, or its objective's name.
 
-    Where two would have the same name, the beginning of their fingerprints tells them apart.
+    Where two would have the same name, the settings in which they differ tell them apart, as in ``sra cosine=1``; where
+    that does not, the beginning of their fingerprints.
 
     Raises:
         EvaluationError: One holds no finished evaluation.
     """
     runs = [read_run(folder, label) for label, folder in folders]
-    names = Counter(run.name for run in runs)
+    by_name: dict[str, list[EvaluatedRun]] = {}
     for run in runs:
-        if names[run.name] > 1:
-            run.name = f"{run.name}-{run.results['evaluate'][:6]}"
+        by_name.setdefault(run.name, []).append(run)
+    for name, alike in by_name.items():
+        told = [" ".join([name, *differences]) for differences in _differences(alike)]
+        for run, own in zip(alike, told, strict=True):
+            if len(alike) > 1:
+                run.name = own if told.count(own) == 1 else f"{own} {run.results['evaluate'][:6]}"
     return runs
+
+
+NAMED = 3
+"""Settings that a name holds at most."""
+
+
+def _differences(runs: Sequence[EvaluatedRun]) -> list[list[str]]:
+    """The settings of each run that are not the same in all of these, as ``geometry=0``."""
+    names = list(dict.fromkeys(name for run in runs for name in run.lineage))
+    differing = [name for name in names if len({run.lineage.get(name) for run in runs}) > 1]
+    settings = [name for name in differing if not name.startswith("version of ")][:NAMED]
+    leaves = [name.rpartition(".")[2].rpartition(": ")[2] for name in settings]
+    told = [leaf if leaves.count(leaf) == 1 else name for name, leaf in zip(settings, leaves, strict=True)]
+    found = []
+    for run in runs:
+        values = [run.lineage.get(name, "none") for name in settings]
+        found.append([f"{name}={value}" for name, value in zip(told, values, strict=True)])
+    return found
 
 
 def _datasets(manifest: Manifest) -> list[str]:

@@ -10,7 +10,11 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any
 
-__all__ = ["split_words"]
+__all__ = ["COUNTED", "COUNTED_NOTE", "split_words"]
+
+COUNTED = "Unicode words"
+"""What ROUGE compares, in its name wherever a person reads it."""
+COUNTED_NOTE = "ROUGE counts Unicode words; in Chinese, Japanese, Thai, Lao, Khmer, Burmese and Tibetan, characters."
 
 _UNSPACED = "".join(
     rf"\p{{Script_Extensions={script}}}"

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from sra_core.config.part import Part, runtime
+from sra_core.config.part import Part, runtime, where_set
 
 __all__ = ["PAPER_PROMPT", "AlignmentConfig", "AuditGate", "ColumnField", "CorpusConfig"]
 
@@ -132,10 +132,15 @@ class AlignmentConfig(Part):
     max_length: int = Field(
         320,
         ge=8,
-        description="Most tokens an example on either side; both sides are cut at their last common cut that fits.",
+        description="Most tokens an example on either side; both sides are cut at the same place in the text.",
     )
     max_prompt: int = Field(
         256, ge=1, description="Most prompt tokens on either side; longer prompts lose whole tokens from the left."
+    )
+    truncate: Literal["end", "start", "drop"] = where_set(
+        "end",
+        "What goes where prompt and response have more than `max_length` tokens: the `end` of the response, its `start` (so that the model learns how answers end), or the whole example (`drop`). Counted as truncated or dropped.",
+        title="Responses that are too long",
     )
     first_tokens: bool = Field(
         False,
@@ -146,3 +151,13 @@ class AlignmentConfig(Part):
     )
     gate: AuditGate = Field(AuditGate(), description="Bounds that fail the run before the teacher is loaded.")
     workers: int = runtime(1, "Processes that tokenize; the result does not depend on it.", ge=1)
+
+    @model_validator(mode="after")
+    def _prompts_leave_room(self) -> AlignmentConfig:
+        # One that nobody chose is a bound that short texts never meet; a run's config has all fields set.
+        if "max_prompt" in self.model_fields_set and self.max_prompt + 2 > self.max_length:
+            raise ValueError(
+                f"max_prompt {self.max_prompt} leaves no room for a response in max_length {self.max_length}; "
+                "lower max_prompt or raise max_length"
+            )
+        return self

@@ -36,14 +36,16 @@ OTHER_VARIABLES = frozenset({"SRA_CACHE_HOME", "SRA_ROOT", "SRA_STARTED_BY", "SR
 
 
 class Loader(yaml.SafeLoader):
-    """YAML in which only `true` and `false` are booleans, as in YAML 1.2: `off` is a value of `evaluate.leaks`."""
+    """YAML 1.2: only `true` and `false` are booleans (`off` is a value of `evaluate.leaks`), and a date is a text."""
 
 
-_BOOL = "tag:yaml.org,2002:bool"
+_NOT_TAKEN = (":bool", ":timestamp")
 Loader.yaml_implicit_resolvers = {}
 for _first, _resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items():
-    Loader.yaml_implicit_resolvers[_first] = [(tag, pattern) for tag, pattern in _resolvers if tag != _BOOL]
-Loader.add_implicit_resolver(_BOOL, re.compile("^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+    Loader.yaml_implicit_resolvers[_first] = [pair for pair in _resolvers if not pair[0].endswith(_NOT_TAKEN)]
+Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile("^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
 
 _FOLDER = Path(__file__).parent.parent / "recipes"
 
@@ -84,6 +86,8 @@ def load_config(
         ConfigError: Names each field that is unknown or has a bad value, and where the value came from.
     """
     values = _recipe_values(recipe_path(recipe)) if recipe else {}
+    if recipe:
+        values["recipe"] = values.get("recipe") or recipe_path(recipe).stem
     overrides = dict(overrides or {})
     variables = _variables()
 

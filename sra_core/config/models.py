@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import datetime
+import json
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
-from sra_core.config.part import Part, runtime
+from sra_core.config.part import Part, runtime, where_set
 
 __all__ = ["ModelRef", "StudentConfig", "TeacherConfig"]
+
+
+TEMPLATE_ARGUMENTS = (
+    "What its chat template is told beside the turns, such as `{enable_thinking: false}`. `strftime_now: 2025-01-31` is "
+    "the day that a template which asks for the date is told; unset it is 2024-07-26, the same on every day."
+)
+SETTLED = (
+    "add_generation_prompt",
+    "chat_template",
+    "continue_final_message",
+    "conversation",
+    "messages",
+    "tokenize",
+    "tools",
+)
+"""Arguments of a rendering that the data and the run decide."""
 
 
 class ModelRef(Part):
@@ -38,28 +56,51 @@ class ModelRef(Part):
     )
 
 
-class TeacherConfig(ModelRef):
+class _Reader(ModelRef):
+    """A model that reads examples."""
+
+    template: Literal["plain", "chat"] = Field(
+        "plain",
+        title="Prompt",
+        description="`plain` fills `corpus.prompt`; `chat` uses the model's own chat template.",
+    )
+    template_arguments: dict[str, Any] = where_set({}, TEMPLATE_ARGUMENTS)
+
+    @field_validator("template_arguments")
+    @classmethod
+    def _can_be_told(cls, arguments: dict[str, Any]) -> dict[str, Any]:
+        try:
+            json.dumps(arguments)
+        except TypeError as error:
+            raise ValueError(f"template_arguments: {error}; write texts, numbers, lists and mappings") from error
+        settled = sorted(arguments.keys() & set(SETTLED))
+        if settled:
+            raise ValueError(f"template_arguments: {', '.join(settled)} is for the data and the run to say; remove it")
+        try:
+            datetime.datetime.fromisoformat(arguments.get("strftime_now", "2024-07-26"))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"template_arguments: strftime_now is a day such as 2025-01-31; {error}") from error
+        return arguments
+
+    @model_validator(mode="after")
+    def _only_chat_templates_are_told(self) -> _Reader:
+        if self.template_arguments and self.template == "plain":
+            raise ValueError("template_arguments: a plain prompt takes none; set template to chat, or remove them")
+        return self
+
+
+class TeacherConfig(_Reader):
     """The model that is imitated."""
 
     source: str = Field("HuggingFaceTB/SmolLM2-135M-Instruct", description=ModelRef.model_fields["source"].description)
-    template: Literal["plain", "chat"] = Field(
-        "plain",
-        title="Teacher prompt",
-        description="`plain` fills `corpus.prompt`; `chat` uses the model's own chat template.",
-    )
 
 
-class StudentConfig(ModelRef):
+class StudentConfig(_Reader):
     """The model that learns."""
 
     source: str = Field(
         "teacher",
         description="`teacher` prunes the teacher itself; anything else is a model reference as for the teacher.",
-    )
-    template: Literal["plain", "chat"] = Field(
-        "plain",
-        title="Student prompt",
-        description="`plain` fills `corpus.prompt`; `chat` uses the model's own chat template.",
     )
     keep_layers: int | None = Field(
         None,

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from sra_core.config.part import Part, runtime, unless_default
+from sra_core.config.part import Part, runtime, where_set
 
 __all__ = ["ObjectiveConfig"]
 
@@ -61,22 +61,22 @@ class ObjectiveConfig(Part):
     skew: float = Field(
         0.1, ge=0, lt=1, description="Share of the teacher in the mixture that `skl` compares with the teacher."
     )
-    spans: Literal["all", "one_to_one"] = unless_default(
+    spans: Literal["all", "one_to_one"] = where_set(
         "all",
         "Spans that the objective reads: `one_to_one` leaves out those of several tokens on either side.",
         title="Spans that are read",
     )
-    direction: Literal["forward", "reverse"] = unless_default(
+    direction: Literal["forward", "reverse"] = where_set(
         "forward",
         "KL of `strict_kl`: `forward` is KL(teacher || student).",
         title="Direction of the strict KL",
     )
-    top_k: int | None = unless_default(
+    top_k: int | None = where_set(
         None,
         "Entries compared: with `strict_kl` the student's likeliest shared tokens, unset takes all; with `xtoken` the teacher's likeliest tokens of the batch, unset takes 8,192.",
         ge=1,
     )
-    beta: float = unless_default(
+    beta: float = where_set(
         0.5, "Divergence of `gold`: 0 is KL(teacher || student), 1 its reverse, between them a mixture.", ge=0, le=1
     )
     logit_reduction: Literal["sum", "mean"] = Field(

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-__all__ = ["AUTO", "DType", "Part", "hashed", "runtime", "unless_default"]
+__all__ = ["AUTO", "DType", "Part", "hashed", "runtime", "where_set"]
 
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
@@ -22,9 +22,9 @@ def runtime(default: Any, description: str, **constraints: Any) -> Any:
     return Field(default, description=description, json_schema_extra={"fingerprint": False}, **constraints)
 
 
-def unless_default(default: Any, description: str, **settings: Any) -> Any:
-    """A field that came later: at its default, a result is named as it was before the field was there."""
-    return Field(default, description=description, json_schema_extra={"fingerprint": "unless default"}, **settings)
+def where_set(default: Any, description: str, **constraints: Any) -> Any:
+    """A field that determines results, left out of their identity at its default: results from before it stay valid."""
+    return Field(default, description=description, json_schema_extra={"fingerprint": "where set"}, **constraints)
 
 
 class Part(BaseModel):
@@ -36,7 +36,7 @@ class Part(BaseModel):
 def hashed(part: BaseModel) -> dict[str, Any]:
     """The fields of a config part that determine results, nested as in the config and ready for JSON.
 
-    Fields marked ``runtime`` are left out, and those marked ``unless_default`` while they are at their default.
+    Fields marked ``runtime`` are left out, and those marked ``where_set`` at their default.
     """
     return dict(_identity_items(part))
 
@@ -44,10 +44,9 @@ def hashed(part: BaseModel) -> dict[str, Any]:
 def _identity_items(part: BaseModel) -> Iterator[tuple[str, Any]]:
     for name, field in type(part).model_fields.items():
         extra = field.json_schema_extra
-        if isinstance(extra, dict) and extra.get("fingerprint") is False:
-            continue
+        marked = extra.get("fingerprint") if isinstance(extra, dict) else None
         value = getattr(part, name)
-        if isinstance(extra, dict) and extra.get("fingerprint") == "unless default" and value == field.default:
+        if marked is False or (marked == "where set" and value == field.get_default(call_default_factory=True)):
             continue
         yield name, _plain(value)
 

@@ -54,7 +54,7 @@ class TrainingConfig(Part):
     zero_stage: Literal[0, 1, 2, 3] = Field(
         0,
         title="ZeRO stage",
-        description="What DeepSpeed partitions over the processes: 0 nothing, 1 optimizer, 2 gradients, 3 parameters.",
+        description="What DeepSpeed partitions over the processes: 0 nothing, 1 optimizer, 2 gradients, 3 parameters. In bfloat16 and float16, 0 is run as 1: DeepSpeed's ZeRO 0 would take a step without gradients first.",
     )
     offload: bool = Field(
         False,

@@ -101,7 +101,7 @@ def _centers(model: Any, rows: Sequence[Any], layer: int, weighted: bool) -> Ten
     device = next(model.parameters()).device
     ids, starts = join([row.student_ids for row in rows])
     longest = max(len(row.student_ids) for row in rows)
-    states = mapped_states(model, ids.to(device), starts, [layer], longest)
+    states = mapped_states(model, ids.to(device), starts, [layer], longest, attention=weighted)
     (number,) = states.hidden
     ranges = np.concatenate([row.student_spans + at for row, at in zip(rows, starts.numpy(), strict=False)])
     spans = torch.from_numpy(ranges).to(device)

@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from sra_core.alignment import SharedVocabulary
 from sra_core.compare import ModelScores, read_answers
 from sra_core.compare.results import TASKS, TITLES, file_name
-from sra_core.config import ModelRef, RunConfig
+from sra_core.config import ModelRef, RunConfig, StudentConfig, TeacherConfig
 from sra_core.evaluate.agreement import agreement_table, teacher_agreement
 from sra_core.evaluate.answers import AnswerSet
+from sra_core.evaluate.generation import stop_tokens
 from sra_core.evaluate.sets import EvaluationSet
 from sra_core.evaluate.settings import AnswerSettings, pick_backend
 from sra_core.models import (
@@ -31,6 +32,7 @@ from sra_core.models import (
     lm_head,
     load_model,
     load_tokenizer,
+    name_answer_end,
     pick_device,
     resolve,
     response_likelihood,
@@ -135,10 +137,15 @@ class Scoring:
         """The contender's model and tokenizer; the one before it is let go."""
         if self._loaded is None or self._loaded[0] != contender.name:
             self._loaded = None
-            self._loaded = (contender.name, *contender.load())
-            layout = choose_layout(self._loaded[1], self.config.layout)
+            model, tokenizer = contender.load()
+            name_answer_end(model, tokenizer, self._part(contender))
+            self._loaded = (contender.name, model, tokenizer)
+            layout = choose_layout(self._loaded[1], self.config.layout, self.config.alignment.max_length)
             self.watch.message(f"{TITLES[contender.name]}: reads batches {layout}")
         return self._loaded[1:]
+
+    def _part(self, contender: _Contender) -> TeacherConfig | StudentConfig:
+        return self.config.teacher if contender.side == "teacher" else self.config.student
 
     def _scores(self, contender: _Contender) -> ModelScores:
         """Agreement comes first: the teacher, which was scored before, is still loaded."""
@@ -172,7 +179,7 @@ class Scoring:
                 model,
                 each.rows,
                 contender.side,
-                eos_token_id=tokenizer.eos_token_id,
+                eos_token_id=stop_tokens(model, tokenizer),
                 progress=self._progress("texts", contender, each.name, "bits per byte"),
             )
             return likelihood_table(each.name, each.rows, scored)
@@ -216,7 +223,9 @@ class Scoring:
                 torch.cuda.empty_cache()
                 folder = contender.folder(scratch)
                 tokenizer = load_tokenizer(ModelRef(source=str(folder)))
-                opened.append((open_engine(folder, contender.dtype), tokenizer))
+                engine = open_engine(folder, contender.dtype)
+                name_answer_end(engine, tokenizer, self._part(contender))
+                opened.append((engine, tokenizer))
             return opened[0]
 
         return load
@@ -256,7 +265,8 @@ class Scoring:
         if self._view is None:
             model, _ = self._model(self._teacher())
             last = layer_count(model)
-            captured = TeacherCapture(model, [last], _TOKENS, self.config.objective.weighted_pooling)(self.sets[0].rows)
+            weighted = self.config.objective.weighted_pooling
+            captured = TeacherCapture(model, [last], _TOKENS, weighted, attention=weighted)(self.sets[0].rows)
             ids = torch.from_numpy(self._vocabulary().teacher_ids).long()
             head = lm_head(model).constant()
             self._view = _TeacherView([row.centers[last] for row in captured], head.rows(ids.to(head.weight.device)))

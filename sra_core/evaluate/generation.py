@@ -22,7 +22,7 @@ from transformers import DynamicCache
 
 from sra_core.errors import EvaluationError
 from sra_core.evaluate.decisions import Sampling, choose, text_generator
-from sra_core.models import evaluating, pad
+from sra_core.models import answer_ends, evaluating, pad
 from sra_core.models.likelihood import Side
 from sra_core.models.structure import unwrap
 
@@ -135,11 +135,8 @@ def generate(
 
 
 def stop_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
-    """End-of-text tokens: the tokenizer's, and those of the model's generation settings."""
-    settings = getattr(model, "generation_config", None)
-    extra = getattr(settings, "eos_token_id", None)
-    extra = [extra] if isinstance(extra, int) else list(extra or [])
-    return frozenset(token for token in [tokenizer.eos_token_id, *extra] if token is not None)
+    """The tokenizer's end of text, and what the model's generation settings stop at: the end of its answers too."""
+    return frozenset(token for token in [tokenizer.eos_token_id, *answer_ends(model)] if token is not None)
 
 
 @dataclass(frozen=True, slots=True)

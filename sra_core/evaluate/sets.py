@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from sra_core.alignment import AlignedExample
+from sra_core.alignment import AlignedExample, PairEncoder
 from sra_core.compare import SCORING
 from sra_core.config import AlignmentConfig, CorpusConfig, DatasetConfig, RunConfig, hashed
 from sra_core.corpus import Corpus, Example, Rejected
@@ -22,7 +22,7 @@ from sra_core.watch import Watcher
 
 __all__ = ["EvaluationSet", "check_datasets", "evaluation_sets", "identity"]
 
-WHOLE = AlignmentConfig(max_length=2**30, max_prompt=2**30)
+WHOLE = AlignmentConfig(max_length=2**30, max_prompt=2**29)
 """Limits that cut nothing."""
 _CHUNK = 256
 
@@ -36,7 +36,8 @@ class EvaluationSet:
         rows: As training sees them, prompt and response within the limits of ``alignment``: for likelihood and
             agreement. Examples without a common cut are not among them.
         questions: The same examples with whole prompts and references: for answers, whose prompts are cut at
-            ``evaluate.max_prompt`` alone.
+            ``evaluate.max_prompt`` alone. Their tokens are those near the response: what is farther from it than
+            a prompt can be long is never tokenized.
         references: Further references by example, where it has several.
     """
 
@@ -135,7 +136,7 @@ def _whole(config: RunConfig, prepared: Manifest, rows: list[PreparedRow]) -> li
     wanted = {row.id for row in rows}
     found = (item for split, item in Corpus(config.corpus) if split == "test" and isinstance(item, Example))
     examples = [item for item in found if item.id in wanted]
-    whole = {row.id: row for row in _encoded(config, Path(prepared.folder), examples, Counter(), WHOLE)}
+    whole = {row.id: row for row in _questions(config, Path(prepared.folder), examples, Counter())}
     return [whole.get(row.id, row) for row in rows]
 
 
@@ -148,8 +149,10 @@ def _named(
             examples.append(_instructed(item, dataset.instruction))
         elif item.reason != "over_limit":
             dropped[item.reason] += 1
-    questions = _encoded(config, tokenizers, examples, dropped, WHOLE)
-    rows = _encoded(config, tokenizers, examples, Counter(), config.alignment)
+    questions = _questions(config, tokenizers, examples, dropped)
+    rows = _encoded(make_encoder(config, tokenizers), examples, Counter())
+    if len(rows) < len(questions):
+        counts[f"{dataset.name}/without_likelihood"] = len(questions) - len(rows)
     counts |= {f"{dataset.name}/dropped_{reason}": count for reason, count in dropped.items()}
     without_end = make_encoder(config, tokenizers).without_end
     references = {example.id: tuple(map(without_end, example.references)) for example in examples if example.references}
@@ -230,11 +233,16 @@ def _instructed(example: Example, instruction: str) -> Example:
     return replace(example, instruction=instruction, context=text)
 
 
-def _encoded(
-    config: RunConfig, tokenizers: Path, examples: Sequence[Example], dropped: Counter[str], limits: AlignmentConfig
+def _questions(
+    config: RunConfig, tokenizers: Path, examples: Sequence[Example], dropped: Counter[str]
 ) -> list[PreparedRow]:
-    """Examples in both tokenizations within some limits; ``dropped`` counts those that cannot be."""
-    encoder = make_encoder(config.model_copy(update={"alignment": limits}), tokenizers)
+    """Examples with whole texts, and as many tokens of their prompts as can be asked."""
+    whole = config.model_copy(update={"alignment": WHOLE})
+    return _encoded(make_encoder(whole, tokenizers, near=config.evaluate.max_prompt), examples, dropped)
+
+
+def _encoded(encoder: PairEncoder, examples: Sequence[Example], dropped: Counter[str]) -> list[PreparedRow]:
+    """Examples in both tokenizations; ``dropped`` counts those that cannot be."""
     rows = []
     for start in range(0, len(examples), _CHUNK):
         for item in encoder(examples[start : start + _CHUNK]):

@@ -11,8 +11,9 @@ import pyarrow as pa
 
 from sra_core.compare import Interval, compare_runs, figures, read_run, report_tables
 from sra_core.compare.results import TITLES
+from sra_core.compare.words import COUNTED, COUNTED_NOTE
 from sra_core.shards import Manifest
-from sra_core.watch import Watcher
+from sra_core.watch import Watcher, escape_markdown
 
 __all__ = ["AVERAGE", "SUMMARY", "counted_answers", "report_evaluation", "summary"]
 
@@ -20,7 +21,7 @@ SUMMARY = "summary.md"
 """File of the report."""
 AVERAGE = "average"
 """Stands for the mean of all data sets, where there are several."""
-_COLUMNS = (("bits_per_byte", "bits per byte"), ("rougeL", "ROUGE-L"), ("top1", "agrees with teacher"))
+_COLUMNS = (("bits_per_byte", "bits per byte"), ("rougeL", f"ROUGE-L ({COUNTED})"), ("top1", "agrees with teacher"))
 
 Scores = Mapping[str, Mapping[str, Mapping[str, Interval]]]
 """By model, metric and data set."""
@@ -64,8 +65,8 @@ def _overall(scores: Scores, shown: str, *, average: bool) -> Iterator[str]:
     yield (
         f"On {count} held-out examples; ± is half of the 95 % interval over examples"
         f"{' and seeds' if examples and _seeds(student) > 1 else ''}. Lower bits per byte are better. ROUGE-L and "
-        "agreement (spans whose likeliest token is the teacher's) are percentages. The initial student is the student "
-        "before training."
+        f"agreement (spans whose likeliest token is the teacher's) are percentages. {COUNTED_NOTE} The initial student "
+        "is the student before training."
     )
     yield ""
 
@@ -118,7 +119,7 @@ def _samples(answers: Mapping[str, pa.Table], samples: int) -> Iterator[str]:
     shown = [name for name in ("teacher", "student") if name in tables]
     for rank in ranks:
         place = order[rank]
-        yield f"### {asked[place]}\n"
+        yield f"### {escape_markdown(asked[place])}\n"
         yield f"| reference | {' | '.join(TITLES[name] for name in shown)} |"
         yield "|---" * (len(shown) + 1) + "|"
         cells = [rows[place]["reference"], *(tables[name][place]["answer"] for name in shown)]
@@ -148,8 +149,8 @@ def _common(texts: Sequence[Sequence[str]]) -> int:
 
 
 def _short(text: str, limit: int = 300) -> str:
-    flat = " ".join(text.split()).replace("|", "\\|")
-    return flat if len(flat) <= limit else flat[: limit - 1] + "…"
+    flat = " ".join(text.split())
+    return escape_markdown(flat if len(flat) <= limit else flat[: limit - 1] + "…")
 
 
 def counted_answers(counts: Mapping[str, Any]) -> str:

@@ -48,7 +48,7 @@ def open_engine(folder: str | Path, dtype: str) -> Engine:
     try:
         settings = GenerationConfig.from_pretrained(folder)
     except OSError:  # many models ship none
-        settings = None
+        settings = GenerationConfig()
     return Engine(llm, AutoConfig.from_pretrained(folder), settings)
 
 

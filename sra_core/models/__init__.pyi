@@ -2,11 +2,12 @@ from .attention import last_row_attention
 from .batching import evaluating, pad, token_batches
 from .centers import TeacherCapture, predicting
 from .check import check_model, check_tokenizer, is_at_hand
+from .ends import answer_ends, name_answer_end
 from .forward import Layout, MappedStates, choose_layout, mapped_states
 from .heads import TeacherHead, load_head, save_head
 from .identity import model_identity, tokenizer_identity, tokenizer_identity_of
 from .layers import layer_count_of, resolve_layer
-from .likelihood import Likelihood, bits_per_byte, likelihood_table, response_likelihood
+from .likelihood import Likelihood, bits_per_byte, known_before, likelihood_table, response_likelihood
 from .loading import load_model, load_tokenizer, pick_device
 from .pair import load_tokenizers, make_encoder, shared_tokens
 from .references import resolve
@@ -20,6 +21,7 @@ __all__ = [
     "MappedStates",
     "TeacherCapture",
     "TeacherHead",
+    "answer_ends",
     "bits_per_byte",
     "build_student",
     "check_model",
@@ -28,6 +30,7 @@ __all__ = [
     "evaluating",
     "initial_student",
     "is_at_hand",
+    "known_before",
     "last_row_attention",
     "layer_count",
     "layer_count_of",
@@ -40,6 +43,7 @@ __all__ = [
     "make_encoder",
     "mapped_states",
     "model_identity",
+    "name_answer_end",
     "pad",
     "pick_device",
     "predicting",

@@ -187,7 +187,8 @@ def _hooked(model: nn.Module, capture: _Capture) -> Iterator[None]:
             raise ModelError(
                 f"layers {missing} of {type(outer).__name__} gave no attention row: they do not attend through "
                 "transformers' attention interface",
-                "map other layers, or use another architecture",
+                "map other layers, or do without attention: set objective.weighted_pooling and objective.weighted_loss "
+                "to false",
             )
 
     if outer is not decoder:
@@ -225,15 +226,15 @@ class _Attention:
         self.users: list[_Capture | None] = []
 
     def __call__(
-        self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, *args: Any, **kw: Any
+        self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, *args: Any, **kw: Any
     ) -> Any:
         # "eager" is no entry of the registry: each architecture brings its own function, found at the call
         original = self.original or _eager_of(module)
         forward = getattr(_thread, "forward", None)
         if forward is not None:
-            return self._within_texts(forward, original, module, (query, key, value), mask, args, kw)
-        self._record(module, query, key, mask, kw)
-        return original(module, query, key, value, mask, *args, **kw)
+            return self._within_texts(forward, original, module, (query, key, value), attention_mask, args, kw)
+        self._record(module, query, key, attention_mask, kw)
+        return original(module, query, key, value, attention_mask, *args, **kw)
 
     def _record(self, module: nn.Module, query: Tensor, key: Tensor, mask: Any, kw: dict, real: Any = None) -> None:
         for capture in tuple(self.users):

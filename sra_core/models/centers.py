@@ -34,6 +34,7 @@ class TeacherCapture:
         tokens_per_batch: Most tokens in one forward; padding counts where the model is run padded.
         weighted_pooling: Weigh tokens by attention inside a span; off keeps plain means.
         token_states: Keep the last layer's states at the positions that `predicting` names.
+        attention: Read attention rows; off, any decoder will do, centres are plain means and masses shares of tokens.
     """
 
     def __init__(
@@ -43,12 +44,14 @@ class TeacherCapture:
         tokens_per_batch: int,
         weighted_pooling: bool = True,
         token_states: bool = False,
+        attention: bool = True,
     ) -> None:
         self._model = model
         self._layers = list(layers)
         self._budget = tokens_per_batch
         self._weighted = weighted_pooling
         self._tokens = token_states
+        self._attention = attention
 
     @property
     def width(self) -> int:
@@ -70,7 +73,7 @@ class TeacherCapture:
     def _forward(self, rows: Sequence[PreparedRow]) -> list[TeacherRow]:
         ids, starts = join([row.teacher_ids for row in rows])
         longest = max(len(row.teacher_ids) for row in rows)
-        states = mapped_states(self._model, ids.to(self._model.device), starts, self._layers, longest)
+        states = mapped_states(self._model, ids.to(self._model.device), starts, self._layers, longest, self._attention)
         centers, mass = self._pooled(states, rows, starts.numpy())
         tokens = _token_states(states.final, rows, starts.numpy()) if self._tokens else [None] * len(rows)
         kept = []

@@ -1,9 +1,10 @@
-"""The one way to run a decoder: over texts end to end, flat where that is exact and padded where it isn't.
+"""The one way to run a decoder: over texts end to end, flat where that is exact, padded or text by text where it isn't.
 
 Flat: linear layers, norms and embeddings see one row of all tokens, with position ids that restart at each text, and
 :mod:`sra_core.models.attention` keeps the texts apart. Half or more of a padded batch of texts of many lengths is
 padding, and none of it is computed (method section 9). Padded: what does not attend through transformers' interface or
-mixes tokens elsewhere (convolutions, recurrences, state spaces, ALiBi).
+mixes tokens elsewhere (convolutions, recurrences, state spaces, ALiBi). One text at a time: what reads a text in
+another way when a longer one is beside it (rotary embeddings scaled by the longest text, an index of likely keys).
 
 Shapes: B texts, N tokens of all texts, T tokens of the longest, d width.
 """
@@ -11,9 +12,9 @@ Shapes: B texts, N tokens of all texts, T tokens of the longest, d width.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
@@ -39,13 +40,24 @@ sees its neighbour differs by 0.1 and more."""
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """How a model is run over texts, and why so."""
+    """How a model is run over texts, and why so.
+
+    Args:
+        flat: Whether as one row of all tokens.
+        reason: What the probe found.
+        alone: Whether one text at a time, where neither a flat nor a padded batch is exact.
+        longest: Tokens of the longest text that it was probed with.
+        unreadable: Layers whose output is not their states, and what it is instead.
+    """
 
     flat: bool
     reason: str
+    alone: bool = False
+    longest: int = 0
+    unreadable: Mapping[int, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        return f"{'flat' if self.flat else 'padded'}: {self.reason}"
+        return f"{'flat' if self.flat else 'one text at a time' if self.alone else 'padded'}: {self.reason}"
 
 
 @dataclass(slots=True)
@@ -54,7 +66,8 @@ class MappedStates:
 
     Args:
         hidden: (N, d) output of each layer; of the last one after the final norm. Gradients flow through it.
-        weights: (N,) float32, attention of each text's last token, summed over heads; sums to 1 over a text.
+        weights: (N,) float32, attention of each text's last token, summed over heads; sums to 1 over a text. Where it
+            was not asked for, all tokens of a text weigh the same.
         final: (N, d) states after the final norm: what the LM head takes.
     """
 
@@ -64,7 +77,12 @@ class MappedStates:
 
 
 def mapped_states(
-    model: nn.Module, input_ids: Tensor, starts: Tensor, layers: Iterable[int] = (), longest: int | None = None
+    model: nn.Module,
+    input_ids: Tensor,
+    starts: Tensor,
+    layers: Iterable[int] = (),
+    longest: int | None = None,
+    attention: bool = True,
 ) -> MappedStates:
     """Run the base model (no LM head, no logits) over texts and read the given layers; -1 is the last.
 
@@ -76,27 +94,54 @@ def mapped_states(
         starts: (B + 1,) first token of each text, and N.
         layers: Layers to read.
         longest: T; unset reads it from ``starts``, for which a GPU is waited for.
+        attention: Read the layers' attention rows; off, any decoder will do.
 
     Raises:
         ConfigError: a layer that the model does not have.
         ModelError: a model that the method cannot read, or reentrant gradient checkpointing.
     """
+    layout = choose_layout(model)
+    wanted = sorted({resolve_layer(layer_count(model), layer) for layer in layers})
+    if odd := {layer: layout.unreadable[layer] for layer in wanted if layer in layout.unreadable}:
+        raise ModelError(
+            f"the states of layers {sorted(odd)} of {type(unwrap(model)).__name__} can't be read: layer {min(odd)} "
+            f"{odd[min(odd)]}",
+            "map other layers (the last one, -1, is read after the final norm), or use another architecture",
+        )
     texts = Texts.of(starts.to(input_ids.device), len(input_ids), longest)
-    return _states(model, input_ids, texts, layers, choose_layout(model).flat)
+    if not layout.alone:
+        return _states(model, input_ids, texts, wanted, layout.flat, attention)
+    parts = []
+    for text in input_ids.split(starts.diff().tolist()):
+        whole = torch.tensor([0, len(text)], device=text.device)
+        parts.append(_states(model, text, Texts.of(whole, len(text), len(text)), wanted, False, attention))
+    return MappedStates(
+        {layer: torch.cat([part.hidden[layer] for part in parts]) for layer in wanted},
+        {layer: torch.cat([part.weights[layer] for part in parts]) for layer in wanted},
+        torch.cat([part.final for part in parts]),
+    )
 
 
-def _states(model: nn.Module, input_ids: Tensor, texts: Texts, layers: Iterable[int], flat: bool) -> MappedStates:
+def _states(
+    model: nn.Module, input_ids: Tensor, texts: Texts, wanted: list[int], flat: bool, attention: bool
+) -> MappedStates:
     count = layer_count(model)
-    wanted = sorted({resolve_layer(count, layer) for layer in layers})
-    outputs: dict[int, Tensor] = {}
+    outputs: dict[int, Any] = {}
     run = _run_flat if flat else _run_padded
-    with last_row_attention(model, wanted) as rows, _layer_outputs(model, [x for x in wanted if x < count], outputs):
+    with (
+        last_row_attention(model, wanted if attention else ()) as rows,
+        _layer_outputs(model, [x for x in wanted if x < count], outputs),
+    ):
         final = run(model, input_ids, texts)
     hidden = {layer: states[0, : len(texts)] if flat else texts.flat(states) for layer, states in outputs.items()}
     if count in wanted:
         hidden[count] = final
     _refuse_reentrant(model, hidden, final)
-    weights = {layer: texts.flat(row / row.sum(-1, keepdim=True).clamp_min(1e-9)) for layer, row in rows.items()}
+    if attention:
+        weights = {layer: texts.flat(row / row.sum(-1, keepdim=True).clamp_min(1e-9)) for layer, row in rows.items()}
+    else:
+        even = (1.0 / texts.starts.diff()).index_select(0, texts.text)
+        weights = dict.fromkeys(wanted, even)
     return MappedStates(hidden, weights, final)
 
 
@@ -141,50 +186,109 @@ def _tail(model: nn.Module, tokens: int) -> int:
 _layouts: WeakKeyDictionary[nn.Module, Layout] = WeakKeyDictionary()
 
 
-def choose_layout(model: nn.Module, wanted: Literal["auto", "flat", "padded"] = "auto") -> Layout:
+def choose_layout(model: nn.Module, wanted: Literal["auto", "flat", "padded"] = "auto", longest: int = 0) -> Layout:
     """How a model is run from now on: ``auto`` probes it, once.
 
-    The probe runs texts of several lengths flat and one by one, in evaluation mode, without gradients and without
-    drawing a random number. Flat is taken where no state differs by more than rounding explains.
+    The probe runs texts of several lengths flat, padded and one by one, in evaluation mode, without gradients and
+    without drawing a random number. Flat is taken where no state differs by more than rounding explains, else padded
+    where none does, else one text at a time.
+
+    Args:
+        model: A causal language model, wrapped or not.
+        wanted: How to run it.
+        longest: Tokens of the longest text of the run, which the probe's texts then include: some models read a short
+            text in another way when a text past a certain length is beside it.
 
     Raises:
         ModelError: ``flat`` is wanted of a model that can't be run so.
     """
     inner = unwrap(model)
-    if wanted == "auto" and inner in _layouts:
-        return _layouts[inner]
+    known = _layouts.get(inner)
+    if wanted == "auto" and known is not None and known.longest >= longest:
+        return known
+    unreadable = _unreadable_layers(model)
     if wanted == "padded":
-        _layouts[inner] = Layout(False, "as asked for")
-    else:
-        error, reason = _probe(model)
-        fits = error <= _ROUNDING.get(next(inner.parameters()).dtype, 1e-4)
-        if wanted == "flat" and error == float("inf"):
-            raise ModelError(f"{type(inner).__name__} can't be run flat: {reason}", "set layout to auto or padded")
-        _layouts[inner] = Layout(wanted == "flat" or fits, reason)
+        _layouts[inner] = Layout(False, "as asked for", longest=longest, unreadable=unreadable)
+        return _layouts[inner]
+    lengths = (*_PROBE, _longest_probe(inner, longest)) if longest > max(_PROBE) else _PROBE
+    error, reason = _probe(model, lengths, flat=True)
+    tolerance, alone = _rounding(inner), False
+    if wanted == "flat" and error == float("inf"):
+        raise ModelError(f"{type(inner).__name__} can't be run flat: {reason}", "set layout to auto or padded")
+    flat = wanted == "flat" or error <= tolerance
+    if not flat:
+        error, found = _probe(model, lengths, flat=False)
+        if not error <= tolerance:
+            alone, reason = True, f"padded, {found}"
+    _layouts[inner] = Layout(flat, reason, alone, longest, unreadable)
     return _layouts[inner]
 
 
-def _probe(model: nn.Module) -> tuple[float, str]:
-    """Largest relative error of a flat state, infinite where the model cannot run flat, and the finding in words."""
-    decoder = decoder_of(model)
-    if "position_ids" not in inspect.signature(decoder.forward).parameters:
-        return float("inf"), "it takes no position ids"
-    device = next(model.parameters()).device
+def _rounding(model: nn.Module) -> float:
+    return _ROUNDING.get(next(model.parameters()).dtype, 1e-4)
+
+
+def _longest_probe(inner: nn.Module, longest: int) -> int:
+    """Tokens of the probe's longest text: not past learned positions; rotary ones have no end, and change there."""
+    config = inner.config.get_text_config()
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is None or getattr(config, "rope_parameters", None) is not None:
+        return longest
+    return min(longest, int(positions) - 2)  # some count from the padding token's id
+
+
+def _probe_ids(model: nn.Module, tokens: int) -> Tensor:
     vocabulary = unwrap(model).config.get_text_config().vocab_size
-    ids = (torch.arange(sum(_PROBE), device=device) * 7 + 3) % vocabulary
-    starts = torch.tensor([0, *_PROBE], device=device).cumsum(0)
+    return (torch.arange(tokens, device=next(model.parameters()).device) * 7 + 3) % vocabulary
+
+
+def _probe(model: nn.Module, lengths: Sequence[int], flat: bool) -> tuple[float, str]:
+    """Largest relative error of a state, infinite where the model cannot run so, and the finding in words."""
+    decoder = decoder_of(model)
+    if flat and "position_ids" not in inspect.signature(decoder.forward).parameters:
+        return float("inf"), "it takes no position ids"
+    ids = _probe_ids(model, sum(lengths))
+    starts = torch.tensor([0, *lengths], device=ids.device).cumsum(0)
     with evaluating(model):
-        alone = [decoder(input_ids=text[None], use_cache=False)[0][0] for text in ids.split(_PROBE)]
+        alone = [decoder(input_ids=text[None], use_cache=False)[0][0] for text in ids.split(list(lengths))]
         try:
-            flat = _states(model, ids, Texts.of(starts, len(ids)), (), flat=True).final
+            batched = _states(model, ids, Texts.of(starts, len(ids)), [], flat, attention=False).final
         except ModelError as error:
             return float("inf"), error.problem
         except Exception as error:  # a model's own code, given what it was not written for
             return float("inf"), f"it fails ({type(error).__name__})"
-    whole = torch.cat(alone).float()
-    gap = (flat.float() - whole).norm(dim=-1) / whole.norm(dim=-1).clamp_min(1e-9)
-    largest = float(gap.nan_to_num(nan=float("inf")).max())
+    largest = _gap(batched, torch.cat(alone))
     return largest, f"states differ by {largest:.1g} from those of one text at a time"
+
+
+def _gap(states: Tensor, expected: Tensor) -> float:
+    """Largest relative error of a state; infinite where one is no number."""
+    whole = expected.float()
+    gap = (states.float() - whole).norm(dim=-1) / whole.norm(dim=-1).clamp_min(1e-9)
+    return float(gap.nan_to_num(nan=float("inf")).max())
+
+
+def _unreadable_layers(model: nn.Module) -> dict[int, str]:
+    """Layers whose module gives something else than the states after them, by one text of the probe.
+
+    Some keep several streams of states, some return what is added to the states later: pooled, that is nonsense.
+    """
+    count, tolerance, outputs = layer_count(model), _rounding(model), dict[int, Any]()
+    ids = _probe_ids(model, max(_PROBE))[None]
+    with evaluating(model), _layer_outputs(model, list(range(1, count)), outputs):
+        whole = decoder_of(model)(input_ids=ids, use_cache=False, output_hidden_states=True)
+    # with or without the embeddings in front: architectures differ in what comes first
+    final, known = whole[0], getattr(whole, "hidden_states", None)
+    odd = {}
+    for layer in range(1, count):
+        states = outputs.get(layer)
+        if not isinstance(states, Tensor):
+            odd[layer] = "is not run as a module" if states is None else f"gives a {type(states).__name__}"
+        elif states.shape != final.shape:
+            odd[layer] = f"gives {tuple(states.shape)} where the final states are {tuple(final.shape)}"
+        elif min((_gap(states, each) for each in known or () if each.shape == states.shape), default=0.0) > tolerance:
+            odd[layer] = "gives something else than what transformers calls hidden states"
+    return odd
 
 
 def _refuse_reentrant(model: nn.Module, hidden: dict[int, Tensor], final: Tensor) -> None:
@@ -199,7 +303,7 @@ def _refuse_reentrant(model: nn.Module, hidden: dict[int, Tensor], final: Tensor
 
 
 @contextmanager
-def _layer_outputs(model: nn.Module, layers: list[int], into: dict[int, Tensor]) -> Iterator[None]:
+def _layer_outputs(model: nn.Module, layers: list[int], into: dict[int, Any]) -> Iterator[None]:
     modules = layers_of(model)
     handles: list[Any] = []
 

@@ -9,8 +9,9 @@ Shapes: B texts, N tokens of the batch, n response tokens of it, d width, V voca
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -20,14 +21,19 @@ from torch import Tensor
 
 from sra_core.errors import EvaluationError
 from sra_core.models.batching import evaluating, token_batches
+from sra_core.models.ends import answer_ends
 from sra_core.models.forward import choose_layout, mapped_states
+from sra_core.models.pair import load_tokenizers
 from sra_core.models.structure import lm_head, unwrap
 from sra_core.models.texts import join
 from sra_core.objective import Head
+from sra_core.shards import Manifest, PreparedSet
 
-__all__ = ["Likelihood", "Side", "bits_per_byte", "response_likelihood"]
+__all__ = ["Likelihood", "Side", "bits_per_byte", "known_before", "response_likelihood"]
 
 Side = Literal["teacher", "student"]
+_TEXTS = 24
+"""Validation texts that tell what a model knows before training: some hundredths of what a run costs."""
 LOGIT_BYTES = 64 * 2**20
 """Most memory that one chunk of float32 logits takes."""
 
@@ -64,7 +70,7 @@ def response_likelihood(
     rows: Sequence[Any],
     side: Side = "student",
     *,
-    eos_token_id: int | None = None,
+    eos_token_id: int | Collection[int] | None = None,
     tokens_per_batch: int = 4096,
     progress: Callable[[int, int], None] | None = None,
 ) -> Likelihood:
@@ -77,7 +83,8 @@ def response_likelihood(
         model: A Hugging Face causal language model, wrapped or not.
         rows: Prepared rows; ``side`` picks ``teacher_ids`` or ``student_ids``.
         side: Whose tokens the model reads.
-        eos_token_id: End-of-text token; a row's last token is left out when it is this one, as it stands for no bytes.
+        eos_token_id: The token or tokens that end answers; a row's last token is left out when it is one, as it stands
+            for no bytes.
         tokens_per_batch: Most tokens in one forward; padding counts where the model is run padded.
         progress: Called with (examples done, examples in all).
 
@@ -85,7 +92,8 @@ def response_likelihood(
         EvaluationError: There are no rows, a response is empty, or a token is outside the model's vocabulary.
         ModelError: The model's logits are not those of a plain LM head.
     """
-    texts = [_tokens(row, side, eos_token_id) for row in rows]
+    ends = {eos_token_id} if isinstance(eos_token_id, int) else set(eos_token_id or ())
+    texts = [_tokens(row, side, ends) for row in rows]
     sizes = np.array([len(row.response.encode()) for row in rows], dtype=np.int64)
     _check(rows, texts, sizes, len(unwrap(model).get_input_embeddings().weight))
     nats = np.zeros(len(rows))
@@ -102,10 +110,30 @@ def response_likelihood(
     return Likelihood(tuple(row.id for row in rows), nats, sizes, counts)
 
 
-def _tokens(row: Any, side: Side, eos: int | None) -> tuple[np.ndarray, int]:
+def known_before(model: Any, prepared: Manifest, side: Side) -> Likelihood | None:
+    """Code lengths of a few validation texts, spread over all of them: the same ones for teacher and student.
+
+    Args:
+        model: The teacher, or the student as it starts.
+        prepared: Result of the prepare stage.
+        side: Which of the two it is.
+
+    Returns:
+        None where there are no validation texts.
+    """
+    rows = PreparedSet(prepared, "validation")
+    places = np.unique(np.linspace(0, len(rows) - 1, min(len(rows), _TEXTS)).round().astype(int))
+    if not len(places):
+        return None
+    teacher, student = load_tokenizers(Path(prepared.folder))
+    ends = {(teacher if side == "teacher" else student).eos_token_id, *answer_ends(model)} - {None}
+    return response_likelihood(model, [rows[int(place)] for place in places], side, eos_token_id=ends)
+
+
+def _tokens(row: Any, side: Side, ends: Collection[int]) -> tuple[np.ndarray, int]:
     ids = np.asarray(row.teacher_ids if side == "teacher" else row.student_ids)
     first = int(row.teacher_response if side == "teacher" else row.student_response)
-    if eos is not None and len(ids) > first and int(ids[-1]) == eos:
+    if len(ids) > first and int(ids[-1]) in ends:
         ids = ids[:-1]
     return ids, first
 

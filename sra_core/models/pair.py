@@ -24,6 +24,6 @@ def shared_tokens(config: RunConfig, folder: Path) -> SharedVocabulary:
     return shared_vocabulary(*load_tokenizers(folder), first_tokens=config.alignment.first_tokens)
 
 
-def make_encoder(config: RunConfig, folder: Path) -> PairEncoder:
-    """The encoder of a prepared folder, from the tokenizers saved in it."""
-    return encoder_of(config, *load_tokenizers(folder))
+def make_encoder(config: RunConfig, folder: Path, near: int | None = None) -> PairEncoder:
+    """The encoder of a prepared folder, from the tokenizers saved in it; ``near`` as for `PairEncoder`."""
+    return encoder_of(config, *load_tokenizers(folder), near=near)

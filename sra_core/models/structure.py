@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -44,19 +45,27 @@ def decoder_of(model: nn.Module) -> nn.Module:
     """The module that turns token ids into the states after the final norm, without the LM head.
 
     Raises:
-        ModelError: an encoder-decoder, or states that are projected to another width before the head (OPT-350m).
+        ModelError: an encoder-decoder, no such module, or states that are projected to another width before the head
+            (OPT-350m).
     """
     inner = unwrap(model)
     config = inner.config.get_text_config()
     if getattr(config, "is_encoder_decoder", False):
         raise ModelError(f"{type(inner).__name__} is an encoder-decoder", "use a decoder-only model")
-    if getattr(config, "word_embed_proj_dim", config.hidden_size) != config.hidden_size:
+    width = getattr(config, "hidden_size", None)
+    if getattr(config, "word_embed_proj_dim", width) != width:
         raise ModelError(
-            f"{type(inner).__name__} projects its last states from {config.hidden_size} to "
+            f"{type(inner).__name__} projects its last states from {width} to "
             f"{config.word_embed_proj_dim} before the LM head: one width does not hold for all layers",
             "use a model without this projection (every OPT but the 350m one)",
         )
-    return inner.get_decoder()
+    # `get_decoder` is a guess of transformers: it finds the head of ModernBERT-decoder, and all of Llama 4
+    for candidate in (inner.get_decoder(), inner.base_model, *inner.children()):
+        if candidate is not inner and "input_ids" in inspect.signature(candidate.forward).parameters:
+            return candidate
+    raise ModelError(
+        f"{type(inner).__name__} has no part that turns tokens into final states", "use another architecture"
+    )
 
 
 def layers_of(model: nn.Module) -> nn.ModuleList:
@@ -66,13 +75,13 @@ def layers_of(model: nn.Module) -> nn.ModuleList:
         ModelError: no list of layers can be told from the model.
     """
     count = layer_count(model)
-    lists = [child for child in decoder_of(model).children() if isinstance(child, nn.ModuleList)]
+    lists = [child for child in decoder_of(model).modules() if isinstance(child, nn.ModuleList)]
     for child in lists:
         if len(child) == count:
             return child
     raise ModelError(
         f"{type(unwrap(model)).__name__} has no list of its {count} layers",
-        "use a decoder whose base model keeps its layers in one ModuleList",
+        "use a decoder that keeps its layers in one ModuleList",
     )
 
 

@@ -13,6 +13,7 @@ from sra_core.config import ModelRef, RunConfig
 from sra_core.errors import ModelError
 from sra_core.models.bars import no_progress_bars
 from sra_core.models.embeddings import replace_embeddings
+from sra_core.models.ends import name_answer_end
 from sra_core.models.identity import tokenizer_identity
 from sra_core.models.importance import layer_importance
 from sra_core.models.loading import load_model, load_tokenizer
@@ -35,7 +36,8 @@ def build_student(config: RunConfig, tokenizer: PreTrainedTokenizerFast, sample:
         config: ``student`` says where it comes from, ``teacher`` is the source when ``student.source`` is ``teacher``,
             and ``seed`` fixes what is random.
         tokenizer: The student's tokenizer. Where it differs from the source's, embeddings and LM head get one row for
-            each of its entries, and the special ids of config and generation config become its own.
+            each of its entries. The special ids of config and generation config become its own, and the token that ends
+            answers is named in the latter.
         sample: Texts to measure the layers on; needed when ``student.layer_choice`` is ``importance``.
 
     Raises:
@@ -48,6 +50,7 @@ def build_student(config: RunConfig, tokenizer: PreTrainedTokenizerFast, sample:
         model = _fresh(config, ref) if student.initial_weights == "random" else _pruned(config, ref, sample)
         _fit_vocabulary(config, ref, model, tokenizer)
     _name_special_tokens(model, tokenizer)
+    name_answer_end(model, tokenizer, student)
     return model.eval()
 
 

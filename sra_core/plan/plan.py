@@ -21,6 +21,7 @@ class Plan:
             the whole process.
         devices: Where these run.
         seconds: Duration of the capture and of the steps of either training on this machine.
+        warnings: What speaks against the run as it is.
         actual: Those of the above, by the same names, that a finished stage shows.
     """
 
@@ -29,6 +30,7 @@ class Plan:
     memory: dict[str, float] = field(default_factory=dict)
     devices: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
     actual: dict[str, dict[str, float]] = field(
         default_factory=lambda: {"counts": {}, "bytes": {}, "memory": {}, "seconds": {}}
     )

@@ -24,6 +24,7 @@ from sra_core.alignment import AlignedExample, AlignmentAudit, render_html
 from sra_core.cache import Holdings
 from sra_core.config import ModelRef, ObjectiveConfig, RunConfig, TrainingConfig
 from sra_core.corpus import Corpus, Example, Rejected
+from sra_core.doctor import doubtful_teacher
 from sra_core.errors import DataError, SraError
 from sra_core.models import (
     TeacherCapture,
@@ -112,7 +113,8 @@ def plan_run(config: RunConfig, samples: int = SAMPLE) -> Plan:
     """
     config = settled(config)
     quiet_libraries()
-    plan, libraries = Plan(), psutil.Process().memory_info().rss
+    doubt = doubtful_teacher(config)
+    plan, libraries = Plan(warnings=[doubt] if doubt else []), psutil.Process().memory_info().rss
     with tempfile.TemporaryDirectory(prefix="sra-plan-") as scratch:
         folder = Path(scratch)
         sample = _take_sample(config, folder, samples)
@@ -245,11 +247,16 @@ def _plan_cache(config: RunConfig, plan: Plan, sample: _Sample, folder: Path) ->
     """Returns the captured rows: those of the first examples of ``sample``, which is a training sample."""
     device, started = pick_device(config.cache.device), time.perf_counter()
     model = load_model(config.teacher, config.cache.compute_dtype, device)
-    choose_layout(model, config.layout)
+    choose_layout(model, config.layout, config.alignment.max_length)
     loading = time.perf_counter() - started
     holds, head = Holdings.of(config), lm_head(model)
     run = TeacherCapture(
-        model, holds.layers, config.cache.tokens_per_batch, holds.pooling != "mean", token_states=holds.tokens
+        model,
+        holds.layers,
+        config.cache.tokens_per_batch,
+        weighted_pooling=holds.pooling == "attention",
+        token_states=holds.tokens,
+        attention=holds.pooling != "unweighted",
     )
     timed = _calibration(sample.rows)
     run(timed[:1])
@@ -336,7 +343,7 @@ def _plan_adaptation(config: RunConfig, plan: Plan, sample: _Sample, folder: Pat
     objective = ObjectiveConfig(name="sft")
     context = objective_context(config, folder, None, model)
     module = DistillModule(model.train(), build_objective(objective, context), []).to(device)
-    choose_layout(model, config.layout)
+    choose_layout(model, config.layout, config.alignment.max_length)
     data = distill_data(config, MemoryPrepared(sample.rows), None, 0, "teacher")
     _plan_steps(plan, "adapt", settings, module, data)
 
@@ -350,8 +357,10 @@ def _plan_training(config: RunConfig, plan: Plan, sample: _Sample, teacher: Memo
     rows = sample.rows[: len(teacher)] if teacher else sample.rows
     context = objective_context(config, folder, folder if teacher else None, student)
     layers = [resolve_layer(layer_count(student), layer) for layer in student_layers(config.objective)]
-    module = DistillModule(student.train(), build_objective(config.objective, context), layers).to(device)
-    choose_layout(student, config.layout)
+    objective = build_objective(config.objective, context)
+    weighted = config.objective.weighted_pooling
+    module = DistillModule(student.train(), objective, layers, attention=weighted).to(device)
+    choose_layout(student, config.layout, config.alignment.max_length)
     count = load_head(folder).layers if teacher else 0
     data = distill_data(config, MemoryPrepared(rows), teacher, count)
     plan.counts["steps"] = _plan_steps(plan, "distill", settings, module, data)

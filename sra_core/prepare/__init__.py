@@ -3,7 +3,7 @@
 Nothing here loads torch or transformers on import, so a worker process is at work in half a second.
 """
 
-from sra_core.prepare.stage import AUDIT_PAGE, audit_of, identity, prepare_corpus
+from sra_core.prepare.stage import AUDIT_PAGE, audit_of, identity, prepare_corpus, report_audit
 from sra_core.prepare.tokenizers import save_tokenizers, student_tokenizer_ref
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "audit_of",
     "identity",
     "prepare_corpus",
+    "report_audit",
     "save_tokenizers",
     "student_tokenizer_ref",
 ]

@@ -20,12 +20,12 @@ from sra_core.alignment import (
     render_markdown,
     shared_vocabulary,
 )
-from sra_core.config import RunConfig, hashed
+from sra_core.config import RunConfig, StudentConfig, TeacherConfig, hashed
 from sra_core.corpus import Corpus, Example, Rejected
 from sra_core.errors import DataError
 from sra_core.models import load_tokenizers, tokenizer_identity_of
 from sra_core.prepare.tasks import Outcome, Task, Tools, encode_shard, finished_outcome, forget_tools, save_tools
-from sra_core.prepare.tokenizers import save_tokenizers, student_tokenizer_ref
+from sra_core.prepare.tokenizers import save_tokenizers, student_tokenizer_ref, tell_templates
 from sra_core.processes import Pool
 from sra_core.run import Run
 from sra_core.shards import SCHEMA_VERSION, Manifest, ShardEntry, StageFolder, atomic_write
@@ -68,9 +68,19 @@ def identity(run: Run) -> dict[str, Any]:
         "schema": SCHEMA_VERSION,
         "corpus": Corpus(config.corpus).identity(),
         "alignment": hashed(config.alignment),
-        "teacher": {**tokenizer_identity_of(config.teacher), "template": config.teacher.template},
-        "student": {"tokenizer": student, "template": config.student.template},
+        "teacher": {**tokenizer_identity_of(config.teacher), **_template(config.teacher)},
+        "student": {"tokenizer": student, **_template(config.student)},
     }
+
+
+def _template(part: TeacherConfig | StudentConfig) -> dict[str, Any]:
+    """How a side renders examples. Chat templates say how answers end, which they did not always."""
+    found: dict[str, Any] = {"template": part.template}
+    if part.template == "chat":
+        found["answer_end"] = "template"
+    if part.template_arguments:
+        found["arguments"] = part.template_arguments
+    return found
 
 
 def prepare_corpus(
@@ -93,6 +103,7 @@ def prepare_corpus(
     save_tokenizers(config, corpus, folder.path, watch)
     tokenizers = load_tokenizers(folder.path)
     saved = [*folder.entries(TEACHER_TOKENIZER), *folder.entries(STUDENT_TOKENIZER)]
+    tell_templates(config, tokenizers, watch)
     shared = shared_vocabulary(*tokenizers, first_tokens=config.alignment.first_tokens)
     tools = save_tools(config, folder, tokenizers, shared, saved)
     result = Prepared(AlignmentAudit(shared))
@@ -117,7 +128,11 @@ def prepare_corpus(
         counts=result.counts,
         metrics=report.metrics(),
     )
-    _report(report, manifest, watch)
+    overall = report.overall
+    watch.message(
+        f"spans cover {overall.coverage:.2%} of the response bytes, {overall.one_to_one:.0%} of them one token to one; "
+        f"{overall.teacher.mean:.2f} teacher and {overall.student.mean:.2f} student tokens a span"
+    )
     return manifest
 
 
@@ -131,19 +146,14 @@ def audit_of(manifest: Manifest) -> AlignmentReport:
     return TypeAdapter(AlignmentReport).validate_json((Path(manifest.folder) / AUDIT).read_bytes())
 
 
-def _report(report: AlignmentReport, manifest: Manifest, watch: Watcher) -> None:
-    """Pass the audit on as tables, figures, Markdown and a page."""
+def report_audit(report: AlignmentReport, manifest: Manifest, watch: Watcher) -> None:
+    """Pass the audit on as tables, figures, Markdown and a page, that of a reused result too."""
     for name, rows in report.tables().items():
         watch.table(f"alignment/{name}", rows)
     for name, draw in render_figures(report).items():
         watch.figure(name, draw)
     watch.markdown("alignment_audit", render_markdown(report))
     watch.artifact(Path(manifest.folder) / AUDIT_PAGE)
-    overall = report.overall
-    watch.message(
-        f"spans cover {overall.coverage:.2%} of the response bytes, {overall.one_to_one:.0%} of them one token to one; "
-        f"{overall.teacher.mean:.2f} teacher and {overall.student.mean:.2f} student tokens a span"
-    )
 
 
 def _reasons(counts: Counter[str]) -> str:

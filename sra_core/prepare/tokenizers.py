@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from sra_core.alignment import answer_end
 from sra_core.config import ModelRef, RunConfig
-from sra_core.corpus import Corpus, Example, render
+from sra_core.corpus import FIXED_DAY, Corpus, Example, asks_for_the_date, render
 from sra_core.errors import AlignmentError
 from sra_core.shards import STUDENT_TOKENIZER, TEACHER_TOKENIZER
 from sra_core.watch import Watcher
 
-__all__ = ["save_tokenizers", "student_tokenizer_ref"]
+__all__ = ["save_tokenizers", "student_tokenizer_ref", "tell_templates"]
 
 
 def student_tokenizer_ref(config: RunConfig) -> ModelRef | None:
@@ -35,6 +36,23 @@ def save_tokenizers(config: RunConfig, corpus: Corpus, folder: Path, watch: Watc
     student = _train_student_tokenizer(config, corpus) if ref is None else load_tokenizer(ref)
     load_tokenizer(config.teacher).save_pretrained(folder / TEACHER_TOKENIZER)
     student.save_pretrained(folder / STUDENT_TOKENIZER)
+
+
+def tell_templates(config: RunConfig, tokenizers: Sequence[Any], watch: Watcher) -> None:
+    """Say what the two chat templates decide that a reader may not expect: how answers end, which day it is."""
+    for name, part, tokenizer in zip(("teacher", "student"), (config.teacher, config.student), tokenizers, strict=True):
+        if part.template == "plain":
+            continue
+        end, text_end = tokenizer.convert_ids_to_tokens(
+            [answer_end(tokenizer, "chat", part.template_arguments), tokenizer.eos_token_id]
+        )
+        if end != text_end:
+            watch.message(f"{name}: answers end with {end}, as its chat template writes; texts with {text_end}")
+        if asks_for_the_date(tokenizer, part.template_arguments):
+            watch.message(
+                f"{name}: its chat template asks for today's date and is told {FIXED_DAY:%Y-%m-%d}, every day; another "
+                f"is {name}.template_arguments: {{strftime_now: 2025-01-31}}"
+            )
 
 
 def _train_student_tokenizer(config: RunConfig, corpus: Corpus) -> Any:

@@ -32,7 +32,7 @@ def train(job: Job) -> tuple[Progress, str]:
 
     rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
     module = build_module(job).to(device)
-    layout = str(choose_layout(module.student, job.config.layout))
+    layout = str(choose_layout(module.student, job.config.layout, job.config.alignment.max_length))
     Lines(job.events, silent=rank != 0).append(kind="message", text=f"the {job.side} reads batches {layout}")
     if training.compile:
         compile_layers(module.student)
@@ -81,4 +81,6 @@ def build_module(job: Job) -> DistillModule:
     if job.projectors.exists():
         objective.projectors.load_state_dict(load_file(job.projectors))
     model.train()
-    return DistillModule(model, objective, layers, len(context.shared_student_ids))
+    return DistillModule(
+        model, objective, layers, len(context.shared_student_ids), attention=job.objective.weighted_pooling
+    )

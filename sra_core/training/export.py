@@ -76,7 +76,7 @@ def _load(model: Any, trained: Path) -> None:
 
 
 def _generation_config(initial: Path, tokenizer: Any) -> GenerationConfig:
-    """The initial model's, with the tokenizer's special tokens: what `generate` stops at and pads with."""
+    """The initial model's, which names the end of answers, with the tokenizer's special tokens where it names none."""
     try:
         kept = GenerationConfig.from_pretrained(initial)
     except OSError:

@@ -23,24 +23,30 @@ class DistillModule(nn.Module):
         objective: An objective built by `sra_core.objective.build_objective`.
         layers: Student layers whose states and attention the objective reads, counted from 1.
         shared: Entries of the shared vocabulary; 0 for objectives without a teacher.
+        attention: Whether the objective weighs tokens by the student's attention.
 
     Attributes:
         diagnosing: Whether a forward also fills ``findings``.
         findings: What `sra_core.objective.diagnose` measured in the last forward that was asked to.
     """
 
-    def __init__(self, student: Any, objective: nn.Module, layers: list[int], shared: int = 0) -> None:
+    def __init__(
+        self, student: Any, objective: nn.Module, layers: list[int], shared: int = 0, attention: bool = True
+    ) -> None:
         super().__init__()
         self.student = student
         self.objective = objective
         self.layers = layers
         self.shared = shared
+        self.attention = attention
         self.diagnosing = False
         self.findings: dict[str, float] = {}
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """The objective's terms; ``loss`` is the one to minimise."""
-        states = mapped_states(self.student, batch.input_ids, batch.starts, self.layers, batch.sizes.longest)
+        states = mapped_states(
+            self.student, batch.input_ids, batch.starts, self.layers, batch.sizes.longest, self.attention
+        )
         embedding = unwrap(self.student).get_input_embeddings().weight
         output = StudentOutput(states.hidden, states.weights, states.final, lm_head(self.student), embedding)
         terms: dict[str, Tensor] = self.objective(batch, output)

@@ -74,7 +74,8 @@ def _agree(config: TrainingConfig, settings: Mapping[str, Any], section: str) ->
     """What the loop itself must know cannot be changed behind its back."""
     if settings["zero_optimization"].get("stage") != config.zero_stage:
         raise ConfigError(
-            f"{section}.deepspeed.zero_optimization.stage contradicts the run config", f"set {section}.zero_stage"
+            f"{section}.deepspeed.zero_optimization.stage contradicts the run config",
+            f"remove it and set {section}.zero_stage (0 is run as 1 in bfloat16 and float16)",
         )
     for name, key in _PRECISIONS.items():
         if bool(settings.get(key, {}).get("enabled")) != (config.precision == name):

@@ -102,7 +102,9 @@ def _fit(job: Job, module: DistillModule, watch: Watcher) -> list[Fit]:
     with evaluating(module.student):
         for number, places in enumerate(batches):
             batch = data.batch(places, 0).to(device)
-            states = mapped_states(module.student, batch.input_ids, batch.starts, module.layers, batch.sizes.longest)
+            states = mapped_states(
+                module.student, batch.input_ids, batch.starts, module.layers, batch.sizes.longest, module.attention
+            )
             for fit, (above, below) in zip(fits, pairs, strict=True):
                 own, _ = pool_spans(
                     states.hidden[below],

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sra_core.models import response_likelihood
+from sra_core.models import answer_ends, response_likelihood
+from sra_core.models.structure import unwrap
 from sra_core.objective import Batch, weighted_terms
 from sra_core.shards import PreparedRow
 from sra_core.training.checkpoints import Checkpoints, Progress, gather
@@ -262,15 +263,12 @@ class Trainer:
         sums = torch.zeros(2, dtype=torch.float64, device=self.device)
         if rows:
             with readable(self.module.student):
-                found = response_likelihood(self.module.student, rows, self.job.side, eos_token_id=self._eos())
+                student = self.module.student
+                found = response_likelihood(student, rows, self.job.side, eos_token_id=answer_ends(unwrap(student)))
             sums += torch.tensor([found.nats.sum() / np.log(2), found.bytes.sum()], dtype=torch.float64)
         if world > 1:
             torch.distributed.all_reduce(sums)
         return float(sums[0] / sums[1])
-
-    def _eos(self) -> int | None:
-        eos = self.module.student.config.eos_token_id
-        return eos[0] if isinstance(eos, list) else eos
 
     def _keep_last(self) -> None:
         """Keep the weights of the last step where they are exported."""

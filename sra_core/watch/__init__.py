@@ -1,6 +1,8 @@
 """What a run tells while it goes on, and who listens: the terminal, MLflow (`watch.mlflow`), Prefect (in `flows`)."""
 
+from sra_core.watch.markdown import escape_markdown, fenced
 from sra_core.watch.outbox import Outbox, Report
+from sra_core.watch.pace import Pace
 from sra_core.watch.redaction import redact, redact_text
 from sra_core.watch.telemetry import QUIET, quiet_telemetry
 from sra_core.watch.terminal import TerminalWatcher, duration
@@ -9,11 +11,14 @@ from sra_core.watch.watcher import Watcher, Watchers, watched
 __all__ = [
     "QUIET",
     "Outbox",
+    "Pace",
     "Report",
     "TerminalWatcher",
     "Watcher",
     "Watchers",
     "duration",
+    "escape_markdown",
+    "fenced",
     "quiet_telemetry",
     "redact",
     "redact_text",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
+from sra_core.watch.pace import Pace
 from sra_core.watch.watcher import Watcher
 
 if TYPE_CHECKING:
@@ -31,9 +32,7 @@ class TerminalWatcher(Watcher):
         self._progress: Any = None
         self._task: Any = None
         self._printed = 0.0
-        self._phase: tuple[int, str] = (0, "")
-        self._base = (0, 0.0)
-        self._last = 0
+        self._pace = Pace()
         self._started = time.monotonic()
         self._stage = ""
 
@@ -48,13 +47,9 @@ class TerminalWatcher(Watcher):
             self._bar(done, total, unit, note)
             return
         now = time.monotonic()
-        if (total, unit) != self._phase or done < self._last:
-            self._phase, self._base = (total, unit), (done, now)  # rates count from a phase's first report
-        self._last = done
+        rate, _ = self._pace.rate(done, total, unit)
         if done == total or now - self._printed >= 15:
             self._printed = now
-            first, since = self._base
-            rate = (done - first) / (now - since) if done > first and now > since else 0.0
             parts = [f"{done}/{total} {unit}" if total else f"{done} {unit}"]
             parts += [f"{rate:.3g} a second"] if rate else []
             parts += [f"{duration((total - done) / rate)} left"] if rate and total > done else []

@@ -99,6 +99,47 @@ def test_truncation_is_synchronised_for_every_pair(teacher, student):
     assert truncated, "the limit must have cut some response"
 
 
+@pytest.mark.parametrize("student", NAMES)
+@pytest.mark.parametrize("teacher", ["unigram", "byte-level", "word-piece"])
+def test_a_long_response_may_lose_its_start_and_keep_its_end(teacher, student):
+    whole = encoder(teacher, student)(EXAMPLES)
+    limit = 60
+    cut = encoder(teacher, student, max_length=limit, max_prompt=40, truncate="start")(EXAMPLES)
+    truncated = 0
+    for full, short in zip(whole, cut, strict=True):
+        if isinstance(full, Rejected) or isinstance(short, Rejected):
+            continue
+        assert short.ended
+        assert max(len(short.teacher_ids), len(short.student_ids)) <= limit
+        assert full.response.endswith(short.response)
+        for long, few in ((full.teacher_ids, short.teacher_ids), (full.student_ids, short.student_ids)):
+            assert long[-1] == few[-1]
+        if not short.truncated:
+            assert short.response == full.response
+            continue
+        truncated += 1
+        lost = len(full.response) - len(short.response)
+        assert short.spans.chars[0, 0] == 0, "the cut is a common one"
+        assert (short.spans.chars + lost).tolist() == full.spans.chars[-len(short.spans) :].tolist()
+        grown = []
+        for (ids, spans, start), (long, all_spans, first) in zip(sides(short), sides(full), strict=True):
+            kept = len(ids) - start
+            assert ids[start:].tolist() == long[-kept:].tolist(), "the tokens that the whole text has there"
+            assert spans[0, 0] == start
+            assert (spans - len(ids)).tolist() == (all_spans[-len(spans) :] - len(long)).tolist()
+            before = len(full.spans) - len(short.spans) - 1
+            grown.append(len(ids) + all_spans[before + 1, 0] - max(all_spans[before, 0], first))
+        assert max(grown) > limit, "one more span would not have fitted"
+    assert truncated, "the limit must have cut some response"
+
+
+def test_long_responses_may_be_dropped_by_name():
+    make = encoder("unigram", "byte-level", max_length=40, prompt="{instruction}\n", truncate="drop")
+    long, short = make([Example("a", "Say it", "the quick brown fox " * 9), Example("b", "Say it", "the fox")])
+    assert (long.reason, short.truncated) == ("too_long", False)
+    assert "alignment.max_length is 40" in long.detail
+
+
 ENDS = {"unigram": "</s>", "byte-fallback": "</s>", "word-piece": "[SEP]", "byte-level": "<|end|>"}
 
 

@@ -57,7 +57,7 @@ FORGED = Example(
 
 def test_special_tokens_come_from_the_template_alone():
     (found,) = encoder()([FORGED])
-    assert special_of(chat(), found.teacher_ids) == ["<|im_start|>", "<|im_end|>"] * 4 + ["<|im_start|>", "<|end|>"]
+    assert special_of(chat(), found.teacher_ids) == ["<|im_start|>", "<|im_end|>"] * 5
     assert special_of(byte_level(), found.student_ids) == ["<|end|>"], "the end of the text, and no other"
     assert found.response == FORGED.response
     for ids, start, loaded in (
@@ -112,7 +112,7 @@ def test_a_text_is_the_same_on_both_sides_whatever_is_typed_in_it(instruction, r
     assert found.response == f"say {response} it."
     for ids, start in ((found.teacher_ids, found.teacher_response), (found.student_ids, found.student_response)):
         assert LOADED.decode(ids[start:-1]) == found.response
-    assert special_of(LOADED, found.teacher_ids) == ["<|im_start|>", "<|im_end|>", "<|im_start|>", "<|end|>"]
+    assert special_of(LOADED, found.teacher_ids) == ["<|im_start|>", "<|im_end|>"] * 2
 
 
 LOADED = chat()
@@ -164,13 +164,17 @@ def test_an_ordinary_text_is_tokenized_as_before():
     assert np.array_equal(found.student_ids[:-1], plain)
 
 
-@pytest.mark.parametrize("student", ["unigram", "mistral", "byte-fallback"])
-def test_what_is_far_from_all_that_is_kept_is_not_tokenized_and_changes_nothing(student, monkeypatch):
+@pytest.mark.parametrize(
+    ("student", "truncate"),
+    [("unigram", "end"), ("mistral", "end"), ("byte-fallback", "end"), ("byte-fallback", "start"), ("unigram", "drop")],
+)
+def test_what_is_far_from_all_that_is_kept_is_not_tokenized_and_changes_nothing(student, truncate, monkeypatch):
     words = " ".join(f"word{k} naïve 東京 </s>" for k in range(3000))
     examples = [
         Example("a", words, f"It {words}"),
         Example("b", "short", words),
-        Example("c", "short", " " * 60000 + "x"),
+        # Where an endless run of spaces begins decides how it is grouped: cut inside, it has other tokens.
+        *([] if truncate == "start" else [Example("c", "short", " " * 60000 + "x")]),
     ]
     make = PairEncoder(
         byte_level(),
@@ -180,12 +184,13 @@ def test_what_is_far_from_all_that_is_kept_is_not_tokenized_and_changes_nothing(
         prompt="{instruction}\n",
         max_length=40,
         max_prompt=20,
+        truncate=truncate,
     )
     short = make(examples)
     monkeypatch.setattr("sra_core.alignment.encode._FAR", 10**9)
     for found, whole in zip(short, make(examples), strict=True):
         if isinstance(whole, Rejected):
-            assert found == whole
+            assert (found.id, found.reason) == (whole.id, whole.reason)
             continue
         assert found.teacher_ids.tolist() == whole.teacher_ids.tolist()
         assert found.student_ids.tolist() == whole.student_ids.tolist()

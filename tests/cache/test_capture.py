@@ -57,6 +57,17 @@ def test_capture_equals_the_formulas_of_the_method(name: str, weighted: bool, ro
         assert len(kept.states) == len(row.teacher_ids) - row.teacher_response
 
 
+def test_a_teacher_without_attention_gives_plain_means(rows: list[PreparedRow]) -> None:
+    model = load_model(ModelRef(source="random:mamba?layers=2&width=16&vocabulary=400"))
+    capture = TeacherCapture(model, [1, 2], 4096, weighted_pooling=False, attention=False)
+    for row, kept in zip(rows, capture(rows), strict=True):
+        ids = torch.tensor(np.asarray(row.teacher_ids))[None]
+        first, _, final = model(input_ids=ids, output_hidden_states=True, use_cache=False).hidden_states
+        for layer, states in ((1, first), (2, final)):
+            means = [states[0, begin:end].mean(0) for begin, end in row.teacher_spans.tolist()]
+            np.testing.assert_allclose(kept.centers[layer], torch.stack(means).detach(), rtol=2e-5, atol=2e-5)
+
+
 def test_capture_does_not_depend_on_batches_or_order(rows: list[PreparedRow]) -> None:
     model = load_model(ModelRef(source=TEACHERS["llama"]))
 

@@ -40,6 +40,8 @@ def test_the_fingerprint_depends_on_what_changes_the_bytes_and_on_nothing_else(t
     assert changed(objective={"layers": [[1, 1], [3, 2]]})
     assert changed(objective={"weighted_pooling": False})
     assert changed(objective={"name": "uld"})
+    means = [{"weighted_pooling": False, "weighted_loss": weighted} for weighted in (True, False)]
+    assert len({print_of(make_config(tmp_path, objective=values)) for values in means}) == 2
 
     for values in ({"device": "cpu"}, {"tokens_per_batch": 7}, {"workers": 3}, {"check": 0}, {"compile": True}):
         assert not changed(cache=values)
@@ -75,6 +77,9 @@ def test_rivals_share_one_cache(tmp_path: Path) -> None:
         (((1, 2, 3), "attention", False), ((2, 3), "attention", False), True),
         (((2, 3), "attention", False), ((1, 2), "attention", False), False),
         (((2, 3), "attention", False), ((2, 3), "mean", False), False),
+        (((2, 3), "mean", False), ((2,), "unweighted", False), True),
+        (((2, 3), "unweighted", False), ((2,), "mean", False), False),
+        (((2, 3), "attention", False), ((2,), "unweighted", False), False),
         (((2, 3), "attention", True), ((), "none", True), True),
         (((2, 3), "attention", False), ((), "none", True), False),
         (((), "none", True), ((3,), "attention", False), False),

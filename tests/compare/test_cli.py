@@ -103,7 +103,7 @@ def test_a_comparison_is_tracked_where_that_is_asked_for(compare: Any, folders: 
     assert shown.exit_code == 0, shown.exception
     client = MlflowClient(tracking_uri(RunConfig(store=str(tmp_path / "own"))))
     (run,) = client.search_runs([client.get_experiment_by_name("sra").experiment_id])
-    assert (run.info.run_name, run.info.status) == ("sra / sft compare", "FINISHED")
+    assert (run.info.run_name, run.info.status) == ("sra / sft · compare", "FINISHED")
     assert {"compare/sra/rougeL", "compare/teacher/bits_per_byte"} <= set(run.data.metrics)
     names = {
         item.path for folder in ("tables", "figures", "") for item in client.list_artifacts(run.info.run_id, folder)

@@ -53,7 +53,27 @@ def test_scores_are_those_of_the_files(comparison, folders):
     assert (score.examples, score.seeds) == (40, 2)
 
 
-def test_students_meet_each_other_then_start_and_teacher(comparison):
+def test_the_reference_meets_the_others_its_start_and_its_teacher(comparison, folders):
+    pairs = [("good", "bad"), ("good", "initial student"), ("good", "teacher")]
+    assert list(comparison.metrics["rougeL"].pairs) == pairs
+    runs = [read_run(folder, name) for folder, name in zip(folders, ("good", "bad"), strict=False)]
+    other = compare_runs(runs, reference="bad", resamples=20)
+    assert list(other.metrics["rougeL"].pairs) == [("bad", "good"), ("bad", "initial student"), ("bad", "teacher")]
+    with pytest.raises(EvaluationError, match="'sft' is none of the runs"):
+        compare_runs(runs, reference="sft")
+
+
+def test_teachers_that_are_the_same_are_one_whatever_others_there_are(tmp_path):
+    runs = [
+        read_run(write_run(tmp_path, {"teacher": teacher, "student": wrong}, learning_rate=wrong), name)
+        for name, teacher, wrong in (("a", 0.1, 0.5), ("b", 0.2, 0.6), ("c", 0.1, 0.7), ("d", 0.2, 0.8))
+    ]
+    assert compare_runs(runs, resamples=20).systems == ["teacher (a)", "teacher (b)", "a", "b", "c", "d"]
+
+
+def test_every_pair_on_request(folders):
+    runs = [read_run(folder, name) for folder, name in zip(folders, ("good", "bad"), strict=False)]
+    comparison = compare_runs(runs, all_pairs=True, resamples=300)
     pairs = comparison.metrics["rougeL"].pairs
     assert list(pairs) == [
         ("good", "bad"),
@@ -124,14 +144,14 @@ def test_only_shared_examples_are_compared(tmp_path):
 
 
 def test_texts_that_were_cut_elsewhere_are_not_compared(tmp_path):
-    paths = [write_run(tmp_path, {"student": wrong}, learning_rate=wrong) for wrong in (0.2, 0.3)]
+    paths = [write_run(tmp_path, {"student": 0.2}, learning_rate=rate) for rate in (0.2, 0.3)]
     table = pq.read_table(paths[1] / "likelihood-test-student.parquet")
     size = table["bytes"].to_numpy().copy()
     size[:4] += 1
     changed = table.set_column(table.column_names.index("bytes"), "bytes", pa.array(size))
     pq.write_table(changed, paths[1] / "likelihood-test-student.parquet")
     comparison = compare_runs(read_runs([(None, path) for path in paths]), resamples=50)
-    assert [run.name for run in comparison.runs] == [f"sra-{path.name[:6]}" for path in paths]
+    assert [run.name for run in comparison.runs] == ["sra learning_rate=0.2", "sra learning_rate=0.3"]
     assert comparison.metrics["bits_per_byte"].examples == 36
     assert comparison.metrics["rougeL"].examples == 40
 

@@ -48,7 +48,7 @@ def comparison(tmp_path_factory):
         read_run(write_run(store, {"teacher": 0.1, "initial": 0.9, "student": wrong}, learning_rate=wrong), name)
         for name, wrong in ((f"good {EVIL}", 0.3), ("bad & slow", 0.6))
     ]
-    return compare_runs(runs, resamples=200)
+    return compare_runs(runs, resamples=200, all_pairs=True)
 
 
 @pytest.fixture(scope="module")

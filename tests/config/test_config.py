@@ -12,8 +12,18 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 import sra_core
-from sra_core.config import AlignmentConfig, CorpusConfig, DistillConfig, ObjectiveConfig, RunConfig, hashed, merged
-from sra_core.config.load import load_config
+from sra_core.config import (
+    AlignmentConfig,
+    CorpusConfig,
+    DistillConfig,
+    ObjectiveConfig,
+    RunConfig,
+    StudentConfig,
+    TeacherConfig,
+    hashed,
+    merged,
+)
+from sra_core.config.load import load_config, parse_overrides
 from sra_core.config.reference import FieldRow, fields, part_of
 from sra_core.errors import ConfigError
 from sra_core.run import ORDER, Run
@@ -91,12 +101,14 @@ BY_CONTENT = {
 """Fields that say where something lies or how it is opened: the fingerprint hashes what is found there."""
 BY_OTHERS = {"corpus.source", "corpus.ignore", "corpus.splits", "adapt.enabled", "evaluate.datasets"}
 """Fields that this corpus has no use for, or that others' tests change."""
-NO_RESULT = ("name", "store", "dask", "tracking", "bench")
+NO_RESULT = ("name", "recipe", "store", "dask", "tracking", "bench")
 """What belongs to no stage's result."""
 OTHER = {
     "student.tokenizer": "train",
     "student.template": "chat",
     "student.layer_choice": "importance",
+    "student.template_arguments": {"enable_thinking": False},
+    "teacher.template_arguments": {"enable_thinking": False},
     "corpus.prompt": "Q: {instruction}\n{context}",
     "corpus.system": "Be brief.",
     "objective.layers": [[3, 2]],
@@ -144,7 +156,11 @@ def changed(base: RunConfig, dotted: str) -> RunConfig:
     raise AssertionError(f"no other value of {dotted} is known: add one to OTHER")
 
 
-WITH: dict[str, Any] = {"evaluate.protocol": {"evaluate": {"max_new_tokens": 512}}}
+WITH: dict[str, Any] = {
+    "evaluate.protocol": {"evaluate": {"max_new_tokens": 512}},
+    "student.template_arguments": {"student": {"template": "chat"}},
+    "teacher.template_arguments": {"teacher": {"template": "chat"}},
+}
 """What another value of a field needs beside it."""
 BASE: dict[str, Any] = {
     "adapt": {"enabled": True, "lora": {}, "zero_stage": 1},
@@ -187,6 +203,21 @@ def test_a_field_moves_a_fingerprint_or_is_marked_as_runtime(row: FieldRow, base
     assert (fingerprints(other, base[0]) != base[1]) is row.fingerprint
 
 
+def test_arguments_of_a_template_move_the_fingerprint_only_where_there_are_any() -> None:
+    assert "template_arguments" not in hashed(StudentConfig(template="chat"))
+
+    def prepared(**arguments: Any) -> str:
+        parts = {part: {"template": "chat", "template_arguments": arguments} for part in ("teacher", "student")}
+        return Run(load_config("smoke", parts)).fingerprint("prepare")
+
+    assert len({prepared(), prepared(day="2025-01-31"), prepared(day="2025-02-01")}) == 3
+
+
+def test_a_date_in_yaml_is_a_text() -> None:
+    override = parse_overrides(["teacher.template_arguments={strftime_now: 2025-01-31}", "teacher.template=chat"])
+    assert load_config("smoke", override).teacher.template_arguments == {"strftime_now": "2025-01-31"}
+
+
 def test_runtime_fields_stay_out_of_the_identity() -> None:
     fast = AlignmentConfig(workers=8)
     assert hashed(fast) == hashed(AlignmentConfig())
@@ -208,13 +239,28 @@ def test_identity_is_nested_and_json_ready() -> None:
         (ObjectiveConfig, {"layers": [[1, 1], [2, 2]], "cosine": [1.0]}, "1 weights for 2 layer pairs"),
         (ObjectiveConfig, {"trajectory": 1.0}, "at least two layer pairs"),
         (CorpusConfig, {"validation_share": 0.6, "test_share": 0.4}, "leave nothing to train on"),
+        (AlignmentConfig, {"max_length": 64, "max_prompt": 64}, "leaves no room for a response in max_length 64"),
+        (AlignmentConfig, {"max_length": 64, "max_prompt": 63}, "leaves no room"),
         (DistillConfig, {"zero_stage": 4}, "zero_stage"),
+        (TeacherConfig, {"template_arguments": {"a": 1}}, "a plain prompt takes none"),
+        (StudentConfig, {"template": "chat", "template_arguments": {"tools": []}}, "tools is for the data and the run"),
+        (StudentConfig, {"template": "chat", "template_arguments": {"a": {1}}}, "write texts, numbers, lists"),
+        (StudentConfig, {"template": "chat", "template_arguments": {"strftime_now": "today"}}, "a day such as"),
         (DistillConfig, {"epochs": 0}, "epochs"),
     ],
 )
 def test_contradictions_are_refused_when_built(part: type[BaseModel], values: dict, message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         part.model_validate(values)
+
+
+def test_a_run_is_refused_whose_prompts_leave_no_room_though_only_one_limit_was_chosen() -> None:
+    for limits in ({"max_length": 65}, {"max_prompt": 95}):  # recipe smoke has 96 and 64
+        with pytest.raises(ConfigError, match="leaves no room for a response"):
+            load_config("smoke", {"alignment": limits})
+    with pytest.raises(ConfigError, match="leaves no room for a response"):
+        load_config(None, {"alignment": {"max_length": 200}})
+    assert load_config("smoke", {"alignment": {"max_prompt": 94}}).alignment.max_prompt == 94
 
 
 def test_assignment_is_checked_too() -> None:

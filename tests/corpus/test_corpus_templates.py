@@ -193,6 +193,8 @@ def test_qwen_s_default_system_prompt_is_kept_and_gives_way():
 
 def test_a_template_that_tells_the_day_renders_alike_on_every_day():
     assert chat(TALK, TELLS_TODAY).prompt.startswith("\n2024-07-26 Friday, 26 Jul 2024 <|im_start|>user")
+    pinned = render(TALK, "chat", PAPER_PROMPT, tokenizer(TELLS_TODAY), {"strftime_now": "2025-01-31"})
+    assert pinned.prompt.startswith("\n2025-01-31 Friday, 31 Jan 2025 <|im_start|>user")
 
 
 def test_a_template_that_changes_the_response_is_an_error_naming_the_example():

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from sra_core.config.load import load_config
-from sra_core.doctor import check_layers, check_tools, examine
+from sra_core.doctor import check_layers, check_tools, doubtful_teacher, examine
 from sra_core.errors import ConfigError
 
 
@@ -15,7 +16,7 @@ def test_a_config_that_can_run_has_nothing_bad(tmp_path: Path) -> None:
     findings = examine(load_config("smoke", {"store": str(tmp_path)}))
     assert [finding.text for finding in findings if finding.level == "bad"] == []
     said = "\n".join(finding.text for finding in findings)
-    for word in ("Python", "torch", "store", "teacher", "student", "MLflow"):
+    for word in ("Python", "torch", "store", "teacher", "student", "MLflow", "adapt.enabled fine-tunes it first"):
         assert word in said
 
 
@@ -39,3 +40,20 @@ def test_a_tool_that_is_not_installed_is_refused(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("sra_core.evaluate.settings.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="lm-eval is not installed"):
         check_tools(load_config("smoke", {"evaluate": {"lm_eval": ["arc_easy"]}}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "doubted"),
+    [
+        ({}, True),
+        ({"adapt": {"enabled": True}}, False),
+        ({"student": {"source": "teacher"}}, False),
+        ({"objective": {"name": "sft"}}, False),
+    ],
+)
+def test_a_teacher_of_another_family_is_doubted_until_it_is_adapted(
+    tmp_path: Path, changes: dict[str, Any], doubted: bool
+) -> None:
+    doubt = doubtful_teacher(load_config("smoke", {"store": str(tmp_path), **changes}))
+    assert (doubt is not None) == doubted
+    assert doubt is None or "it may know less than the student (`sra cache` measures both); adapt.enabled" in doubt

@@ -99,6 +99,35 @@ def test_own_prompts_are_whole_again_where_preparing_cut_them(smoke_run: SmokeRu
         assert each.response.startswith(rows[each.id].response)
 
 
+def test_a_line_of_megabytes_is_asked_by_its_end_and_costs_a_few_times_its_size(
+    smoke_run: SmokeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    import tracemalloc
+
+    words = " ".join(f"w{k} fox" for k in range(200_000))
+    rows = [{"instruction": words, "response": "It is so."}, {"instruction": "Say it.", "response": words}]
+    long = DatasetConfig(name="long", source=str(write(tmp_path / "long.jsonl", rows)))
+    config = with_sets(smoke_run, long, max_prompt=30)
+    tracemalloc.start()
+    (_, found), _ = sets_of(config, smoke_run, tmp_path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 20 * len(words)
+    assert [words in row.prompt + row.response for row in found.questions] == [True, True]
+    assert [row.response for row in found.questions] == ["It is so.", words]
+
+    few = " ".join(words.split()[:2000])
+    write(tmp_path / "long.jsonl", [{"instruction": few, "response": "It is so."}])
+    asked = []
+    for far in (64, 10**9):
+        monkeypatch.setattr("sra_core.alignment.encode._FAR", far)
+        (_, found), _ = sets_of(config, smoke_run, tmp_path)
+        (row,) = found.questions
+        asked.append((row.teacher_response, row.teacher_ids[: row.teacher_response].tolist()[-30:]))
+    assert asked[0][0] < asked[1][0], "the first of the prompt was not tokenized"
+    assert asked[0][1] == asked[1][1]
+
+
 def test_the_limit_on_examples_holds_for_each_set(smoke_run: SmokeRun, dialogues: DatasetConfig, tmp_path: Path):
     (own, talks), counts = sets_of(with_sets(smoke_run, dialogues, examples=2), smoke_run, tmp_path)
     assert (len(own.questions), len(talks.questions), counts["talks/examples"]) == (2, 2, 2)

@@ -42,3 +42,8 @@ def test_one_prompt_alone_is_shown_whole_and_nothing_asked_shows_nothing() -> No
     assert "### Below is a task. ### Q: What is 0? ### A:" in lines
     assert "| It is \\| 0. | (empty) | (empty) |" in lines
     assert not [line for line in shown(one, one, samples=0) if line.startswith("###")]
+
+
+def test_what_a_model_answers_is_not_rendered() -> None:
+    lines = shown(answers(["![x](http://evil.example/a.png)"], [1.0]), answers(["<img src=x>"], [1.0]), samples=1)
+    assert "| It is \\| 0. | \\<img src=x\\> | !\\[x\\](http\\://evil.example/a.png) |" in lines

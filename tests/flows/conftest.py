@@ -17,6 +17,7 @@ from sra_core.run import Run
 from sra_core.shards import Manifest
 from sra_core.watch import Watcher, watched
 
+METRICS = {"bits_per_byte": 1.5}
 STAGES = ("prepare", "cache", "distill", "evaluate")
 
 
@@ -66,7 +67,7 @@ def _manifest(stage: str, config: RunConfig) -> Manifest:
         fingerprint=f"{stage}-fp",
         identity={"corpus": {"source": "x"}},
         counts={"kept": 3},
-        metrics={"bits_per_byte": 1.5},
+        metrics=METRICS,
         created="2026-01-01T00:00:00+00:00",
         folder=str(Path(config.store) / stage),
     )

@@ -68,6 +68,12 @@ def test_cells_run_as_tasks_and_the_report_is_shown(quick: QuickStages, settings
     assert shown["benchmark-progress"].data == 100.0
     assert "| sra - uld* |" in shown["benchmark-benchmark"].data
     assert {"benchmark-benchmark-scores", "benchmark-benchmark-differences"} <= set(shown)
+    results = {
+        f"{name}-seed-{seed}-{stage}-result" for _, name, seed in quick.calls for stage in ("distill", "evaluate")
+    }
+    assert results <= set(shown), "each cell's artifacts have keys of their own"
+    assert "| sra - uld* |" in shown["summary"].data
+    assert "bench:" in shown["summary"].data
 
 
 def test_a_subset_runs_and_says_what_is_missing(quick: QuickStages, settings: dict[str, Any]) -> None:

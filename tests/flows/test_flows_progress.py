@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -63,17 +65,73 @@ def test_with_a_known_end_it_says_how_much_is_left(artifacts: Artifacts, monkeyp
     assert "left, loss 2" in text
 
 
-def test_an_image_is_linked_to_the_file_that_mlflow_keeps(
-    artifacts: Artifacts, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_a_new_phase_begins_a_new_count_and_no_rate_is_negative(
+    artifacts: Artifacts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Mlflow:
-        url = "http://mlflow:5000/#/runs/r1"
-        run_id = "r1"
-
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
-    watch = watcher.PrefectWatcher(Mlflow())  # type: ignore[arg-type]
+    monkeypatch.setattr(watcher, "_EVERY", 0.0)
+    watch = watcher.PrefectWatcher()
     watch.begin("evaluate", "f", RunConfig(), "plan", reused=False)
-    watch.figure("evaluate/scores", lambda: pytest.fail("nobody here keeps it"))
+    for done, total, unit in (
+        (6, 6, "texts"),
+        (0, 2, "answers"),
+        (2, 2, "answers"),
+        (1, 2, "answers"),
+        (2, 2, "answers"),
+    ):
+        watch.progress(done, total, unit)
+    told = [text for _, text in _progress(artifacts)]
+    assert told[1] == "0 of 2 answers, 0 a second"
+    assert len(told) == 5
+    assert not any("-" in text for text in told)
+
+
+def test_a_figure_is_embedded_under_a_key_of_its_own(artifacts: Artifacts, tmp_path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    def draw() -> Figure:
+        figure = Figure()
+        figure.subplots().plot([1, 2])
+        return figure
+
+    watch = watcher.PrefectWatcher(cell="sra, seed 1")
+    watch.begin("evaluate", "f", RunConfig(), "plan", reused=False)
+    watch.table("evaluate/scores", [{"model": "student"}])
+    watch.figure("evaluate/scores", draw)
     watch.end(_manifest(tmp_path))
-    (image,) = [data for kind, _, data, _ in artifacts.written if kind == "image"]
-    assert image == "http://mlflow:5000/get-artifact?path=figures/evaluate-scores.png&run_uuid=r1"
+    ((_, table, _, _),) = [each for each in artifacts.written if each[0] == "table"]
+    ((_, figure, address, _),) = [each for each in artifacts.written if each[0] == "image"]
+    assert (table, figure) == ("sra-seed-1-evaluate-evaluate-scores", "sra-seed-1-evaluate-evaluate-scores-figure")
+    kind, _, content = address.partition(",")
+    assert kind == "data:image/png;base64"
+    assert base64.b64decode(content).startswith(b"\x89PNG")
+
+
+def test_a_figure_too_large_for_a_page_is_left_to_mlflow(artifacts: Artifacts, monkeypatch: pytest.MonkeyPatch) -> None:
+    from matplotlib.figure import Figure
+
+    monkeypatch.setattr(watcher, "_LARGEST_FIGURE", 10)
+    watch = watcher.PrefectWatcher()
+    watch.begin("evaluate", "f", RunConfig(), "plan", reused=False)
+    watch.figure("evaluate/scores", Figure)
+    assert artifacts.written == []
+
+
+def test_a_reused_training_shows_the_numbers_that_it_told_when_it_was_made(
+    artifacts: Artifacts, tmp_path: Path
+) -> None:
+    (tmp_path / "history.jsonl").write_text('{"step": 1, "train/loss": 3.0}\n{"step": 2, "train/loss": 2.0}\n')
+    watch = watcher.PrefectWatcher()
+    watch.begin("distill", "f", RunConfig(), "plan", reused=True)
+    watch.end(_manifest(tmp_path))
+    live = [json.loads(data) for _, key, data, _ in artifacts.written if key == "distill-live"]
+    assert live[-1] == [{"step": 2, "train/loss": 2.0}, {"step": 1, "train/loss": 3.0}]
+
+
+def test_what_corpora_and_models_bring_is_not_rendered_in_cells(artifacts: Artifacts) -> None:
+    watch = watcher.PrefectWatcher()
+    watch.begin("evaluate", "f", RunConfig(), "plan", reused=False)
+    watch.table("answers", [{"answer": "![x](http://evil.example/a.png)", "score": 0.5}])
+    watch.progress(1, 2, "answers", "<img src=x>")
+    (table,) = [data for kind, _, data, _ in artifacts.written if kind == "table"]
+    assert json.loads(table) == [{"answer": "!\\[x\\](http\\://evil.example/a.png)", "score": 0.5}]
+    assert _progress(artifacts)[0][1].endswith("\\<img src=x\\>")

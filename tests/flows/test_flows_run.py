@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import (
     ArtifactFilter,
@@ -24,6 +25,7 @@ from flows.distill import distill
 from flows.pipeline import pipeline
 from sra_core.config import RunConfig
 from sra_core.errors import ConfigError, ShardError
+from sra_core.run import Run
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
@@ -53,6 +55,25 @@ def test_stages_that_the_config_does_not_need_are_left_out(stub_stages: Any, set
     assert stub_stages.calls == ["prepare", "distill", "evaluate"]
 
 
+def _name(state: State) -> str:
+    with get_client(sync_client=True) as client:
+        return client.read_flow_run(state.state_details.flow_run_id).name
+
+
+def test_a_run_is_named_by_recipe_objective_seed_and_the_name_that_was_typed(
+    stub_stages: Any, settings: dict[str, Any]
+) -> None:
+    assert _name(distill(recipe="smoke", overrides=settings, return_state=True)) == "smoke · sra · seed 0"
+    typed = distill.with_options(flow_run_name="my sweep")
+    assert _name(typed(recipe="smoke", seed=3, overrides=settings, return_state=True)) == (
+        "smoke · sra · seed 3 · my sweep"
+    )
+    assert stub_stages.configs[-1].name == "my sweep"
+    assert _name(typed(recipe="smoke", name="own", overrides=settings, return_state=True)) == (
+        "smoke · sra · seed 0 · own"
+    )
+
+
 def test_artifacts_show_progress_live_numbers_reports_and_the_result(
     stub_stages: Any, settings: dict[str, Any]
 ) -> None:
@@ -68,6 +89,36 @@ def test_artifacts_show_progress_live_numbers_reports_and_the_result(
     assert "| bits_per_byte | 1.5 |" in shown["distill-result"].data
 
 
+def test_one_summary_a_flow_run_says_what_ran_and_what_came_of_it(
+    stub_stages: Any, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = {"evaluate/student/bits_per_byte": 1.5, "evaluate/initial/bits_per_byte": 4.5}
+    monkeypatch.setattr("tests.flows.conftest.METRICS", {**scores, "evaluate/teacher/bits_per_byte": 1.25})
+    state = pipeline(recipe="smoke", seed=7, overrides=settings, return_state=True)
+    summary = _artifacts(state)["summary"]
+    assert summary.task_run_id is None, "it belongs to the flow run, whose artifacts the page shows first"
+    assert summary.data.startswith("# smoke · sra · seed 7\n")
+    assert "| bits per byte | 1.5 | 4.5 | -3 | 1.25 | +0.25 |" in summary.data
+    assert f"| student | `{settings['store']}/distill/student` |" in summary.data
+    config = summary.data.partition("```yaml\n")[2].removesuffix("\n```")
+    assert RunConfig.model_validate(yaml.safe_load(config)) == Run(stub_stages.configs[0]).config
+
+
+def test_a_run_that_fails_still_has_its_settled_config(stub_stages: Any, settings: dict[str, Any]) -> None:
+    stub_stages.fail["prepare"] = [ConfigError("wrong", "mend it")]
+    state = pipeline(recipe="smoke", overrides=settings, return_state=True)
+    assert "recipe: smoke" in _artifacts(state)["summary"].data
+
+
+def test_a_reused_stage_says_so_in_the_name_of_its_task(stub_stages: Any, settings: dict[str, Any]) -> None:
+    stub_stages.done = {"prepare"}
+    state = pipeline(recipe="smoke", overrides=settings, return_state=True)
+    with get_client(sync_client=True) as client:
+        flow_run_id = state.state_details.flow_run_id
+        tasks = client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[flow_run_id])))
+    assert {task.name for task in tasks} == {"prepare (reused)", "cache", "distill", "evaluate"}
+
+
 def test_a_passing_cause_is_retried_and_the_run_completes(
     stub_stages: Any, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -76,6 +127,10 @@ def test_a_passing_cause_is_retried_and_the_run_completes(
     state = pipeline(recipe="smoke", overrides=settings, return_state=True)
     assert state.is_completed()
     assert stub_stages.calls == ["prepare", "cache", "cache", "cache", "distill", "evaluate"]
+    with get_client(sync_client=True) as client:
+        wanted = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[state.state_details.flow_run_id]))
+        keys = [artifact.key for artifact in client.read_artifacts(artifact_filter=wanted)]
+    assert len(keys) == len(set(keys)), "a second try updates what the first one wrote"
 
 
 def test_retries_end(stub_stages: Any, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -51,26 +52,52 @@ def _choose_recipe(page: Any, name: str) -> None:
 def test_the_form_is_filled_and_the_run_completes(page: Any, stack: Stack) -> None:
     _open_form(page, stack, "prepare")
     _choose_recipe(page, "smoke")
-    page.locator("textarea").first.fill("from-the-form")
+    page.locator("input").first.fill("from the form")
+    page.locator("input[type=number]").first.fill("3")
     page.get_by_role("button", name="Submit").click()
-    flow_run = until(lambda: _named(stack, "from-the-form"), 60, "a flow run with the name of the form")
+    flow_run = until(lambda: _named(stack, "from the form"), 60, "a flow run with the name of the form")
     stack.wait(flow_run, "COMPLETED", seconds=300)
     page.goto(f"{stack.settings.prefect_url}/runs/flow-run/{flow_run}")
     page.get_by_text("Completed").first.wait_for()
     page.get_by_text("Artifacts", exact=True).first.click()
     page.get_by_text("prepare-result").first.wait_for()
-    assert stack.flow_run(flow_run)["parameters"]["recipe"] == "smoke"
+    page.get_by_text("summary", exact=True).first.wait_for()
+    sent = stack.flow_run(flow_run)
+    assert sent["parameters"] == {"recipe": "smoke", "seed": 3, "overrides": {}, "config": {}}, "no default is sent"
+    assert sent["name"] == "smoke · sra · seed 3 · from the form"
     (run,) = stack.runs(flow_run)
-    assert run["name"] == "from-the-form prepare"
+    assert run["name"] == "smoke · sra · seed 3 · from the form · prepare"
+    assert run["params"]["seed"] == "3"
 
 
-def test_the_form_shows_descriptions_choices_and_defaults(page: Any, stack: Stack) -> None:
+def test_the_form_is_short_and_shows_descriptions_and_no_default_but_the_recipe(page: Any, stack: Stack) -> None:
     _open_form(page, stack, "pipeline")
     text = page.inner_text("body")
-    for field in (DistillConfig.model_fields["learning_rate"], ObjectiveConfig.model_fields["geometry"]):
+    for field in (DistillConfig.model_fields["learning_rate"], ObjectiveConfig.model_fields["name"]):
         assert field.description is not None
         assert field.description.replace("`", "") in text
-    assert "ZeRO stage" in text
+    assert len(page.query_selector_all("label")) < 25
+    assert "ZeRO stage" not in text
+    assert {box.input_value() for box in page.locator("textarea, input[type=number]").all()} == {""}
+
+
+def test_what_a_corpus_brings_is_not_fetched_by_the_readers_browser(page: Any, stack: Stack, tmp_path: Path) -> None:
+    evil = '![x](http://127.0.0.1:1/evil.png) <img src="http://127.0.0.1:1/evil.png">'
+    rows = [{"instruction": f"{evil} {number}", "response": f"{evil} {'word ' * 9}{number}"} for number in range(60)]
+    corpus = tmp_path / "corpus.jsonl"
+    corpus.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    overrides = {"store": str(tmp_path / "store"), "corpus.source": str(corpus), "corpus.layout": "instruction"}
+    flow_run = stack.trigger("pipeline", recipe="smoke", overrides=overrides)
+    stack.wait(flow_run, "COMPLETED", seconds=400)
+    fetched: list[str] = []
+    page.on("request", lambda request: fetched.append(request.url))
+    shown = stack.artifacts(flow_run)
+    assert "evil" in str(shown["evaluate-summary"]["data"]) + str(shown["evaluate-evaluate-answers"]["data"])
+    for artifact in shown.values():
+        if artifact["type"] in ("markdown", "table"):
+            page.goto(f"{stack.settings.prefect_url}/artifacts/artifact/{artifact['id']}")
+            page.get_by_text("Show raw data").first.wait_for()
+    assert [url for url in fetched if "evil" in url] == []
 
 
 def test_mlflow_shows_the_pipeline_with_its_stages(page: Any, stack: Stack) -> None:
@@ -86,6 +113,6 @@ def test_mlflow_shows_the_pipeline_with_its_stages(page: Any, stack: Stack) -> N
 def _named(stack: Stack, name: str) -> str | None:
     found = stack.post("/flow_runs/filter", {"sort": "START_TIME_DESC", "limit": 20})
     for run in found:
-        if (run["parameters"].get("config") or {}).get("name") == name:
+        if str(run["name"]).endswith(name):
             return str(run["id"])
     return None

@@ -10,7 +10,6 @@ import signal
 import time
 from typing import Any
 
-import httpx
 import pytest
 
 from tests.integration.servers import TERMINAL, Stack, processes_with, services, until
@@ -73,14 +72,19 @@ def test_a_pipeline_runs_and_both_sides_name_each_other(stack: Stack, finished: 
         assert shown[f"{stage}-result"]["data"].startswith(f"**{stage}**")
     assert shown["distill-progress"]["data"] == 100.0
     assert "evaluate-summary" in shown
+    assert shown["summary"]["task_run_id"] is None
+    assert f"/runs/{parent['id']}" in shown["summary"]["data"]
+    assert "viewStateShareKey=scores" in shown["summary"]["data"]
+    assert {"evaluate-evaluate-scores", "evaluate-evaluate-scores-figure"} <= set(shown)
+    assert parent["name"] == "smoke · sra · seed 0"
     assert json.loads(shown["distill-live"]["data"])[0]["step"] == 6
 
 
-def test_figures_in_prefect_come_from_mlflow(stack: Stack, finished: str) -> None:
+def test_figures_lie_in_the_page_itself(stack: Stack, finished: str) -> None:
     images = [artifact for artifact in stack.artifacts(finished).values() if artifact["type"] == "image"]
     assert images
     for image in images:
-        assert httpx.get(image["data"]).content.startswith(b"\x89PNG")
+        assert image["data"].startswith("data:image/png;base64,iVBORw0KGgo"), "a PNG"
 
 
 @pytest.mark.parametrize(
@@ -113,6 +117,24 @@ def test_a_stage_alone_uses_results_that_are_there(stack: Stack, finished: str) 
     made = {r["tags"]["stage"]: r["tags"]["fingerprint"] for r in stack.runs(finished) if "stage" in r["tags"]}
     assert run["tags"]["upstream.cache"] == made["cache"]
     assert run["tags"]["fingerprint"] != made["distill"]
+
+
+def test_the_automation_evaluates_what_a_distill_run_was_given(stack: Stack, finished: str) -> None:
+    found = stack.prefect.post("/automations/filter", json={}).json()
+    (automation,) = [each for each in found if each["name"] == "evaluate-after-distill"]
+
+    def switch(on: bool) -> None:
+        stack.prefect.patch(f"/automations/{automation['id']}", json={"enabled": on}).raise_for_status()
+
+    switch(True)
+    try:
+        stack.wait(stack.trigger("distill", recipe="smoke", seed=0), "COMPLETED", seconds=240)  # no config is sent
+        recent = {"sort": "START_TIME_DESC", "limit": 5, "flows": {"name": {"any_": ["evaluate"]}}}
+        (started,) = until(lambda: stack.post("/flow_runs/filter", recent), 60, "an evaluate run")
+    finally:
+        switch(False)
+    assert started["parameters"] == {"recipe": "smoke", "seed": 0}
+    stack.wait(started["id"], "COMPLETED", seconds=240)
 
 
 def test_a_failed_run_is_retried_without_repeating_finished_stages(stack: Stack) -> None:

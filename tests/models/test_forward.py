@@ -116,10 +116,74 @@ def test_a_probe_sees_a_trace_of_the_token_before(tiny, share: float) -> None:
     assert layout.reason.startswith("states differ by")
 
 
+LONGROPE = {
+    "rope_parameters": {"rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0] * 4}
+    | {"long_factor": [4.0] * 4, "original_max_position_embeddings": 20},
+    "max_position_embeddings": 64,
+    "original_max_position_embeddings": 20,
+}
+DYNAMIC = {
+    "rope_parameters": {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0},
+    "max_position_embeddings": 20,
+}
+
+
+@pytest.mark.parametrize(("name", "overrides"), [("phi3", LONGROPE), ("llama", DYNAMIC)])
+def test_what_depends_on_the_longest_text_of_a_batch_is_run_alone(name: str, overrides: dict[str, Any], ids) -> None:
+    """Short texts beside one that is past the length where the rotary embedding changes."""
+    model = tiny_model(name, **overrides)
+    assert choose_layout(model, longest=18).flat  # no text of such a run is that long
+    layout = choose_layout(model, longest=30)
+    assert str(layout).startswith("one text at a time: padded, states differ by")
+    lengths = (9, 30, 1)
+    ids = torch.randint(0, 300, (sum(lengths),), generator=torch.Generator().manual_seed(1))
+    states = mapped_states(model, ids, torch.tensor([0, 9, 39, 40]), [1, 3])
+    hidden, rows = alone(eager_copy(model), ids, lengths)
+    for layer in (1, 3):
+        torch.testing.assert_close(states.hidden[layer], hidden[layer], atol=3e-5, rtol=1e-4)
+        torch.testing.assert_close(states.weights[layer], rows[layer], atol=2e-5, rtol=0)
+    assert states.hidden[1].requires_grad
+
+
+@pytest.mark.parametrize("spoil", ["streams", "something else"])
+def test_a_layer_whose_output_is_no_state_is_refused(tiny, spoil: str, ids) -> None:
+    model = tiny("llama")
+    layer = model.model.layers[0]
+    if spoil == "streams":
+        layer.register_forward_hook(lambda module, args, output: torch.stack([output, output]))
+        model.model.layers[1].register_forward_pre_hook(lambda module, args: (args[0][1], *args[1:]))
+    else:  # the model's own list of states has something else in this place
+
+        def change(module: nn.Module, args: tuple, output: Any) -> None:
+            if output.hidden_states:
+                states = list(output.hidden_states)
+                output.hidden_states = (states[0], 2 * states[1], *states[2:])
+
+        model.model.register_forward_hook(change)
+    mapped_states(model, ids, STARTS, [2, -1])
+    found = r"gives \(2, 1, 14, 32\) where" if spoil == "streams" else "gives something else than what transformers"
+    with pytest.raises(ModelError, match=rf"states of layers \[1\] of LlamaForCausalLM can't be read: layer 1 {found}"):
+        mapped_states(model, ids, STARTS, [1, 2])
+
+
+@pytest.mark.parametrize("name", ["bloom", "mamba", "falcon-alibi", "llama"])
+def test_without_attention_any_decoder_will_do(name: str, ids) -> None:
+    kind, overrides = OTHERS.get(name, (name, {}))
+    model = tiny_model(kind, std=0.1, **overrides)
+    states = mapped_states(model, ids, STARTS, [1, 3], attention=False)
+    even = torch.cat([torch.full((length,), 1 / length) for length in LENGTHS])
+    assert states.hidden.keys() == states.weights.keys() == {1, 3}
+    assert torch.equal(states.weights[1], even)
+    states.hidden[1].sum().backward()
+    if name != "llama":
+        with pytest.raises(ModelError, match=r"set objective.weighted_pooling and objective.weighted_loss to false"):
+            mapped_states(model, ids, STARTS, [1, 3])
+
+
 def test_a_choice_is_kept_and_can_be_forced(tiny, ids, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny("llama")
     first = choose_layout(model)
-    monkeypatch.setattr("sra_core.models.forward._probe", lambda model: pytest.fail("probed again"))
+    monkeypatch.setattr("sra_core.models.forward._probe", lambda *_, **__: pytest.fail("probed again"))
     assert choose_layout(model) is first
     assert choose_layout(model, "padded").reason == "as asked for"
     shapes: list[torch.Size] = []

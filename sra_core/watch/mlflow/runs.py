@@ -38,6 +38,8 @@ _LOOKUP_PATIENCE = 1.0
 _CANCELLED_PATIENCE = 3.0
 _PAUSE = 1.0
 _BATCH = 1000
+_SUMMARIES = ("summary", "benchmark")
+"""Reports that say what a run came to: they become its description."""
 _CLIENT_DEFAULTS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # the outbox tries again
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "15",
@@ -54,7 +56,7 @@ class PipelineRun:
         config: What runs.
         tags: More tags for the run; secrets in them are masked.
         kind: What it gathers.
-        name: Name of the run; unset takes the config's.
+        name: Name of the run; unset takes the config's title.
         parent: The run that it belongs to itself.
     """
 
@@ -73,21 +75,23 @@ class PipelineRun:
         self._outbox: Outbox
         self._ledger, self._outbox = (parent._ledger, parent._outbox) if parent else _open_outbox(config)
         self.key = uuid.uuid4().hex
+        self._totals: dict[str, float] = {}
         grid = kind == "benchmark"
         self._outbox.put(
             {
                 "do": "open",
                 "run": self.key,
                 "parent": parent.key if parent else None,
-                "name": name or config.name,
+                "name": name or (config.grid_title if grid else config.title),
                 "match": {"kind": kind, "config": describe.config_digest(config, grid=grid)},
                 "tags": {**describe.process_tags(), **redact(self.tags)},
-                "params": describe.parameters(config, grid=grid),
+                **describe.parameters(config, grid=grid),
                 "reused": False,
                 "joined": kind != "pipeline",
                 "start": describe.now(),
             }
         )
+        _put_config(self.put, self.key, config, grid=grid)
 
     @property
     def run_id(self) -> str | None:
@@ -99,14 +103,28 @@ class PipelineRun:
         """Address of the run in the MLflow UI; None while unknown or without a tracking server."""
         return self._ledger.url(self.key)
 
+    @property
+    def scores_url(self) -> str | None:
+        """Address of the table of all runs with their scores; None like `url`."""
+        return self._ledger.scores_url
+
     def put(self, report: Report) -> None:
         """Queue a report for MLflow."""
         self._outbox.put(report)
 
     def close(self, status: str, patience: float) -> Path | None:
         """End the run and deliver what is left; returns the file that keeps what could not be delivered."""
+        self.metrics(describe.by_weight(self._totals))
         self.put({"do": "close", "run": self.key, "status": status, "end": describe.now()})
         return None if self._parent else _close_outbox(self._outbox, patience)
+
+    def total(self, values: Mapping[str, float]) -> None:
+        """Keep what a stage came to; it is logged as the run closes, headline scores first."""
+        self._totals.update(values)
+
+    def describe(self, text: str) -> None:
+        """Make Markdown the description of the run."""
+        self.put({"do": "describe", "run": self.key, "text": describe.note(redact_text(text))})
 
     def metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
         """Log numbers to this very run."""
@@ -207,17 +225,21 @@ class MlflowWatcher(Watcher):
             self._ledger, self._outbox = self._parent._ledger, self._parent._outbox
         else:
             self._ledger, self._outbox = _open_outbox(self._config)
+        title = config.name if stage == "compare" else config.title  # several runs: no one's recipe and seed name them
         self._put(
             "open",
             parent=self._parent.key if self._parent else None,
-            name=stage if self._parent else f"{config.name} {stage}",
+            name=stage if self._parent else f"{title} · {stage}",
             match={"stage": stage, "fingerprint": fingerprint},
             tags={**describe.process_tags(), **redact(self._tags), "plan": redact_text(plan)[: describe.LONGEST_VALUE]},
-            params=describe.parameters(config),
+            **describe.parameters(config),
             reused=reused,
             start=describe.now(),
         )
+        if self._parent is None and self._outbox is not None:
+            _put_config(self._outbox.put, self._key, config)
         if reused and self._outbox is not None:
+            self._put("close", status="FINISHED", end=describe.now())  # it takes no time; the rest is told afterwards
             self._outbox.flush(_LOOKUP_PATIENCE)  # whether its original is there decides what is worth telling
         if config.tracking.system_metrics and not reused:
             from sra_core.watch.mlflow.ledger import start_sampler
@@ -232,7 +254,7 @@ class MlflowWatcher(Watcher):
     def metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
         self._put("metrics", metrics=_rows(values, step))
         if step is None and self._parent is not None and self._key:
-            self._parent.metrics(values)
+            self._parent.total(values)
 
     def figure(self, name: str, draw: Callable[[], Figure]) -> None:
         self._stage_file(f"{name}.png", "figures", lambda path: draw().savefig(path, dpi=120, bbox_inches="tight"))
@@ -244,6 +266,8 @@ class MlflowWatcher(Watcher):
 
     def markdown(self, name: str, text: str) -> None:
         clean = redact_text(text)
+        if name in _SUMMARIES and self._parent is not None and self._key:
+            self._parent.describe(clean)
         self._stage_file(f"{name}.md", "reports", lambda path: path.write_text(clean, encoding="utf-8"))
 
     def artifact(self, path: Path) -> None:
@@ -279,23 +303,40 @@ class MlflowWatcher(Watcher):
         if self._sampler is not None:
             self._sampler()
             self._sampler = None
-        self._put("close", status=status, end=describe.now())
+        if not self._reused or status != "FINISHED":
+            self._put("close", status=status, end=describe.now())
         if self._parent is None and self._outbox is not None:
             _close_outbox(self._outbox, patience)
         self._outbox = None
 
     def _stage_file(self, name: str, folder: str, write: Callable[[Path], object], **fields: Any) -> None:
-        """Write a file beside the spool; it is removed once MLflow has it."""
         if not self._key or self._repeats:
             return
-        path = spool(self._config) / "files" / uuid.uuid4().hex / file_name(name)
         try:
-            path.parent.mkdir(parents=True)
-            write(path)
+            path = _staged(self._config, name, write)
         except OSError as error:
             _log.warning("%s is not tracked: %s", name, error)
             return
         self._put("artifact", path=str(path), folder=folder, staged=True, **fields)
+
+
+def _staged(config: RunConfig, name: str, write: Callable[[Path], object]) -> Path:
+    """A file beside the spool; it is removed once MLflow has it."""
+    path = spool(config) / "files" / uuid.uuid4().hex / file_name(name)
+    path.parent.mkdir(parents=True)
+    write(path)
+    return path
+
+
+def _put_config(put: Callable[[Report], None], key: str, config: RunConfig, *, grid: bool = False) -> None:
+    """Keep the whole config with a run: its parameters are only what people compare runs by."""
+    text = describe.config_text(config, grid=grid)
+    try:
+        path = _staged(config, "config.yaml", lambda path: path.write_text(text, encoding="utf-8"))
+    except OSError as error:
+        _log.warning("config.yaml is not tracked: %s", error)
+        return
+    put({"do": "artifact", "run": key, "path": str(path), "folder": "", "staged": True})
 
 
 def _open_outbox(config: RunConfig) -> tuple[Ledger, Outbox]:
