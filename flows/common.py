@@ -20,7 +20,7 @@ from flows.watcher import PrefectWatcher
 from sra_core.bench import Bench, Report, bench_report, run_cells
 from sra_core.config import RunConfig
 from sra_core.config.load import load_config, parse_overrides
-from sra_core.doctor import check_datasets, check_tools
+from sra_core.doctor import check_datasets, check_layers, check_models, check_tools
 from sra_core.errors import SraError, StorageError
 from sra_core.run import Run
 from sra_core.shards import Manifest
@@ -35,7 +35,8 @@ def run_stage(stage: str, config: RunConfig) -> Manifest:
     """Run one stage as a task of the current flow run.
 
     Raises:
-        ConfigError: A tool of evaluation is not installed: told before it starts.
+        ConfigError: A layer that a model lacks, or a tool of evaluation that is not installed: told before it starts.
+        ModelError: A model that cannot be used: likewise.
         TrainingError: The flow run was started too often: it crashes again and again.
     """
     return _run_stages([stage], Run(config), None)[stage]
@@ -45,7 +46,8 @@ def run_pipeline(config: RunConfig) -> dict[str, Manifest]:
     """Run the stages that the config needs one after the other, each as a task of the current flow run.
 
     Raises:
-        ConfigError: A tool of evaluation is not installed: told before the first stage.
+        ConfigError: A layer that a model lacks, or a tool that is not installed: told before the first stage.
+        ModelError: A model that cannot be used: likewise.
         DataError: A data set of evaluation cannot be read: likewise.
         TrainingError: The flow run was started too often: it crashes again and again.
     """
@@ -59,6 +61,8 @@ def _run_stages(stages: Iterable[str], run: Run, parent: PipelineRun | None) -> 
     stages, made = list(stages), {}
     with closing(FlowSummary(run.config.title, run.config, parent)) as summary:
         refuse_endless_starts()
+        check_models(run.config)
+        check_layers(run.config)
         if "evaluate" in stages:
             check_tools(run.config)
             check_datasets(run.config)

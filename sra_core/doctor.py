@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
@@ -17,7 +17,15 @@ from sra_core.errors import SraError
 from sra_core.run import settled
 from sra_core.shards import Remote, is_url, local_copy
 
-__all__ = ["Finding", "check_datasets", "check_layers", "check_run", "check_tools", "doubtful_teacher", "examine"]
+__all__ = [
+    "Finding",
+    "check_datasets",
+    "check_layers",
+    "check_models",
+    "check_tools",
+    "doubtful_teacher",
+    "examine",
+]
 
 _PACKAGES = ("torch", "transformers", "datasets", "pyarrow", "deepspeed", "prefect", "mlflow")
 _GIB = 2**30
@@ -186,22 +194,16 @@ def _tracking(config: RunConfig) -> Iterator[Finding]:
         yield Finding("good", f"MLflow: {tracking_uri(config)}")
 
 
-def check_run(config: RunConfig, stages: Iterable[str]) -> None:
-    """Refuse, in seconds, what some stages would refuse hours later.
+def check_models(config: RunConfig) -> None:
+    """Refuse models that a stage would refuse hours later, from configs, tokenizers, indexes and headers.
 
     What passed once is not looked at again while the files of the models stay as they are.
 
     Raises:
-        ConfigError: A layer that a model lacks, or a tool that is not installed.
-        DataError: A data set of evaluation that cannot be read.
-        ModelError: A model or a tokenizer that cannot be used; names the file.
+        ModelError: Names the file and what is wrong with it.
     """
     for _, _, check in _models(config):
         check()
-    check_layers(config)
-    if "evaluate" in stages:
-        check_tools(config)
-        check_datasets(config)
 
 
 def _models(config: RunConfig) -> Iterator[tuple[str, ModelRef, Callable[[], None]]]:

@@ -62,7 +62,7 @@ BUILT_ON = {
 OWNERS = {
     "mlflow": {"watch/mlflow"},
     "deepspeed": {"training"},
-    "peft": {"training", "adapt"},
+    "peft": {"training", "adapt", "models/rewritten"},  # the last: an adapter beside the weights is merged once
     "prefect": set(),
     "typer": {"cli"},
     "distributed": {"processes"},

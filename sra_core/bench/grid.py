@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from sra_core.config import RunConfig, Variant, merged, nested
 from sra_core.config.problems import config_error, leaves
-from sra_core.doctor import check_datasets, check_layers, check_tools
+from sra_core.doctor import check_datasets, check_layers, check_models, check_tools
 from sra_core.errors import ConfigError, ManifestMismatch, SraError, TrainingError
 from sra_core.objective import teacher_needs
 from sra_core.run import Run
@@ -83,9 +83,12 @@ class Bench:
         Raises:
             ConfigError: Names the layer or the tool.
             DataError: Names the data set that cannot be read.
+            ModelError: Names the model's file that cannot be used.
         """
         check_tools(self.config)
         check_datasets(self.config)
+        for config in _distinct(self.selected, ("teacher", "student")):
+            check_models(config)
         for config in _distinct(self.selected, ("teacher", "student", "objective")):
             check_layers(config)
 

@@ -56,6 +56,8 @@ def check_folder(folder: Path, ref: ModelRef) -> None:
     def look() -> bool:
         check_config(folder, ref)
         files = weight_files(folder, ref.allow_pickle)
+        if (folder / ADAPTER_FILES[0]).is_file():
+            files.append(_adapter_weights(folder))
         whole = sum(path.stat().st_size for path in files) <= _SAMPLED
         for path in files:
             if path.suffix == ".bin":
@@ -156,6 +158,16 @@ def _indexed(index: Path) -> list[str]:
     if not isinstance(weights, dict):
         raise ModelError(f"{index} names no weights", _AGAIN)
     return sorted(set(weights.values()))
+
+
+def _adapter_weights(folder: Path) -> Path:
+    path = folder / ADAPTER_FILES[1]
+    if not path.is_file():
+        raise ModelError(
+            f"{folder} holds adapter_config.json and no {path.name}",
+            "add the adapter's weights, or take adapter_config.json away to use the model without it",
+        )
+    return path
 
 
 def _no_config(folder: Path) -> ModelError:

@@ -16,6 +16,7 @@ from sra_core.models.bars import no_progress_bars
 from sra_core.models.cache import made_once, remembered, slug
 from sra_core.models.convert import file_sha256
 from sra_core.models.folders import ADAPTER_FILES, check_folder, weight_files
+from sra_core.models.reading import read_weights
 
 __all__ = ["PICKLED", "rewritten"]
 
@@ -31,12 +32,8 @@ def rewritten(folder: Path, ref: ModelRef) -> Path:
         ModelError: The folder's weights cannot be read.
     """
     if (folder / "adapter_config.json").is_file() and (folder / "config.json").is_file():
+        check_folder(folder, ref)
         made = [*weight_files(folder, ref.allow_pickle), *(folder / name for name in ADAPTER_FILES)]
-        if not made[-1].is_file():
-            raise ModelError(
-                f"{folder} holds adapter_config.json and no adapter_model.safetensors",
-                "add the adapter's weights, or take adapter_config.json away to use the model without it",
-            )
         return _once("merged", folder, made, lambda target: _merge(folder, target, ref))
     if not ref.allow_pickle or not (folder / "config.json").is_file():
         return folder
@@ -96,7 +93,6 @@ def _merge(folder: Path, target: Path, ref: ModelRef) -> None:
     """Write the model with its adapter merged in, in float32."""
     import torch
     from peft import PeftModel
-    from transformers import AutoModelForCausalLM
 
     with tempfile.TemporaryDirectory(prefix="base-", dir=target) as work:
         base = Path(work) / folder.name
@@ -106,12 +102,12 @@ def _merge(folder: Path, target: Path, ref: ModelRef) -> None:
                 (base / path.name).symlink_to(path.resolve())
         plain = rewritten(base, ref)
         try:
+            options = {"dtype": torch.float32, "use_safetensors": True, "trust_remote_code": ref.trust_remote_code}
+            model = read_weights(plain, ref.source, **options)
             with no_progress_bars():
-                model = AutoModelForCausalLM.from_pretrained(
-                    plain, dtype=torch.float32, use_safetensors=True, trust_remote_code=ref.trust_remote_code
-                )
-                merged = PeftModel.from_pretrained(model, folder).merge_and_unload()
-                merged.save_pretrained(target)
+                PeftModel.from_pretrained(model, folder).merge_and_unload().save_pretrained(target)
+        except ModelError:
+            raise
         except Exception as error:  # peft and transformers raise many kinds; that they cannot read it is what matters
             raise ModelError(
                 f"the adapter of {folder} cannot be merged into the weights beside it: {error}",

@@ -85,7 +85,7 @@ def test_sharded_weights(folder: Path) -> None:
 def test_torn_weights(folder: Path) -> None:
     whole = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ModelError, match="is no causal language model that transformers can load"):
+    with pytest.raises(ModelError, match=r"model\.safetensors is cut short or no safetensors file"):
         load_model(reference(folder))
 
 
@@ -135,7 +135,7 @@ def test_a_tied_head_is_not_missing() -> None:
 
 def test_a_config_that_is_no_json(folder: Path) -> None:
     (folder / "config.json").write_text("{")
-    with pytest.raises(ModelError, match="is no causal language model that transformers can load"):
+    with pytest.raises(ModelError, match=r"config\.json is cut short or no JSON"):
         load_model(reference(folder))
 
 

@@ -112,9 +112,9 @@ def test_a_gguf_file_with_another_checksum(gguf_file: Path) -> None:
 
 def test_a_gguf_file_that_is_none(tmp_path: Path, empty_cache: Path) -> None:
     (tmp_path / "torn.gguf").write_bytes(b"GGUF and then nothing")
-    with pytest.raises(ModelError, match=r"transformers cannot read torn\.gguf"):
+    with pytest.raises(ModelError, match=r"torn\.gguf is cut short"):
         resolve(reference(str(tmp_path / "torn.gguf")))
-    assert not [path for path in (empty_cache / "models").iterdir() if path.is_dir()]
+    assert not (empty_cache / "models").exists()
 
 
 # Packages
@@ -351,7 +351,7 @@ def test_only_the_files_that_are_needed_are_asked_for(monkeypatch: pytest.Monkey
     resolve(ref)
     resolve(ref, weights=False)
     resolve(ModelRef(source="someone/tiny", trust_remote_code=True), weights=False)
-    assert set(asked[0]) - set(asked[1]) == {"model*.safetensors", "model.safetensors.index.json"}
+    assert set(asked[0]) - set(asked[1]) == {"model*.safetensors", "adapter_model.safetensors"}
     assert set(asked[2]) - set(asked[1]) == {"*.py"}
     assert not any(pattern in files for files in asked for pattern in ("*", "*.bin"))
 
