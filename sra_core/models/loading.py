@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from sra_core.config import ModelRef
 from sra_core.errors import ConfigError, ModelError, TokenizerError
+from sra_core.models.layers import refuse_encoder_decoder
 from sra_core.models.reading import read_weights
 from sra_core.models.references import resolve
 
@@ -71,6 +72,7 @@ def load_model(ref: ModelRef, dtype: str = "float32", device: str = "cpu") -> Pr
     weight_files(folder)
     options = {"dtype": getattr(torch, dtype), "use_safetensors": True, "trust_remote_code": ref.trust_remote_code}
     try:
+        refuse_encoder_decoder(folder, ref.source)
         model = read_weights(folder, ref.source, **options)
     except ModelError:
         raise
