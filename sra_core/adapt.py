@@ -128,5 +128,14 @@ def _export(job: Any, result: Mapping[str, Any], folder: Path) -> str:
     trained = KeptWeights(job.weights, rank=0).path(int(result["best_step"]))
     tokenizer = load_tokenizer(ModelRef(source=str(job.prepared / TEACHER_TOKENIZER)))
     adapter = None if adapt.merge else folder / ADAPTER
-    export_model(adapt, job.initial, trained, tokenizer, folder / TEACHER, adapter=adapter, merged=adapt.merge)
+    export_model(
+        adapt,
+        job.initial,
+        trained,
+        tokenizer,
+        folder / TEACHER,
+        trusted=job.trusted,
+        adapter=adapter,
+        merged=adapt.merge,
+    )
     return TEACHER if adapt.merge else ADAPTER

@@ -40,11 +40,10 @@ _CURVES = ("validation/bits_per_byte", *(f"train/{name}" for name in _TERMS))
 def identity(run: Run) -> dict[str, Any]:
     """All that determines a trained student."""
     config = run.adapted
-    ref = config.teacher if config.student.source == "teacher" else config.student
     return {
         "schema": SCHEMA_VERSION,
         **{stage: run.fingerprint(stage) for stage in run.trained_from},
-        "student": {**hashed(config.student), "source": model_identity(ref)},
+        "student": {**hashed(config.student), "source": model_identity(config.student_origin)},
         "objective": hashed(config.objective),
         "distill": hashed(config.distill),
         "seed": config.seed,
@@ -151,10 +150,11 @@ def _export(job: Job, upstream: Sequence[Manifest], result: Mapping[str, Any], f
     card = model_card(job.config, upstream, result, read_history(job.history))
     adapter = folder / ADAPTER if training.keep_adapter and training.lora else None
     best = weights.path(int(result["best_step"]))
-    export_model(training, job.initial, best, tokenizer, folder / STUDENT, adapter=adapter, card=card)
+    trusted = job.trusted
+    export_model(training, job.initial, best, tokenizer, folder / STUDENT, trusted=trusted, adapter=adapter, card=card)
     if training.keep_last:
         last = weights.path(int(result["steps"]))
-        export_model(training, job.initial, last, tokenizer, folder / LAST, card=card)
+        export_model(training, job.initial, last, tokenizer, folder / LAST, trusted=trusted, card=card)
     return [STUDENT, *([ADAPTER] if adapter else []), *([LAST] if training.keep_last else [])]
 
 

@@ -10,7 +10,7 @@ from sra_core.config.cache import CacheConfig
 from sra_core.config.comparing import BenchConfig, TrackingConfig
 from sra_core.config.data import AlignmentConfig, CorpusConfig
 from sra_core.config.evaluation import EvaluateConfig
-from sra_core.config.models import StudentConfig, TeacherConfig
+from sra_core.config.models import ModelRef, StudentConfig, TeacherConfig
 from sra_core.config.objective import ObjectiveConfig
 from sra_core.config.part import Part, runtime
 from sra_core.config.training import AdaptConfig, DistillConfig
@@ -75,6 +75,11 @@ class RunConfig(Part):
         description="What `sra bench` compares around this run; other commands have no use for it.",
         json_schema_extra={"fingerprint": False},
     )
+
+    @property
+    def student_origin(self) -> ModelRef:
+        """The model that the student starts from: the teacher, or one of its own."""
+        return self.teacher if self.student.source == "teacher" else self.student
 
     @property
     def title(self) -> str:

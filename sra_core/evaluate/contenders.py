@@ -112,7 +112,8 @@ class Scoring:
         precision = self.config.distill.precision
         if self.config.evaluate.initial:
             yield _Contender("initial", "student", "float32", self._initial, self._initial_folder)
-        ref = ModelRef(source=str(Path(self.trained.folder) / STUDENT))
+        folder, trusted = Path(self.trained.folder) / STUDENT, self.config.student_origin.trust_remote_code
+        ref = ModelRef(source=str(folder), trust_remote_code=trusted)
         yield _Contender(
             "student", "student", precision, self._loader(ref, precision), lambda _: ref.source, self.trained.content
         )

@@ -227,7 +227,7 @@ class Decoder:
                 live = [live[index] for index in kept]
                 chosen = torch.tensor(kept, dtype=torch.long, device=mask.device)
                 mask, positions = mask[chosen], positions[chosen]
-                cache.batch_select_indices(chosen)
+                cache.reorder_cache(chosen)  # `batch_select_indices` knows no recurrent states
             ids = torch.tensor([[text.new[-1]] for text in live], device=mask.device)
             mask = torch.nn.functional.pad(mask, (0, 1), value=1)
             positions = positions[:, -1:] + 1

@@ -10,6 +10,7 @@ from sra_core.alignment.tokens import refuse_random
 from sra_core.config import ModelRef
 from sra_core.errors import ConfigError, ModelError, TokenizerError
 from sra_core.models.folders import check_folder, read_json, refuse_no_numbers, refuse_pointers
+from sra_core.models.layers import refuse_encoder_decoder
 from sra_core.models.reading import read_weights
 from sra_core.models.references import resolve
 
@@ -77,6 +78,7 @@ def load_model(ref: ModelRef, dtype: str = "float32", device: str = "cpu") -> Pr
     check_folder(folder, ref)
     options = {"dtype": getattr(torch, dtype), "use_safetensors": True, "trust_remote_code": ref.trust_remote_code}
     try:
+        refuse_encoder_decoder(folder, ref.source)
         model = read_weights(folder, ref.source, **options)
     except ModelError:
         raise

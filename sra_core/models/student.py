@@ -44,7 +44,7 @@ def build_student(config: RunConfig, tokenizer: PreTrainedTokenizerFast, sample:
         ModelError: more layers than the source has, a source that cannot be loaded or pruned, or no sample.
     """
     student = config.student
-    ref: ModelRef = config.teacher if student.source == "teacher" else student
+    ref = config.student_origin
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         model = _fresh(config, ref) if student.initial_weights == "random" else _pruned(config, ref, sample)

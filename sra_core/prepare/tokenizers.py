@@ -23,7 +23,7 @@ def student_tokenizer_ref(config: RunConfig) -> ModelRef | None:
         return None
     if config.student.tokenizer != "source":
         return ModelRef(source=config.student.tokenizer, trust_remote_code=config.student.trust_remote_code)
-    return config.teacher if config.student.source == "teacher" else config.student
+    return config.student_origin
 
 
 def save_tokenizers(config: RunConfig, corpus: Corpus, folder: Path, watch: Watcher) -> tuple[Any, Any]:

@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
 
 from sra_core.models import choose_layout, layer_count, load_head, pick_device, resolve_layer
 from sra_core.models.forward import compile_layers
+from sra_core.models.reading import read_weights
 from sra_core.objective import build_objective, student_layers
 from sra_core.shards import PreparedSet, TeacherSet, read_manifest
 from sra_core.training.adapters import add_adapters
@@ -68,7 +68,7 @@ def _engine(job: Job, module: DistillModule, device: torch.device) -> Any:
 def build_module(job: Job) -> DistillModule:
     """The model as it starts, its projectors and the objective."""
     training = job.training
-    model: Any = AutoModelForCausalLM.from_pretrained(job.initial, dtype=torch.float32, attn_implementation="sdpa")
+    model: Any = read_weights(job.initial, job.part, dtype=torch.float32, trust_remote_code=job.trusted)
     if training.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if training.lora:

@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, GenerationConfig
+from transformers import GenerationConfig
 
 from sra_core.config import TrainingConfig
 from sra_core.errors import StorageError, TrainingError
+from sra_core.models.reading import read_weights
 from sra_core.training.adapters import add_adapters
 
 __all__ = ["export_model"]
@@ -24,6 +25,7 @@ def export_model(
     tokenizer: Any,
     folder: Path,
     *,
+    trusted: bool = False,
     adapter: Path | None = None,
     merged: bool = True,
     card: str | None = None,
@@ -38,6 +40,7 @@ def export_model(
         trained: Safetensors file of the trained parameters.
         tokenizer: The model's tokenizer; its chat template goes with it.
         folder: Where the model goes, adapters merged.
+        trusted: Whether code that ``initial`` ships may run.
         adapter: Where the adapter alone goes (a peft folder); unset keeps none.
         merged: Write ``folder``; off writes the adapter alone.
         card: Text of the model card.
@@ -46,7 +49,7 @@ def export_model(
         TrainingError: The trained parameters are not those of this model.
         StorageError: The disk is full.
     """
-    model: Any = AutoModelForCausalLM.from_pretrained(initial, dtype=torch.float32)
+    model: Any = read_weights(initial, "the model before training", dtype=torch.float32, trust_remote_code=trusted)
     if config.lora:
         model = add_adapters(config.lora, model)
     _load(model, trained)

@@ -48,6 +48,11 @@ class Job(BaseModel, frozen=True):
         return ObjectiveConfig(name="sft") if self.part == "adapt" else self.config.objective
 
     @property
+    def trusted(self) -> bool:
+        """Whether code that the model's repository ships may run."""
+        return (self.config.teacher if self.part == "adapt" else self.config.student_origin).trust_remote_code
+
+    @property
     def side(self) -> Literal["teacher", "student"]:
         """Whose tokens are read."""
         return "teacher" if self.part == "adapt" else "student"

@@ -128,6 +128,25 @@ def test_stops_at_end_of_text_and_finished_rows_leave(rows):
     assert sum(size for size in sizes if size > 1) <= tokens  # no forward carries a finished row
 
 
+def test_texts_of_a_hybrid_leave_the_batch_too(rows):
+    """Recurrent states beside keys and values: what is kept of the batch is kept of both."""
+    from transformers import Qwen3NextConfig, Qwen3NextForCausalLM
+
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 2, "num_key_value_heads": 1}
+    linear = {"linear_num_key_heads": 2, "linear_num_value_heads": 2, "linear_key_head_dim": 8}
+    experts = {"num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 8, "decoder_sparse_step": 9}
+    kinds = {"layer_types": ["linear_attention", "full_attention"], "num_hidden_layers": 2, "head_dim": 16}
+    torch.manual_seed(0)
+    config = Qwen3NextConfig(vocab_size=97, linear_value_head_dim=8, **sizes, **linear, **experts, **kinds)
+    model = Qwen3NextForCausalLM(config).eval()
+    model.generation_config.eos_token_id = list(range(1, 12))
+    rows = rows[:5]
+    options = {"seed": 3, "sampling": Sampling(6.0), "max_new_tokens": 30}
+    answers = generate(model, Words(), rows, batch_size=5, **options)
+    assert len({len(answer.tokens) for answer in answers}) > 1
+    assert answers == generate(model, Words(), rows, batch_size=1, **options)
+
+
 def test_prompts_lose_their_left_side_but_keep_a_first_bos(llama):
     row = build_rows(1)[0]
     row.student_ids = np.arange(2, 42, dtype=np.int32)

@@ -15,6 +15,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
+    BartConfig,
+    BartForConditionalGeneration,
     BertConfig,
     BertLMHeadModel,
     T5Config,
@@ -24,7 +26,15 @@ from transformers import (
 
 from sra_core.config import ModelRef
 from sra_core.errors import ConfigError, ModelError
-from sra_core.models import last_row_attention, load_model, load_tokenizer, model_identity, pick_device, resolve
+from sra_core.models import (
+    last_row_attention,
+    layer_count_of,
+    load_model,
+    load_tokenizer,
+    model_identity,
+    pick_device,
+    resolve,
+)
 
 
 @pytest.fixture
@@ -149,8 +159,18 @@ def test_an_encoder(tmp_path: Path) -> None:
 def test_an_encoder_decoder(tmp_path: Path) -> None:
     config = T5Config(vocab_size=40, d_model=8, d_ff=8, num_layers=1, num_heads=2, d_kv=4)
     T5ForConditionalGeneration(config).save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match="give a decoder-only model"):
-        load_model(reference(tmp_path))
+    for read in (load_model, layer_count_of):
+        with pytest.raises(ModelError, match=r"is an encoder-decoder \(t5\)"):
+            read(reference(tmp_path))
+
+
+def test_the_decoder_of_a_bart_is_not_loaded_alone(tmp_path: Path) -> None:
+    sizes = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2}
+    config = BartConfig(vocab_size=40, decoder_attention_heads=2, max_position_embeddings=20, **sizes)
+    BartForConditionalGeneration(config).save_pretrained(tmp_path)
+    for read in (load_model, layer_count_of):
+        with pytest.raises(ModelError, match=r"is an encoder-decoder \(bart\)"):
+            read(reference(tmp_path))
 
 
 OWN_CODE = """

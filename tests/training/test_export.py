@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,14 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, dynamic_module_utils
 
-from sra_core.config import DistillConfig, LoraConfig, RunConfig
-from sra_core.errors import ConfigError, TrainingError
-from sra_core.models import resolve
+from sra_core.config import DistillConfig, LoraConfig, ModelRef, RunConfig
+from sra_core.errors import ConfigError, ModelError, TrainingError
+from sra_core.models import load_model, resolve
 from sra_core.shards import Manifest
-from sra_core.training import adapter_targets, add_adapters, export_model, model_card
+from sra_core.training import Job, adapter_targets, add_adapters, export_model, model_card
+from sra_core.training.build import build_module
 from tests.training.make import make_config
 
 IDS = torch.tensor([[5, 9, 20, 31, 8]])
@@ -75,6 +77,46 @@ def test_the_chat_template_goes_along_and_precision_is_the_trainings(tmp_path: P
     assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
     kept = AutoTokenizer.from_pretrained(tmp_path / "student")
     assert kept.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False) == "hi!"
+
+
+def test_a_student_without_sdpa_is_trained_as_it_attends(tmp_path: Path) -> None:
+    module = build_module(job_from(tmp_path, Path(resolve(ModelRef(source="random:gemma2")))))
+    assert module.student.config._attn_implementation == "eager"
+
+
+def test_code_of_the_model_goes_all_the_way_when_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And nobody is asked on a terminal whether it may run."""
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked on the terminal"))
+    initial, tokenizer = start(tmp_path, "plain")
+    kind = type(AutoModelForCausalLM.from_pretrained(initial)).__name__
+    config = json.loads((initial / "config.json").read_text())
+    own = {"model_type": "own", "auto_map": {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}}
+    (initial / "config.json").write_text(json.dumps(config | own))
+    base = kind.removesuffix("ForCausalLM").removesuffix("LMHeadModel") + "Config"
+    code = f"from transformers import {base}, {kind}\n"
+    code += f"class OwnConfig({base}):\n    model_type = 'own'\nclass OwnModel({kind}):\n    config_class = OwnConfig\n"
+    (initial / "own.py").write_text(code)
+    module = build_module(job_from(tmp_path, initial, trust_remote_code=True))
+    assert type(module.student).__name__ == "OwnModel"
+    trained_parameters(tmp_path / "t", module.student)
+    folder = tmp_path / "student"
+    export_model(DistillConfig(precision="float32"), initial, tmp_path / "t", tokenizer, folder, trusted=True)
+    ref = ModelRef(source=str(folder), trust_remote_code=True)
+    assert type(load_model(ref)).__name__ == "OwnModel"
+    with pytest.raises(ModelError, match="set trust_remote_code"):
+        load_model(ModelRef(source=str(folder)))
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        build_module(job_from(tmp_path, initial))
+
+
+def job_from(tmp_path: Path, initial: Path, **teacher: Any) -> Job:
+    """The adaptation of the model in a folder."""
+    config = make_config("plain").model_copy(deep=True)
+    values = config.model_dump() | {"teacher": config.teacher.model_dump() | teacher}
+    values["adapt"]["lora"] = None
+    run = RunConfig.model_validate(values)
+    return Job(config=run, prepared=tmp_path, teacher=None, initial=initial, folder=tmp_path, part="adapt")
 
 
 def test_parameters_of_another_model_are_refused_and_leave_nothing(tmp_path: Path) -> None:
