@@ -32,7 +32,7 @@ from sra_core.shards import Manifest, PreparedSet
 __all__ = ["Likelihood", "Side", "bits_per_byte", "known_before", "response_likelihood"]
 
 Side = Literal["teacher", "student"]
-_TEXTS = 24
+_TEXTS = 16
 """Validation texts that tell what a model knows before training: some hundredths of what a run costs."""
 LOGIT_BYTES = 64 * 2**20
 """Most memory that one chunk of float32 logits takes."""
