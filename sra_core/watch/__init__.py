@@ -1,7 +1,7 @@
 """What a run tells while it goes on, and who listens: the terminal, MLflow (`watch.mlflow`), Prefect (in `flows`)."""
 
 from sra_core.watch.outbox import Outbox, Report
-from sra_core.watch.redaction import redact, redact_text
+from sra_core.watch.redaction import mask_logs, redact, redact_text
 from sra_core.watch.telemetry import QUIET, quiet_telemetry
 from sra_core.watch.terminal import TerminalWatcher, duration
 from sra_core.watch.watcher import Watcher, Watchers, watched
@@ -14,6 +14,7 @@ __all__ = [
     "Watcher",
     "Watchers",
     "duration",
+    "mask_logs",
     "quiet_telemetry",
     "redact",
     "redact_text",

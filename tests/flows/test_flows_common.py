@@ -124,6 +124,7 @@ def _parts(model: type[BaseModel]) -> list[type[BaseModel]]:
         (_caused(ModelError("correct-horse", "b"), ConnectionError("correct-horse")), ModelError, True),
         (ConnectionResetError("correct-horse"), StorageError, True),
         (ValueError("correct-horse"), RuntimeError, False),
+        (_caused(ModelError("***", "b"), ValueError("correct-horse")), ModelError, False),
     ],
 )
 def test_an_error_with_a_secret_gives_way_to_one_without(
