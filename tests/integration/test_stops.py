@@ -14,7 +14,7 @@ from .test_flows_servers import LONG, _steps, _store, _training
 STEPS = 250
 RUN = {**LONG, "distill.max_steps": STEPS}
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(2400)]
 
 
 def _kill_everything(stack: Stack) -> None:
@@ -29,7 +29,7 @@ def _kill_everything(stack: Stack) -> None:
 
 def _goes_on(stack: Stack, flow_run: str) -> None:
     """The run ends well at its second start, and each step is there once."""
-    stack.wait(flow_run, "COMPLETED", seconds=400)
+    stack.wait(flow_run, "COMPLETED", seconds=800)
     assert stack.flow_run(flow_run)["run_count"] == 2
     assert sorted(_steps(stack, flow_run)) == list(range(1, STEPS + 1))
     assert {run["status"] for run in stack.runs(flow_run)} == {"FINISHED"}
@@ -73,7 +73,7 @@ def _killed_and_up_again(stack: Stack) -> None:
     _kill_everything(stack)
     services.up(stack.settings)
     _goes_on(stack, flow_run)
-    stack.wait(waiting, "COMPLETED", seconds=400)
+    stack.wait(waiting, "COMPLETED", seconds=800)
 
 
 def test_a_killed_worker_leaves_its_run_going(stack: Stack) -> None:
@@ -83,7 +83,7 @@ def test_a_killed_worker_leaves_its_run_going(stack: Stack) -> None:
     worker.kill()
     worker.wait(10)
     try:
-        stack.wait(flow_run, "COMPLETED", seconds=400)
+        stack.wait(flow_run, "COMPLETED", seconds=800)
     finally:
         stack.start("worker")
     assert stack.flow_run(flow_run)["run_count"] == 1
