@@ -82,7 +82,8 @@ def test_deleted_runs_leave_with_their_artifacts(stack: Stack, alone: dict[str, 
     folder = Path(alone["artifacts"].removeprefix("file://"))
     assert list(folder.rglob("*.png"))
     stack.mlflow.post("/runs/delete", json={"run_id": alone["id"]}).raise_for_status()
-    documented = f"gc --backend-store-uri sqlite:///{stack.settings.store}/mlflow.db"
+    database = f"sqlite:///{stack.settings.store}/mlflow.db"
+    documented = f"gc --backend-store-uri {database} --tracking-uri {database}"
     assert documented.replace(f"{stack.settings.store}/", "sra-store/") in (ROOT / "docs/operations.md").read_text()
     done = subprocess.run([sys.executable, "-m", "mlflow", *documented.split()], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
