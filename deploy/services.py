@@ -1,9 +1,10 @@
 """Start, watch and stop the local services: Prefect server, MLflow server, one worker of pool ``gpu``.
 
     python deploy/services.py up       start what does not run, apply deployments and automations, print addresses
-    python deploy/services.py down     stop what runs; data stays
+    python deploy/services.py down     stop what runs; data stays, interrupted runs go on at the next ``up``
     python deploy/services.py status   say what answers
     python deploy/services.py apply    apply deploy/prefect.yaml and deploy/automations.yaml to a running server
+    python deploy/services.py recover  schedule runs again whose process is gone; ``up`` and ``down`` do that too
 
 Settings are environment variables; each has a default that suits one machine:
 
@@ -42,15 +43,31 @@ from typing import Any
 import psutil
 
 from sra_core import __version__
+from sra_core.config.secrets import refuse_secrets
+from sra_core.errors import ConfigError
 from sra_core.watch import QUIET
 
 ROOT = Path(__file__).resolve().parent.parent
 POOL = "gpu"
+WORKER = "local"
 MLFLOW_AUTH = """[mlflow]
 default_permission = READ
 database_uri = sqlite:///{database}
 authorization_function = mlflow.server.auth:authenticate_request_basic_auth
 """
+SET_PASSWORD = """
+import os
+from mlflow.server.auth.sqlalchemy_store import SqlAlchemyStore
+
+users = SqlAlchemyStore()
+users.init_db(os.environ["SERVICES_MLFLOW_USERS"])
+name = os.environ["MLFLOW_AUTH_ADMIN_USERNAME"]
+if users.has_user(name):
+    users.update_user(name, os.environ["MLFLOW_AUTH_ADMIN_PASSWORD"])
+"""
+"""MLflow takes the administrator's password from the environment only when it makes that user."""
+PRIVATE = ("SERVICES_PREFECT_DATABASE", "SERVICES_MLFLOW_DATABASE", "SERVICES_MLFLOW_AUTH_STRING")
+"""Variables of the servers that hold passwords; flow runs have no use for them."""
 
 
 class ServiceError(Exception):
@@ -76,6 +93,10 @@ class Settings:
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> Settings:
         store = environment.get("SRA_STORE", "sra-store")
+        try:
+            refuse_secrets({"SRA_STORE": store})
+        except ConfigError as error:
+            raise ServiceError(str(error)) from error
         remote = "://" in store
         state = Path("sra-store" if remote else store).expanduser().absolute()
         return cls(
@@ -105,23 +126,32 @@ class Settings:
         return f"http://{self.reachable_host}:{self.mlflow_port}"
 
     def environment(self) -> dict[str, str]:
-        """What every service and every flow run gets: no usage reports, one home, the addresses of the others."""
-        database = self.prefect_database or f"sqlite+aiosqlite:///{self.home / 'prefect.db'}"
+        """What the worker and every flow run get: no usage reports, one home, the addresses of the servers."""
         return {
-            **os.environ,
+            **{name: value for name, value in os.environ.items() if name not in PRIVATE},
             **{name: os.environ.get(name, value) for name, value in QUIET.items()},
             "PREFECT_HOME": str(self.home / "prefect"),
             "PREFECT_API_URL": f"{self.prefect_url}/api",
-            "PREFECT_SERVER_DATABASE_CONNECTION_URL": database,
             "PREFECT_WORKER_QUERY_SECONDS": os.environ.get("PREFECT_WORKER_QUERY_SECONDS", "2"),
             "PREFECT_LOGGING_EXTRA_LOGGERS": "sra_core",
             "PREFECT_CLI_PROMPT": "false",
             "MLFLOW_TRACKING_URI": self.mlflow_url,
-            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+            "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
             "SRA_STORE": self.store,
             "SRA_ROOT": str(ROOT),
             "SRA_VERSION": __version__,
             **self._mlflow_password(),
+        }
+
+    def server_environment(self) -> dict[str, str]:
+        """What the servers get besides: their databases, here and not on command lines, which every user can read."""
+        mlflow = self.mlflow_database or f"sqlite:///{self.state / 'mlflow.db'}"
+        return {
+            **self.environment(),
+            "PREFECT_SERVER_DATABASE_CONNECTION_URL": self.prefect_database
+            or f"sqlite+aiosqlite:///{self.home / 'prefect.db'}",
+            "MLFLOW_BACKEND_STORE_URI": mlflow,
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         }
 
     def _mlflow_password(self) -> dict[str, str]:
@@ -147,40 +177,51 @@ class Service:
     command: list[str]
     answers: Callable[[], bool]
     address: str
+    environment: Callable[[], dict[str, str]]
     patience: float = 300.0
 
 
 def services(settings: Settings) -> list[Service]:
     """The services in the order in which they start."""
     python = sys.executable
-    database = settings.mlflow_database or f"sqlite:///{settings.state / 'mlflow.db'}"
     prefect = [python, "-m", "prefect", "server", "start", "--host", settings.host]
-    mlflow = [python, "-m", "mlflow", "server", "--backend-store-uri", database, "--host", settings.host]
-    worker = [python, "-m", "prefect", "worker", "start", "--pool", POOL, "--type", "process", "--name", "local"]
+    mlflow = [python, "-m", "mlflow", "server", "--host", settings.host]
+    worker = [python, "-m", "prefect", "worker", "start", "--pool", POOL, "--type", "process", "--name", WORKER]
     return [
         Service(
             "prefect",
             [*prefect, "--port", str(settings.prefect_port)],
             lambda: _answers(f"{settings.prefect_url}/api/health"),
             settings.prefect_url,
+            settings.server_environment,
         ),
         Service(
             "mlflow",
             [
                 *(*mlflow, "--port", str(settings.mlflow_port), "--workers", "1"),
-                *("--artifacts-destination", str(settings.state / "mlflow-artifacts")),
+                *_artifact_place(settings),
                 *(("--app-name", "basic-auth") if settings.mlflow_auth else ()),
             ],
             lambda: _answers(f"{settings.mlflow_url}/health"),
             settings.mlflow_url,
+            settings.server_environment,
         ),
         Service(
             "worker",
             [*worker, "--install-policy", "never"],
             lambda: _worker_online(settings),
             f"{settings.prefect_url}/work-pools/work-pool/{POOL}",
+            settings.environment,
         ),
     ]
+
+
+def _artifact_place(settings: Settings) -> list[str]:
+    """Where MLflow keeps artifacts: in a store that is a folder, where `sra` finds them without the server too."""
+    folder = settings.state / "mlflow-artifacts"
+    inside = settings.store == str(settings.state)  # else workers elsewhere have no such folder: the server writes
+    root = ["--default-artifact-root", folder.as_uri()] if inside else []
+    return [*root, "--artifacts-destination", str(folder)]
 
 
 def up(settings: Settings) -> None:
@@ -189,36 +230,60 @@ def up(settings: Settings) -> None:
     Raises:
         ServiceError: A port is taken, or a service ends or does not answer in time.
     """
-    settings.home.mkdir(parents=True, exist_ok=True)
-    if settings.mlflow_auth:
-        text = MLFLOW_AUTH.format(database=settings.home / "mlflow-users.db")
-        (settings.home / "mlflow-auth.ini").write_text(text)
     prefect, mlflow, worker = services(settings)
+    _make_private(settings)
     for service, variable in ((prefect, "SERVICES_PREFECT_PORT"), (mlflow, "SERVICES_MLFLOW_PORT")):
         if running(service, settings) is None and _is_taken(service.address):
             raise ServiceError(f"{service.name}: {service.address}: address already in use; set {variable} to another")
+    _say(f"starting Prefect and MLflow; logs in {settings.home}")
+    if settings.mlflow_auth and running(mlflow, settings) is None:
+        _write_passwords(settings)
     for service in (prefect, mlflow):
         start(service, settings)
     for service in (prefect, mlflow):
         wait(service, settings)
+    recover(settings)
+    _say("applying deployments and automations")
     apply(settings)
+    _say("starting the worker")
     start(worker, settings)
     wait(worker, settings)
+
+
+def _make_private(settings: Settings) -> None:
+    """Close what the services keep to other users of this machine: databases and logs tell what runs hold."""
+    folder = settings.state / "mlflow-artifacts"
+    for place in (settings.home, folder):
+        place.mkdir(parents=True, exist_ok=True, mode=0o700)
+        place.chmod(0o700)
+    for place in (*settings.home.iterdir(), *settings.state.glob("mlflow.db*")):
+        if place.is_file():
+            place.chmod(0o600)
+
+
+def _write_passwords(settings: Settings) -> None:
+    users = settings.home / "mlflow-users.db"
+    (settings.home / "mlflow-auth.ini").write_text(MLFLOW_AUTH.format(database=users))
+    if users.exists():
+        _python(settings, "-c", SET_PASSWORD, SERVICES_MLFLOW_USERS=f"sqlite:///{users}")
 
 
 def start(service: Service, settings: Settings) -> None:
     """Start a service in a session of its own unless it runs already."""
     if running(service, settings) is not None:
         return
-    with (settings.home / f"{service.name}.log").open("ab") as log:
+    place = settings.home / f"{service.name}.log"
+    place.touch(0o600)
+    with place.open("ab") as log:
         process = subprocess.Popen(
             service.command,
             cwd=ROOT,
-            env=settings.environment(),
+            env=service.environment(),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            umask=-1 if service.name == "worker" else 0o077,  # results are for everybody who shares the store
         )
     record = {"pid": process.pid, "created": psutil.Process(process.pid).create_time()}
     _pid_file(service, settings).write_text(json.dumps(record))
@@ -241,12 +306,32 @@ def wait(service: Service, settings: Settings) -> None:
 
 
 def down(settings: Settings) -> None:
-    """Stop all services, last started first. Flow runs that the worker started end with it."""
-    for service in reversed(services(settings)):
+    """Stop all services, last started first. Flow runs that the worker started end with it, and wait to go on."""
+    prefect, mlflow, worker = services(settings)
+    for service in (worker, mlflow, prefect):
         process = running(service, settings)
         if process is not None:
+            _say(f"stopping {service.name}")
             stop(process)
         _pid_file(service, settings).unlink(missing_ok=True)
+        if service is worker and all(running(each, settings) and each.answers() for each in (prefect, mlflow)):
+            try:
+                recover(settings)
+            except ServiceError as error:  # the next `up` does it
+                sys.stderr.write(f"{error}\n")
+
+
+def recover(settings: Settings) -> None:
+    """Schedule runs again whose process is gone.
+
+    Raises:
+        ServiceError: A server refused something.
+    """
+    _, _, worker = services(settings)
+    stopped = [] if running(worker, settings) else [WORKER]
+    said = _python(settings, "-m", "flows.recovery", *stopped)
+    for line in said.splitlines():
+        _say(line)
 
 
 def stop(process: psutil.Process, patience: float = 30.0) -> None:
@@ -287,17 +372,38 @@ def apply(settings: Settings) -> None:
             _request(settings, "PATCH", f"work_pools/{POOL}/queues/{name}", change)
         else:
             _request(settings, "POST", f"work_pools/{POOL}/queues", {"name": name, **change})
+    before = _deployments(settings)
     _prefect(settings, "deploy", "--all", "--prefect-file", str(ROOT / "deploy" / "prefect.yaml"))
+    _keep_schedules(settings, before)
     _refuse_unknown_parameters(settings)
     _apply_automations(settings)
 
 
+def _deployments(settings: Settings) -> list[dict[str, Any]]:
+    return [item for item in _post(settings, "deployments/filter") if "sra" in item["tags"]]
+
+
+def _keep_schedules(settings: Settings, before: list[dict[str, Any]]) -> None:
+    """Give deployments back what a person set in the UI: `prefect deploy` replaces schedules and ends a pause."""
+    kept = ("slug", "active", "schedule", "parameters", "max_scheduled_runs")
+    after = {item["id"]: item for item in _deployments(settings)}
+    for old in before:
+        path = f"deployments/{old['id']}"
+        wanted = [{name: schedule[name] for name in kept} for schedule in old["schedules"]]
+        found = after[old["id"]]["schedules"]
+        if [{name: schedule[name] for name in kept} for schedule in found] != wanted:
+            for schedule in found:
+                _request(settings, "DELETE", f"{path}/schedules/{schedule['id']}", None)
+            _request(settings, "POST", f"{path}/schedules", wanted)
+        if old["paused"]:
+            _request(settings, "POST", f"{path}/pause_deployment", None)
+
+
 def _refuse_unknown_parameters(settings: Settings) -> None:
     """Close the schemas that Prefect leaves open: an unknown parameter would crash the run before its flow starts."""
-    for item in _post(settings, "deployments/filter"):
-        if "sra" in item["tags"]:
-            closed = {**item["parameter_openapi_schema"], "additionalProperties": False}
-            _request(settings, "PATCH", f"deployments/{item['id']}", {"parameter_openapi_schema": closed})
+    for item in _deployments(settings):
+        closed = {**item["parameter_openapi_schema"], "additionalProperties": False}
+        _request(settings, "PATCH", f"deployments/{item['id']}", {"parameter_openapi_schema": closed})
 
 
 def _apply_automations(settings: Settings) -> None:
@@ -313,20 +419,35 @@ def _apply_automations(settings: Settings) -> None:
         old = existing.get(automation["name"])
         if old is None:
             _request(settings, "POST", "automations/", automation)
-        else:
-            _request(settings, "PUT", f"automations/{old['id']}", {**automation, "enabled": old["enabled"]})
+            continue
+        wanted = {**automation, "enabled": old["enabled"]}
+        if not _is_same(wanted, old):  # an update makes the server forget the runs that it is waiting for
+            _request(settings, "PUT", f"automations/{old['id']}", wanted)
+
+
+def _is_same(wanted: Any, found: Any) -> bool:
+    """Whether what the server has is what is wanted; it fills in ids and empty values, and keeps no order of words."""
+    if isinstance(wanted, dict) and isinstance(found, dict):
+        added = {name for name in found.keys() - wanted.keys() if found[name]} - {"id", "created", "updated"}
+        return not added and all(_is_same(wanted[name], found.get(name)) for name in wanted)
+    if isinstance(wanted, list) and isinstance(found, list) and len(wanted) == len(found):
+        if all(isinstance(item, str) for item in wanted):
+            return sorted(wanted) == sorted(found)
+        return all(_is_same(*pair) for pair in zip(wanted, found, strict=True))
+    return bool(wanted == found)
 
 
 def _prefect(settings: Settings, *arguments: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "prefect", "--no-prompt", *arguments],
-        cwd=ROOT,
-        env=settings.environment(),
-        capture_output=True,
-        text=True,
-    )
+    _python(settings, "-m", "prefect", "--no-prompt", *arguments)
+
+
+def _python(settings: Settings, *arguments: str, **variables: str) -> str:
+    """Run a module beside the services; returns what it printed."""
+    environment = {**settings.environment(), **variables}
+    done = subprocess.run([sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True)
     if done.returncode:
-        raise ServiceError(f"prefect {' '.join(arguments)} failed:\n{done.stdout}{done.stderr}")
+        raise ServiceError(f"{' '.join(arguments)} failed:\n{done.stdout}{done.stderr}")
+    return done.stdout
 
 
 def _request(settings: Settings, method: str, path: str, content: Any) -> Any:
@@ -379,6 +500,11 @@ def _pid_file(service: Service, settings: Settings) -> Path:
     return settings.home / f"{service.name}.pid"
 
 
+def _say(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
 def _tail(log: Path, lines: int = 15) -> str:
     return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
 
@@ -398,19 +524,21 @@ def report(settings: Settings) -> bool:
 def main(arguments: list[str] | None = None) -> int:
     """Entry point of ``python deploy/services.py``."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("action", choices=["up", "down", "status", "apply"])
+    parser.add_argument("action", choices=["up", "down", "status", "apply", "recover"])
     action = parser.parse_args(arguments).action
-    settings = Settings.from_environment(os.environ)
     try:
+        settings = Settings.from_environment(os.environ)
         if action == "status":
             return 0 if report(settings) else 1
-        {"up": up, "down": down, "apply": apply}[action](settings)
+        {"up": up, "down": down, "apply": apply, "recover": recover}[action](settings)
     except ServiceError as error:
         sys.stderr.write(f"{error}\n")
         return 1
     if action == "up":
         report(settings)
-        sys.stdout.write(f"logs in {settings.home}; trigger a run at {settings.prefect_url}/deployments\n")
+        _say(f"logs in {settings.home}; trigger a run at {settings.prefect_url}/deployments")
+        if settings.prefect_database is None:
+            _say("on SQLite, which serves a few people; for a team set SERVICES_PREFECT_DATABASE (docs/operations.md)")
     return 0
 
 

@@ -20,9 +20,15 @@ RUN python -m venv /opt/venv \
     else \
       /opt/venv/bin/pip install "${torch}"; \
     fi
+# What the project needs, before its code is there: a changed line of code then installs the code alone.
+RUN mkdir sra_core flows \
+ && touch sra_core/__init__.py flows/__init__.py \
+ && /opt/venv/bin/pip install --constraint constraints.txt ".[auth,dask,postgres,s3]" \
+ && /opt/venv/bin/pip uninstall --yes sra \
+ && rm -r build sra.egg-info
 COPY sra_core ./sra_core
 COPY flows ./flows
-RUN /opt/venv/bin/pip install --constraint constraints.txt ".[dask,postgres,s3]" \
+RUN /opt/venv/bin/pip install --no-deps . \
  && find /opt/venv -name '__pycache__' -prune -exec rm -rf {} +
 
 FROM ${PYTHON_IMAGE} AS cpu-system
@@ -40,7 +46,7 @@ FROM ${VARIANT}-system AS worker
 COPY --from=build /opt/venv /opt/venv
 COPY --chown=sra:sra flows /app/flows
 COPY --chown=sra:sra deploy /app/deploy
-COPY --chown=sra:sra docker/health.py /app/docker/health.py
+COPY --chown=sra:sra docker/health.py docker/mlflow-auth.ini /app/docker/
 ENV PATH=/opt/venv/bin:${PATH} \
     PYTHONUNBUFFERED=1 \
     PREFECT_HOME=/data/cache/prefect \
@@ -59,4 +65,4 @@ WORKDIR /app
 USER 10001
 VOLUME ["/data/store", "/data/cache"]
 HEALTHCHECK --interval=30s --timeout=10s --start-period=90s --retries=3 CMD ["python", "/app/docker/health.py"]
-CMD ["prefect", "worker", "start", "--pool", "gpu", "--type", "process", "--install-policy", "never", "--with-healthcheck"]
+CMD ["sh", "-c", "python -m flows.recovery; exec prefect worker start --pool gpu --type process --install-policy never --with-healthcheck"]

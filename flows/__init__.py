@@ -18,6 +18,7 @@ __all__ = [
     "form",
     "pipeline",
     "prepare",
+    "recovery",
     "retries",
     "summary",
     "watcher",

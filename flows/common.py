@@ -14,6 +14,7 @@ from prefect.context import FlowRunContext
 from prefect.runtime import deployment, flow_run
 from prefect.settings import PREFECT_UI_URL
 
+from flows.recovery import remember_process
 from flows.retries import is_passing, refuse_endless_starts, stage_task
 from flows.summary import FlowSummary
 from flows.watcher import PrefectWatcher
@@ -22,10 +23,11 @@ from sra_core.config import RunConfig
 from sra_core.config.load import load_config, parse_overrides
 from sra_core.doctor import check_datasets, check_layers, check_models, check_tools
 from sra_core.errors import SraError, StorageError
+from sra_core.processes import outlive_readers
 from sra_core.run import Run
 from sra_core.shards import Manifest
 from sra_core.stages import STAGES
-from sra_core.watch import Watcher, Watchers, redact_text
+from sra_core.watch import Watcher, Watchers, mask_logs, redact_text
 from sra_core.watch.mlflow import MlflowWatcher, PipelineRun, benchmark_run, pipeline_run
 
 __all__ = ["run_as_script", "run_grid", "run_pipeline", "run_stage"]
@@ -39,7 +41,8 @@ def run_stage(stage: str, config: RunConfig) -> Manifest:
         ModelError: A model that cannot be used: likewise.
         TrainingError: The flow run was started too often: it crashes again and again.
     """
-    return _run_stages([stage], Run(config), None)[stage]
+    with _started():
+        return _run_stages([stage], Run(config), None)[stage]
 
 
 def run_pipeline(config: RunConfig) -> dict[str, Manifest]:
@@ -52,15 +55,24 @@ def run_pipeline(config: RunConfig) -> dict[str, Manifest]:
         TrainingError: The flow run was started too often: it crashes again and again.
     """
     run = Run(config)
-    with pipeline_run(config, _run_tags()) as parent:
+    with _started(), pipeline_run(config, _run_tags()) as parent:
         return _run_stages(run.stages, run, parent)
+
+
+@contextmanager
+def _started() -> Iterator[None]:
+    """What holds for a whole flow run, whatever its body does."""
+    outlive_readers()
+    with _masked_errors():
+        refuse_endless_starts()
+        remember_process()
+        yield
 
 
 def _run_stages(stages: Iterable[str], run: Run, parent: PipelineRun | None) -> dict[str, Manifest]:
     _name_flow_run(run.config.title)
     stages, made = list(stages), {}
     with closing(FlowSummary(run.config.title, run.config, parent)) as summary:
-        refuse_endless_starts()
         check_models(run.config)
         check_layers(run.config)
         if "evaluate" in stages:
@@ -87,7 +99,6 @@ def run_grid(config: RunConfig, variants: Sequence[str] = (), seeds: Sequence[in
         TrainingError: A cell failed (the others were run and reported), or the flow run was started too often.
     """
     _name_flow_run(config.grid_title)
-    refuse_endless_starts()
     bench, watch = Bench(config, variants, seeds), PrefectWatcher()
     watch.begin("benchmark", config.name, config, f"{len(bench.selected)} cells", reused=False)
 
@@ -97,6 +108,7 @@ def run_grid(config: RunConfig, variants: Sequence[str] = (), seeds: Sequence[in
         return manifest
 
     with (
+        _started(),
         benchmark_run(config, _run_tags()) as parent,
         closing(FlowSummary(config.grid_title, config, parent, grid=True)) as summary,
     ):
@@ -135,24 +147,35 @@ def _watching(config: RunConfig, parent: PipelineRun | None, cell: str = "") -> 
     mlflow = MlflowWatcher(config, parent, _run_tags())
     prefect = PrefectWatcher(mlflow, cell)
     try:
-        yield Watchers(mlflow, prefect)
-    except Exception as error:
+        with _masked_errors():
+            yield Watchers(mlflow, prefect)
+    except Exception:
         prefect.close(patience=20.0)
-        hidden = _without_secrets(error)
-        if hidden is error:
-            raise
-        raise hidden from hidden.__cause__  # Prefect keeps message and traceback
+        raise
     except BaseException:
         prefect.close(patience=2.0)
         raise
     prefect.close()
 
 
+@contextmanager
+def _masked_errors() -> Iterator[None]:
+    """Errors that leave the body hold no secret, nor do log lines: Prefect keeps message and traceback."""
+    mask_logs()
+    try:
+        yield
+    except Exception as error:
+        hidden = _without_secrets(error)
+        if hidden is error:
+            raise
+        raise hidden from hidden.__cause__
+
+
 def _without_secrets(error: Exception) -> Exception:
-    """The error itself, or one like it whose message holds no secret; a passing cause stays one."""
-    text = redact_text(str(error))
-    if text == str(error):
+    """The error itself, or one like it if its message or that of a cause holds a secret; a passing cause stays one."""
+    if all(redact_text(str(each)) == str(each) for each in _with_causes(error)):
         return error
+    text = redact_text(str(error))
     hidden: Exception = RuntimeError(f"{type(error).__name__}: {text}")
     if isinstance(error, SraError):
         hidden = type(error)(redact_text(error.problem), redact_text(error.remedy))
@@ -160,6 +183,12 @@ def _without_secrets(error: Exception) -> Exception:
         hidden = hidden if isinstance(hidden, SraError) else StorageError(str(hidden), "try again")
         hidden.__cause__ = ConnectionError("its message held a secret")
     return hidden
+
+
+def _with_causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def _run_tags() -> dict[str, str]:

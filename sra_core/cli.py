@@ -286,13 +286,17 @@ def verify(recipe: Recipe, settings: Settings = None) -> None:
 @app.command()
 def ui(recipe: Recipe = "quickstart", settings: Settings = None) -> None:
     """Open the MLflow UI on a recipe's store (loopback only); Ctrl-C ends it."""
-    import subprocess
-
+    from sra_core.processes import free_port, start, stop
     from sra_core.watch.mlflow import ui_command
 
-    command = ui_command(_config(recipe, settings))
-    console.print(" ".join(command))
-    raise typer.Exit(subprocess.call(command))
+    port = free_port(5000)
+    server = start(ui_command(_config(recipe, settings), port), {}, None)
+    console.print(f"MLflow on http://127.0.0.1:{port} (it takes some seconds to start)")
+    try:
+        status = server.wait()
+    finally:
+        stop([server])
+    raise typer.Exit(status)
 
 
 @app.command()

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from sra_core.config.cache import CacheConfig
 from sra_core.config.comparing import BenchConfig, TrackingConfig
@@ -13,6 +13,7 @@ from sra_core.config.evaluation import EvaluateConfig
 from sra_core.config.models import ModelRef, StudentConfig, TeacherConfig
 from sra_core.config.objective import ObjectiveConfig
 from sra_core.config.part import Part, runtime
+from sra_core.config.secrets import refuse_secrets
 from sra_core.config.training import AdaptConfig, DistillConfig
 
 __all__ = ["MAIN_FIELDS", "RunConfig"]
@@ -75,6 +76,13 @@ class RunConfig(Part):
         description="What `sra bench` compares around this run; other commands have no use for it.",
         json_schema_extra={"fingerprint": False},
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _holds_no_secret(cls, values: Any) -> Any:
+        # A ConfigError passes through pydantic as it is; a ValueError's message would show the value.
+        refuse_secrets(values)
+        return values
 
     @property
     def student_origin(self) -> ModelRef:

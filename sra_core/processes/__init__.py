@@ -1,6 +1,6 @@
 """Other processes: a pool of them, a Dask cluster, and children that never outlive their parent."""
 
-from sra_core.processes.children import STARTER, die_with_parent, free_port, start, stop
+from sra_core.processes.children import STARTER, die_with_parent, free_port, outlive_readers, start, stop
 from sra_core.processes.cluster import shard_executor
 from sra_core.processes.devices import native_dtype
 from sra_core.processes.pool import Pool
@@ -11,6 +11,7 @@ __all__ = [
     "die_with_parent",
     "free_port",
     "native_dtype",
+    "outlive_readers",
     "shard_executor",
     "start",
     "stop",

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import ctypes
 import os
+import select
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from multiprocessing import parent_process
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from threading import Thread
 
-__all__ = ["STARTER", "die_with_parent", "free_port", "start", "stop"]
+__all__ = ["STARTER", "die_with_parent", "free_port", "outlive_readers", "start", "stop"]
 
 STARTER = "SRA_STARTED_BY"
 """Environment variable: id of the process on this machine that training must not outlive."""
@@ -58,22 +60,50 @@ def _is_alive(process: int) -> bool:
     return True
 
 
-def free_port() -> int:
-    """A TCP port that nobody listens on."""
+def free_port(preferred: int = 0) -> int:
+    """A TCP port of the loopback that nobody listens on: ``preferred`` if it is one."""
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # one that was closed a moment ago is free
+        try:
+            probe.bind(("127.0.0.1", preferred))
+        except OSError:
+            probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
-def start(command: Sequence[str], environment: Mapping[str, str], log: Path) -> subprocess.Popen[bytes]:
-    """Start a command in a session of its own, both outputs appended to ``log``; it dies with this process."""
-    with log.open("ab") as output:
+def outlive_readers() -> None:
+    """Let this process go on when whoever reads its output is gone; what it says from then on is dropped.
+
+    Else its next line would end it: rich, which prints Prefect's log lines, leaves the process on a broken pipe.
+    """
+    Thread(target=_drop_unread, name="unread-output", daemon=True).start()
+
+
+def _drop_unread() -> None:
+    waiting = select.poll()
+    for output in (1, 2):
+        waiting.register(output, 0)  # errors alone: the other end of a pipe is closed, a terminal hung up
+    for _ in (1, 2):
+        for output, found in waiting.poll():
+            waiting.unregister(output)
+            if not found & select.POLLNVAL:
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, output)
+                os.close(nowhere)
+
+
+def start(command: Sequence[str], environment: Mapping[str, str], log: Path | None) -> subprocess.Popen[bytes]:
+    """Start a command in a session of its own; it dies with this process.
+
+    Both outputs are appended to ``log``; None shows them where this process's own go.
+    """
+    with nullcontext() if log is None else log.open("ab") as output:
         return subprocess.Popen(
             command,
             env={**os.environ, STARTER: str(os.getpid()), **environment},
             stdin=subprocess.DEVNULL,
             stdout=output,
-            stderr=subprocess.STDOUT,
+            stderr=None if output is None else subprocess.STDOUT,
             start_new_session=True,
             preexec_fn=_ask_the_kernel,
         )

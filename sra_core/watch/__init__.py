@@ -3,7 +3,7 @@
 from sra_core.watch.markdown import escape_markdown, fenced
 from sra_core.watch.outbox import Outbox, Report
 from sra_core.watch.pace import Pace
-from sra_core.watch.redaction import redact, redact_text
+from sra_core.watch.redaction import mask_logs, redact, redact_text
 from sra_core.watch.telemetry import QUIET, quiet_telemetry
 from sra_core.watch.terminal import TerminalWatcher, duration
 from sra_core.watch.watcher import Watcher, Watchers, watched
@@ -19,6 +19,7 @@ __all__ = [
     "duration",
     "escape_markdown",
     "fenced",
+    "mask_logs",
     "quiet_telemetry",
     "redact",
     "redact_text",

@@ -2,49 +2,49 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
-__all__ = ["MASK", "environment_secrets", "redact", "redact_text"]
+from sra_core.config.secrets import KNOWN_SHAPES, MASK, SECRET_NAME, SECRET_QUERY, USER_INFO
 
-MASK = "***"
-_SECRET_NAME = re.compile(
-    r"(^|[_.\-])(secret|password|passwd|token|api_?key|access_?key|private_?key|credentials?|authorization)$",
-    re.IGNORECASE,
-)
+__all__ = ["MASK", "environment_secrets", "mask_logs", "redact", "redact_text"]
+
 _SECRET_VARIABLE = re.compile(r"(SECRET|PASSWORD|PASSWD|TOKEN|API_?KEY|ACCESS_?KEY|CREDENTIAL|AUTH_STRING)", re.I)
-_NOT_SECRET = re.compile(r"^(true|false|none|null|\d+|/.*)$", re.IGNORECASE)
-_USER_INFO = re.compile(r"(?<=://)[^/\s@]+@")
-_QUERY = re.compile(r"([?&;](?:[\w\-]*(?:token|secret|password|key|sig|signature|credential))=)[^&\s]+", re.I)
-_KNOWN_SHAPES = re.compile(
-    r"\b(hf_[A-Za-z0-9]{16,}|AKIA[A-Z0-9]{16}|gh[pousr]_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_\-]{20,})"
-)
+_NOT_SECRET = re.compile(r"^(true|false|none|null|\d+)$", re.IGNORECASE)
+_PATH_VARIABLE = re.compile(r"(PATH|FILE|DIR|CREDENTIALS)$", re.IGNORECASE)
+_IN_ADDRESS = re.compile(r"://[^\s/@:]*:([^\s\"'<>]+)@")
 _SHORTEST = 8
 
 
 def environment_secrets(environment: Mapping[str, str] | None = None) -> tuple[str, ...]:
-    """Values of environment variables whose names say that they are secret, longest first.
+    """Values of environment variables whose names say that they are secret, and passwords in addresses; longest first.
 
-    Flags, numbers and paths are left out, so are values so short that they would blot out ordinary words.
+    Of ``user:password`` the password counts too, and each also as an address spells it. Flags, numbers and paths are
+    left out, so are values so short that they would blot out ordinary words.
     """
-    environment = os.environ if environment is None else environment
-    values = {
-        value
-        for name, value in environment.items()
-        if _SECRET_VARIABLE.search(name) and len(value) >= _SHORTEST and not _NOT_SECRET.match(value)
-    }
-    return tuple(sorted(values, key=len, reverse=True))
+    values: set[str] = set()
+    for name, value in (os.environ if environment is None else environment).items():
+        is_path = value.startswith("/") and (_PATH_VARIABLE.search(name) or Path(value).exists())
+        if _SECRET_VARIABLE.search(name) and not is_path:
+            values |= {value, value.partition(":")[2]} if "AUTH_STRING" in name.upper() else {value}
+        values |= set(_IN_ADDRESS.findall(value))
+    values |= {quote(value, safe="") for value in values}
+    kept = {value for value in values if len(value) >= _SHORTEST and not _NOT_SECRET.match(value)}
+    return tuple(sorted(kept, key=len, reverse=True))
 
 
 def redact_text(text: str, secrets: tuple[str, ...] | None = None) -> str:
     """``text`` with credentials in URLs, tokens of known shape and values of secret variables masked."""
     for secret in environment_secrets() if secrets is None else secrets:
         text = text.replace(secret, MASK)
-    text = _USER_INFO.sub(f"{MASK}@", text)
-    text = _QUERY.sub(rf"\g<1>{MASK}", text)
-    return _KNOWN_SHAPES.sub(MASK, text)
+    text = USER_INFO.sub(f"{MASK}@", text)
+    text = SECRET_QUERY.sub(rf"\g<1>{MASK}", text)
+    return KNOWN_SHAPES.sub(MASK, text)
 
 
 def redact(value: Any, name: str = "", secrets: tuple[str, ...] | None = None) -> Any:
@@ -56,6 +56,22 @@ def redact(value: Any, name: str = "", secrets: tuple[str, ...] | None = None) -
         return [redact(item, name, secrets) for item in value]
     if not isinstance(value, str):
         return value
-    if value and _SECRET_NAME.search(name):
+    if value and SECRET_NAME.search(name):
         return MASK
     return redact_text(value, secrets)
+
+
+def mask_logs() -> None:
+    """Mask secrets in every line that this process logs from now on, tracebacks included."""
+    names = [None, *logging.root.manager.loggerDict]
+    for handler in {handler for name in names for handler in logging.getLogger(name).handlers}:
+        if not any(isinstance(old, _Mask) for old in handler.filters):
+            handler.addFilter(_Mask())
+
+
+class _Mask(logging.Filter):
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.msg, record.args = redact_text(record.getMessage()), ()
+        if record.exc_info and record.exc_info[0] is not None:
+            record.exc_text = redact_text(logging.Formatter().formatException(record.exc_info))
+        return True

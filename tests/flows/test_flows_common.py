@@ -187,6 +187,7 @@ def test_empty_fields_reach_the_work_as_the_recipe(monkeypatch: pytest.MonkeyPat
         (_caused(ModelError("correct-horse", "b"), ConnectionError("correct-horse")), ModelError, True),
         (ConnectionResetError("correct-horse"), StorageError, True),
         (ValueError("correct-horse"), RuntimeError, False),
+        (_caused(ModelError("***", "b"), ValueError("correct-horse")), ModelError, False),
     ],
 )
 def test_an_error_with_a_secret_gives_way_to_one_without(

@@ -24,6 +24,7 @@ from sra_core.watch import QUIET
 ROOT = Path(__file__).resolve().parents[2]
 COMPOSE = yaml.safe_load((ROOT / "docker" / "compose.yaml").read_text())
 DEPLOYMENTS = yaml.safe_load((ROOT / "deploy" / "prefect.yaml").read_text())["deployments"]
+SYSTEMD = ROOT / "deploy" / "systemd"
 AUTOMATIONS = yaml.safe_load((ROOT / "deploy" / "automations.yaml").read_text())
 DOCKERFILE = (ROOT / "docker" / "worker.Dockerfile").read_text()
 
@@ -77,8 +78,9 @@ def test_a_store_behind_an_address_stays_one_and_the_servers_keep_their_state_he
     assert remote.environment()["SRA_STORE"] == "s3://bucket/sra"
     assert remote.home == tmp_path / "sra-store" / "services"
     mlflow = next(service.command for service in services(remote) if service.name == "mlflow")
-    assert f"sqlite:///{tmp_path}/sra-store/mlflow.db" in mlflow
+    assert remote.server_environment()["MLFLOW_BACKEND_STORE_URI"] == f"sqlite:///{tmp_path}/sra-store/mlflow.db"
     assert f"{tmp_path}/sra-store/mlflow-artifacts" in mlflow
+    assert "--default-artifact-root" not in mlflow, "workers elsewhere have no such folder"
     local = Settings.from_environment({"SRA_STORE": "mine"})
     assert local.environment()["SRA_STORE"] == str(tmp_path / "mine")
     assert local.home == tmp_path / "mine" / "services"
@@ -92,6 +94,44 @@ def test_compose_services_stay_on_loopback_without_root_or_default_passwords() -
     text = (ROOT / "docker" / "compose.yaml").read_text()
     assert "POSTGRES_PASSWORD: ${POSTGRES_PASSWORD:?" in text
     assert re.search(r"^POSTGRES_PASSWORD=$", (ROOT / "docker" / "example.env").read_text(), re.MULTILINE)
+
+
+def test_compose_puts_no_password_into_an_address_or_a_command() -> None:
+    for name, service in COMPOSE["services"].items():
+        assert "${" not in " ".join(service.get("command", [])), name
+        inside = {key for key, value in service.get("environment", {}).items() if re.search(r"\S\$\{|\}\S", str(value))}
+        assert inside == set(), f"{name}: a password with @ or / would break {inside}"
+    assert "--app-name=basic-auth" in COMPOSE["services"]["mlflow"]["command"]
+
+
+def test_a_read_only_server_writes_its_pages_where_it_may() -> None:
+    prefect = COMPOSE["services"]["prefect"]
+    assert prefect["read_only"]
+    assert prefect["environment"]["PREFECT_UI_STATIC_DIRECTORY"].startswith(prefect["tmpfs"][0])
+    (home,) = re.findall(r"^PREFECT_UI_STATIC_DIRECTORY=(.+)$", (SYSTEMD / "sra.env").read_text(), re.MULTILINE)
+    assert home.startswith("/var/lib/sra/"), "units may write to their StateDirectory alone"
+
+
+def test_jobs_of_the_cpu_queue_ask_container_pools_for_no_gpu() -> None:
+    for deployment in DEPLOYMENTS:
+        variables = deployment["work_pool"]["job_variables"]
+        if deployment["work_pool"]["work_queue_name"] == "cpu":
+            assert variables["gpus"] == 0
+            template = json.loads((ROOT / "deploy" / "pools" / "docker.json").read_text())
+            usual = template["variables"]["properties"]["container_create_kwargs"]["default"]
+            assert variables["container_create_kwargs"] == {
+                name: value for name, value in usual.items() if name != "device_requests"
+            }
+        else:
+            assert not variables.keys() & {"gpus", "container_create_kwargs"}
+
+
+def test_a_changed_line_of_code_does_not_install_dependencies_again() -> None:
+    build = DOCKERFILE.partition("AS cpu-system")[0]
+    before, _, after = build.partition("COPY sra_core")
+    assert "--constraint constraints.txt" in before
+    assert "--no-deps" in after
+    assert "rm -r build" in before, "a build folder left behind would win over newer code"
 
 
 def test_compose_waits_for_what_it_needs_and_volumes_are_named() -> None:
@@ -166,7 +206,13 @@ def test_image_installs_extras_that_exist() -> None:
 def test_compose_file_is_accepted_by_docker() -> None:
     if subprocess.run(["docker", "compose", "version"], capture_output=True).returncode:
         pytest.skip("this Docker client has no compose plugin")
-    environment = {**os.environ, "POSTGRES_PASSWORD": "x", "PREFECT_AUTH": "a:b"}
+    environment = {
+        **os.environ,
+        "POSTGRES_PASSWORD": "x",
+        "PREFECT_AUTH": "a:b",
+        "MLFLOW_PASSWORD": "x",
+        "MLFLOW_FORM_KEY": "x",
+    }
     command = ["docker", "compose", "--file", str(ROOT / "docker" / "compose.yaml"), "config", "--quiet"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

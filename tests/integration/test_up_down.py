@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import shutil
-import signal
 import socket
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import psutil
 import pytest
 
-from .servers import Stack, command, free_port, new_settings, running_stack, services, until
+from .servers import Stack, command, new_settings, running_stack, services
 
 pytestmark = pytest.mark.integration
 
@@ -149,44 +143,12 @@ def test_a_password_guards_mlflow_and_runs_are_tracked(tmp_path: Path, monkeypat
         assert "opensesame" not in log
 
 
-@pytest.fixture
-def postgres(tmp_path: Path) -> Iterator[str]:
-    """A real PostgreSQL with databases prefect and mlflow; yields HOST:PORT."""
-    if shutil.which("initdb") is None or shutil.which("postgres") is None:
-        pytest.skip("no PostgreSQL on this machine; Debian's package is `postgresql`")
-    folder, port = tmp_path / "pg", free_port()
-    run = ["runuser", "-u", "postgres", "--"] if os.getuid() == 0 else []
-    folder.mkdir()
-    for parent in (folder, *folder.parents):
-        if parent.stat().st_uid == os.getuid() and os.getuid() == 0 and parent.is_relative_to("/tmp"):
-            parent.chmod(0o755)
-    if os.getuid() == 0:
-        shutil.chown(folder, "postgres")
-    subprocess.run([*run, "initdb", "--username=sra", "--auth=trust", folder / "data"], check=True, capture_output=True)
-    options = ["-D", str(folder / "data"), "-p", str(port), "-c", "listen_addresses=127.0.0.1", "-k", str(folder)]
-    server = subprocess.Popen([*run, "postgres", *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    until(lambda: _listens(port), 30, "PostgreSQL")
-    for name in ("prefect", "mlflow"):
-        create = ["createdb", "-h", "127.0.0.1", "-p", str(port), "-U", "sra", name]
-        until(lambda create=create: subprocess.run(create, capture_output=True).returncode == 0, 20, name)  # type: ignore[misc]
-    yield f"127.0.0.1:{port}"
-    for member in psutil.Process(server.pid).children() or [psutil.Process(server.pid)]:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            member.send_signal(signal.SIGINT)
-    server.wait(20)
-
-
-def _listens(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
 @pytest.mark.timeout(1500)
 def test_postgresql_by_setting(tmp_path: Path, postgres: str) -> None:
     settings = new_settings(
         tmp_path,
-        prefect_database=f"postgresql+asyncpg://sra@{postgres}/prefect",
-        mlflow_database=f"postgresql+psycopg2://sra@{postgres}/mlflow",
+        prefect_database=f"postgresql+asyncpg://{postgres}/prefect",
+        mlflow_database=f"postgresql+psycopg2://{postgres}/mlflow",
     )
     with running_stack(settings) as stack:
         assert stack.deployment("pipeline")["name"] == "pipeline"

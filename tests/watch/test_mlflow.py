@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 import pytest
 
-from sra_core.config import CorpusConfig, DistillConfig, RunConfig, TrackingConfig
+from sra_core.config import DistillConfig, RunConfig, TrackingConfig
 from sra_core.config.load import load_config
 from sra_core.errors import ConfigError
 from sra_core.shards import Manifest
@@ -471,7 +471,8 @@ def test_nothing_is_lost_while_the_server_is_away(
 def test_secrets_reach_neither_database_nor_artifacts(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     planted = "s3cr3t-pa55phrase"
     monkeypatch.setenv("STORE_ACCESS_KEY", planted)
-    config.corpus = CorpusConfig(source=f"https://ann:{planted}@host/data.jsonl", system=f"Say {planted}")
+    # A whole config with these is refused; parts of one are changed behind its back, and masked all the same.
+    config.corpus.source, config.corpus.system = f"https://ann:{planted}@host/data.jsonl", f"Say {planted}"
     config.distill.deepspeed = {"wandb": {"api_key": planted}}
     with pipeline_run(config, {"note": planted}) as parent:
         watch = MlflowWatcher(config, parent)
@@ -535,8 +536,8 @@ def test_the_ui_command_is_on_loopback_and_names_the_database(tmp_path: Path, mo
 
 
 def test_an_unknown_kind_of_store_is_refused(tmp_path: Path) -> None:
-    config = RunConfig(store=str(tmp_path), tracking=TrackingConfig(uri="ftp://ann:pw@host"))
-    with pytest.raises(ConfigError, match=r"ftp://\*\*\*@host"), pipeline_run(config):
+    config = RunConfig(store=str(tmp_path), tracking=TrackingConfig(uri="ftp://host"))
+    with pytest.raises(ConfigError, match="ftp://host"), pipeline_run(config):
         pass
 
 

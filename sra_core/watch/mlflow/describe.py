@@ -39,14 +39,19 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     return flat
 
 
-def process_tags() -> dict[str, str]:
+def process_name() -> str:
+    """This process, named so that no later one on any machine has the same name."""
     import psutil
 
-    return {"process": f"{socket.gethostname()}:{os.getpid()}:{psutil.Process().create_time():.0f}"}
+    return f"{socket.gethostname()}:{os.getpid()}:{psutil.Process().create_time():.0f}"
+
+
+def process_tags() -> dict[str, str]:
+    return {"process": process_name()}
 
 
 def is_dead(process: str) -> bool:
-    """Whether a process named by the tag ``process`` ran on this machine and is gone."""
+    """Whether a process of that name ran on this machine and is gone."""
     import psutil
 
     host, _, rest = process.partition(":")

@@ -20,9 +20,10 @@ def tracking_uri(config: RunConfig) -> str:
 def ui_command(config: RunConfig, port: int = 5000, host: str = "127.0.0.1") -> list[str]:
     """The command line that opens the runs of ``config`` in a browser, on loopback unless told otherwise."""
     address = ["--host", host, "--port", str(port), "--workers", "1"]
+    artifacts = ["--artifacts-destination", str(home(config) / "mlflow-artifacts")]
     return [
         *("env", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false", "MLFLOW_DISABLE_TELEMETRY=true"),
-        *(sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", tracking_uri(config), *address),
+        *(sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", tracking_uri(config), *artifacts, *address),
     ]
 
 
