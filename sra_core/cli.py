@@ -1,4 +1,4 @@
-"""The `sra` command: parse, build the config, run, say what came out. Logic lives in the rooms."""
+"""The `sra` command: parse, build the config, run, say what came out. Logic lives in the packages."""
 
 from __future__ import annotations
 

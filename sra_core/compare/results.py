@@ -293,7 +293,7 @@ def _upstream(manifest: Manifest, store: Path) -> Iterator[Manifest]:
         seen.add(made.stage)
         yield made
         for stage, upstream in made.upstream.items():
-            folder = store / StageFolder.ROOMS.get(stage, stage) / upstream.fingerprint
+            folder = store / StageFolder.FOLDERS.get(stage, stage) / upstream.fingerprint
             if (folder / "manifest.json").is_file():
                 waiting.append(read_manifest(folder))
 
