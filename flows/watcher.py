@@ -20,7 +20,7 @@ from prefect.exceptions import PrefectHTTPStatusError
 from prefect.logging import get_run_logger
 
 from sra_core.config import RunConfig
-from sra_core.watch import Outbox, Report, Watcher, redact_text
+from sra_core.watch import Outbox, Pace, Report, Watcher, redact_text
 from sra_core.watch.mlflow import MlflowWatcher, figure_path, tracking_uri, ui_command
 
 if TYPE_CHECKING:
@@ -55,7 +55,10 @@ class ArtifactWriter:
         self._ids: dict[str, Any] = {}
         context = contextvars.copy_context()  # settings of the run are context variables
         self._outbox = Outbox(
-            lambda report: context.run(self._deliver, report), passing=_passing, merge=_latest, pause=0.2
+            lambda report: context.run(self._deliver, report),
+            passing=_passing,
+            merge=lambda first, second: second if first["key"] == second["key"] else None,  # the latest is enough
+            pause=0.2,
         )
 
     def write(self, kind: str, key: str, data: Any, description: str | None = None) -> None:
@@ -95,8 +98,8 @@ class PrefectWatcher(Watcher):
 
     def _begin_stage(self, stage: str, config: RunConfig | None) -> None:
         self._stage, self._config = stage, config
-        self._started = self._shown = time.monotonic()
-        self._first_done: int | None = None
+        self._pace = Pace()
+        self._shown = float("-inf")
         self._history: dict[int, dict[str, Any]] = {}
         self._figures: list[str] = []
         self._linked = False
@@ -108,16 +111,10 @@ class PrefectWatcher(Watcher):
         self._link()
 
     def progress(self, done: int, total: int, unit: str, note: str = "") -> None:
-        now = time.monotonic()
-        if self._first_done is None:
-            self._first_done, self._started = done, now
-        elif done < total and now - self._shown < _EVERY:
+        text, now = self._pace.words(done, total, unit, note), time.monotonic()
+        if done < total and now - self._shown < _EVERY:
             return
         self._shown = now
-        rate = (done - self._first_done) / max(now - self._started, 1e-9)
-        left = f", {_duration((total - done) / rate)} left" if rate and done < total else ""
-        count = f"{done} of {total} {unit}" if total else f"{done} {unit}"
-        text = f"{count}, {rate:.3g} a second{left}" + (f", {note}" if note else "")
         self._endless = "" if total else text
         percent = 100.0 * done / total if total else 0.0
         self._artifacts.write("progress", artifact_key(self._stage, "progress"), percent, text)
@@ -176,7 +173,7 @@ class PrefectWatcher(Watcher):
             return
         address = self._mlflow.url
         if address is None and tracking_uri(self._config).startswith("http"):
-            return
+            return  # the server has not answered yet
         text = f"[{address}]({address})" if address else f"`{redact_text(' '.join(ui_command(self._config)))}`"
         self._artifacts.write("markdown", artifact_key(self._stage, "mlflow"), f"MLflow run: {text}", "MLflow run")
         self._linked = True
@@ -199,10 +196,6 @@ def _passing(error: Exception) -> bool:
     return isinstance(error, (httpx.TransportError, OSError, RuntimeError))
 
 
-def _latest(first: Report, second: Report) -> Report | None:
-    return second if first["key"] == second["key"] else None
-
-
 def _table(rows: Sequence[Mapping[str, Any]]) -> str:
     import json
 
@@ -221,18 +214,9 @@ def _cell(value: Any) -> Any:
 def _result(manifest: Manifest) -> str:
     """The manifest of a finished stage as Markdown."""
     lines = [f"**{manifest.stage}** `{manifest.fingerprint}` in `{redact_text(manifest.folder)}`", ""]
-    for title, values in (("score", manifest.metrics), ("count", manifest.counts)):
+    for title, values, form in (("score", manifest.metrics, ".5g"), ("count", manifest.counts, "d")):
         if values:
             lines += [f"| {title} | value |", "| --- | --- |"]
-            lines += [
-                f"| {name} | {value:.5g} |" if isinstance(value, float) else f"| {name} | {value} |"
-                for name, value in values.items()
-            ]
+            lines += [f"| {name} | {value:{form}} |" for name, value in values.items()]
             lines.append("")
     return "\n".join(lines)
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"

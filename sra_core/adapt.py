@@ -63,7 +63,7 @@ def adapt_teacher(config: RunConfig, prepared: Manifest, folder: StageFolder, wa
         folder=work,
         part="adapt",
     )
-    _save_initial(config, job.initial)
+    job.keep_initial(lambda: load_model(config.teacher))
     result = dict(launch(job, watch))
     layout = result.pop("layout")
     written = _export(job, result, folder.path)
@@ -107,15 +107,6 @@ def _merge(config: RunConfig, adapter: Path, place: Path) -> None:
     model = peft.PeftModel.from_pretrained(load_model(config.teacher), adapter)
     model.merge_and_unload().save_pretrained(place)
     load_tokenizer(config.teacher).save_pretrained(place)
-
-
-def _save_initial(config: RunConfig, path: Path) -> None:
-    if path.exists():
-        return
-    partial = path.with_name(".initial.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    load_model(config.teacher).save_pretrained(partial)
-    partial.rename(path)
 
 
 def _export(job: Any, result: Mapping[str, Any], folder: Path) -> str:

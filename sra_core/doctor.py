@@ -126,7 +126,6 @@ def _teacher(config: RunConfig) -> Iterator[Finding]:
 
 
 def _layers(config: RunConfig) -> Iterator[Finding]:
-
     try:
         check_layers(config)
     except SraError as error:
@@ -134,7 +133,6 @@ def _layers(config: RunConfig) -> Iterator[Finding]:
 
 
 def _evaluation(config: RunConfig) -> Iterator[Finding]:
-
     try:
         check_tools(config)
         check_datasets(config)

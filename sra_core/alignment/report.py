@@ -144,10 +144,6 @@ class AlignmentReport:
             )
         return found
 
-    def passes(self, thresholds: AuditThresholds) -> bool:
-        """Whether the alignment meets the thresholds."""
-        return not self.failures(thresholds)
-
     def require(self, thresholds: AuditThresholds) -> None:
         """Let nothing expensive start on an alignment that does not meet the thresholds.
 

@@ -137,15 +137,10 @@ def _compare_metric(
             {"variant": variant, "metric": metric.name, "score": score.estimate, "low": score.low, "high": score.high}
             | {"examples": score.examples, "seeds": score.seeds, **_costs(report, variant)}
         )
-    best = _best(metric, {name: mean for name, mean in means.items() if name in baselines})
+    best_first = sorted(means, key=means.__getitem__, reverse=metric.higher)
+    best = next((name for name in best_first if name in baselines), None)
     for pair, result, seeds in _pairs(report, by_variant, weights, _strata(keys), baselines, best):
         report.differences.append(_difference_row(metric, pair, result, seeds, best))
-
-
-def _best(metric: Metric, means: Mapping[str, float]) -> str | None:
-    if not means:
-        return None
-    return (max if metric.higher else min)(means, key=lambda name: means[name])
 
 
 def _pairs(

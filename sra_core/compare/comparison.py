@@ -158,7 +158,8 @@ def compare_runs(runs: Sequence[EvaluatedRun], *, resamples: int = 2000, seed: i
     systems = _systems(runs)
     students = [run.name for run in runs]
     result = RunComparison(list(runs), list(systems), students, _pair(students, systems))
-    for metric in _metrics(systems):
+    metrics = {metric.name: metric for scores in systems.values() for metric in scores.metrics()}
+    for metric in metrics.values():
         scored = _shared(metric.name, systems)
         if scored is None:
             continue
@@ -177,11 +178,6 @@ def compare_runs(runs: Sequence[EvaluatedRun], *, resamples: int = 2000, seed: i
     return result
 
 
-def _metrics(systems: Mapping[str, ModelScores]) -> list[Metric]:
-    """Metrics of all systems, each once."""
-    return list({metric.name: metric for scores in systems.values() for metric in scores.metrics()}.values())
-
-
 def _systems(runs: Sequence[EvaluatedRun]) -> dict[str, ModelScores]:
     systems: dict[str, ModelScores] = {}
     for role in ("teacher", "initial"):
@@ -193,6 +189,7 @@ def _systems(runs: Sequence[EvaluatedRun]) -> dict[str, ModelScores]:
 
 
 def _same(one: ModelScores, other: ModelScores) -> bool:
+    """Whether two runs scored one model: alike but for the last digits, which batches of other shapes move."""
     for name in ("bits_per_byte", "rougeL"):
         left, right = one.values(name), other.values(name)
         if left is None or right is None:
@@ -272,15 +269,12 @@ def _breakdowns(metric: Metric, scored: _Scored, run: EvaluatedRun, resamples: i
     lengths = np.array([facts.get(key, ("", 0))[1] for key in scored.keys])
     groups = {"source": _by_name([name if name in kept else "all others" for name in sources])}
     groups["prompt length"] = _by_length(lengths)
-    return [
-        Breakdown(title, metric, _grouped(scored, _counted(parts), resamples=resamples, seed=seed))
-        for title, parts in groups.items()
-        if len(parts) > 1
-    ]
-
-
-def _counted(groups: Mapping[str, Integers]) -> dict[str, Integers]:
-    return {f"{name} ({len(part)})": part for name, part in groups.items()}
+    found = []
+    for title, parts in groups.items():
+        if len(parts) > 1:
+            counted = {f"{name} ({len(part)})": part for name, part in parts.items()}
+            found.append(Breakdown(title, metric, _grouped(scored, counted, resamples=resamples, seed=seed)))
+    return found
 
 
 def _by_name(names: list[str]) -> dict[str, Integers]:

@@ -184,6 +184,7 @@ class StageFolder:
     @contextmanager
     def guard(self, waiting: Callable[[], None] = lambda: None, timeout: float = -1) -> Iterator[None]:
         """As `lock`, for a moment's work while other processes make shards under claims: their files stay."""
+        # The file's lock ends with its process and holds on this machine; the lease holds between machines.
         lease = Lease(self.remote, "lock") if self.remote else None
         with StoreLock(self.path, waiting, timeout):
             if lease:
@@ -240,6 +241,7 @@ class StageFolder:
             raise ShardError(f"{entry.name} was made from another upstream shard", "run the stage again")
         if self.remote and self.remote.size(entry.name) != entry.bytes:
             raise ShardError(f"{self.remote.url}/{entry.name} is damaged", "run the stage again")
+        # One that lies in the remote store alone is judged by its size: its checksum would cost its whole transfer.
         if not self.remote or (self.path / entry.name).exists():
             verify(self.path, [entry], full=True)
 
@@ -286,6 +288,7 @@ class StageFolder:
             source=source,
             counts=dict(counts or {}),
         )
+        # After the shard: one without a receipt was not finished, and is made again.
         with atomic_write(self.path / f"{name}{RECEIPT}") as receipt:
             receipt.write(entry.model_dump_json().encode())
         if self.remote:

@@ -5,20 +5,17 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
+from sra_core.watch.pace import Pace
 from sra_core.watch.watcher import Watcher
 
 if TYPE_CHECKING:
     from sra_core.config import RunConfig
     from sra_core.shards import Manifest
 
-__all__ = ["TerminalWatcher", "duration"]
+__all__ = ["TerminalWatcher"]
 
-
-def duration(seconds: float) -> str:
-    """Seconds as a person says them."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+_EVERY = 15.0
+"""Seconds between two lines where no bar can be drawn: a log file."""
 
 
 class TerminalWatcher(Watcher):
@@ -31,9 +28,7 @@ class TerminalWatcher(Watcher):
         self._progress: Any = None
         self._task: Any = None
         self._printed = 0.0
-        self._phase: tuple[int, str] = (0, "")
-        self._base = (0, 0.0)
-        self._last = 0
+        self._pace = Pace()
         self._started = time.monotonic()
         self._stage = ""
 
@@ -47,18 +42,10 @@ class TerminalWatcher(Watcher):
         if self._console.is_terminal:
             self._bar(done, total, unit, note)
             return
-        now = time.monotonic()
-        if (total, unit) != self._phase or done < self._last:
-            self._phase, self._base = (total, unit), (done, now)  # rates count from a phase's first report
-        self._last = done
-        if done == total or now - self._printed >= 15:
+        words, now = self._pace.words(done, total, unit, note), time.monotonic()
+        if done == total or now - self._printed >= _EVERY:
             self._printed = now
-            first, since = self._base
-            rate = (done - first) / (now - since) if done > first and now > since else 0.0
-            parts = [f"{done}/{total} {unit}" if total else f"{done} {unit}"]
-            parts += [f"{rate:.3g} a second"] if rate else []
-            parts += [f"{duration((total - done) / rate)} left"] if rate and total > done else []
-            self._say(f"  {', '.join(parts)}  {note}".rstrip())
+            self._say(f"  {words}")
 
     def _say(self, text: str) -> None:
         self._console.print(text, soft_wrap=True)

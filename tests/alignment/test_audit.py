@@ -194,9 +194,9 @@ def test_nothing_at_all(shared):
 
 
 def test_the_gate_names_every_bound_that_failed(report):
-    assert report.passes(AuditThresholds(min_coverage=0.1, max_tokens_per_span=50, max_dropped=0.9))
+    assert not report.failures(AuditThresholds(min_coverage=0.1, max_tokens_per_span=50, max_dropped=0.9))
     strict = AuditThresholds(min_coverage=1.0, max_tokens_per_span=1.0, max_dropped=0.0)
-    assert not report.passes(strict)
+    assert report.failures(strict)
     with pytest.raises(AlignmentError) as caught:
         report.require(strict)
     message = str(caught.value)
@@ -215,7 +215,7 @@ def test_the_gate_names_every_bound_that_failed(report):
 def test_each_bound_fails_on_its_own_just_beyond_its_edge(report, bound, edge):
     loose = {"min_coverage": 0.0, "max_tokens_per_span": 1e9, "max_dropped": 1.0}
     value, step = edge(report), 1e-6 if bound == "min_coverage" else -1e-6
-    assert report.passes(AuditThresholds(**(loose | {bound: value})))
+    assert not report.failures(AuditThresholds(**(loose | {bound: value})))
     (failure,) = report.failures(AuditThresholds(**(loose | {bound: value + step})))
     assert bound in failure
 

@@ -252,7 +252,7 @@ def test_a_run_whose_process_died_goes_on(config: RunConfig) -> None:
         "watch = MlflowWatcher(config, parent)\n"
         "watch.begin('distill', 'distill-fp', config, '', reused=False)\n"
         "watch.metrics({'loss': 1.0}, 1)\n"
-        "parent._outbox.flush(60)\n"
+        "parent.outbox.flush(60)\n"
         "os.kill(os.getpid(), 9)\n"
     )
     died = subprocess.run([sys.executable, "-c", code, config.model_dump_json()], check=False)
@@ -268,7 +268,7 @@ def test_a_run_whose_process_died_goes_on(config: RunConfig) -> None:
 def test_a_living_run_of_the_same_config_is_left_alone(config: RunConfig) -> None:
     with pipeline_run(config) as first:
         assert first is not None
-        first._outbox.flush(30)
+        first.outbox.flush(30)
         with pipeline_run(config):
             pass
         assert [run.info.status for run in _parents(config)] == ["RUNNING", "FINISHED"]

@@ -88,9 +88,5 @@ def error_line(error: BaseException) -> str:
     return redact_text(f"{type(error).__name__}: {error}")[:LONGEST_VALUE]
 
 
-def final_status(error: BaseException) -> str:
-    return "FAILED" if isinstance(error, Exception) else "KILLED"
-
-
 def now() -> int:
     return int(time.time() * 1000)

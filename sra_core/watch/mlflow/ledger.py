@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import shutil
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -125,7 +126,9 @@ class Ledger:
         else:
             again = not report["reused"] and run.data.tags.get("session") != report["run"]
             tags["attempt"] = str(int(run.data.tags.get("attempt", "1")) + again)
-            tags |= _changed(run.data.params, report["params"])
+            for name, text in report["params"].items():  # a parameter cannot change in MLflow
+                if run.data.params.get(name, text) != text:
+                    tags[f"changed.{name}"] = text
             if run.info.status != "FINISHED":
                 self._client.update_run(run.info.run_id, status="RUNNING")
             self._known[run.info.run_id] = {metric.key: metric.step for metric in run.data._metric_objs}
@@ -178,7 +181,7 @@ class Ledger:
 
         Alias `NEWEST` of the registered model is moved to the entry.
         """
-        run_id, name = self._id(report["run"]), _model_name(report["name"])
+        run_id, name = self._id(report["run"]), re.sub("[/:'\"`]", "-", report["name"])  # MLflow refuses these
         tags = {"fingerprint": report["fingerprint"], "path": report["path"]}
         same = self._client.search_model_versions(f"name = '{name}'")
         if any(version.tags.get("fingerprint") == report["fingerprint"] for version in same):
@@ -241,7 +244,7 @@ class Ledger:
                 self._experiment_id = (
                     found.experiment_id if found else self._client.create_experiment(self._experiment, location)
                 )
-            except MlflowException as error:
+            except MlflowException as error:  # another process was faster
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise
                 self._experiment_id = self._client.get_experiment_by_name(self._experiment).experiment_id
@@ -272,15 +275,6 @@ def _continues(run: Any, report: Report) -> bool:
     if flow_run and tags.get("prefect.flow_run_id") == flow_run:
         return True
     return status != "FINISHED" and (report["parent"] is not None or is_dead(tags.get("process", "")))
-
-
-def _changed(old: Mapping[str, str], new: Mapping[str, str]) -> dict[str, str]:
-    """Parameters can't change in MLflow; what differs in a later attempt goes into tags."""
-    return {f"changed.{name}": text for name, text in new.items() if name in old and old[name] != text}
-
-
-def _model_name(name: str) -> str:
-    return "".join("-" if letter in "/:'\"`" else letter for letter in name)
 
 
 def start_sampler(outbox: Outbox, key: str, uri: str, interval: float = 10.0) -> Callable[[], None]:

@@ -45,7 +45,64 @@ _CLIENT_DEFAULTS = {
 }
 
 
-class PipelineRun:
+class TrackedRun:
+    """One MLflow run. What it is told goes through an outbox, which it shares with its parent.
+
+    Args:
+        config: Tells the tracking server.
+        parent: The run that it belongs to.
+        opening: Fields of the report that opens it.
+    """
+
+    def __init__(self, config: RunConfig, parent: TrackedRun | None, **opening: Any) -> None:
+        self._parent, self._closed = parent, False
+        self.ledger: Ledger
+        self.outbox: Outbox
+        self.ledger, self.outbox = (parent.ledger, parent.outbox) if parent else _open_outbox(config)
+        self.key = uuid.uuid4().hex
+        self.put("open", parent=parent.key if parent else None, start=describe.now(), **opening)
+
+    @property
+    def run_id(self) -> str | None:
+        """The MLflow run id; None until the tracking server has answered."""
+        return self.ledger.ids.get(self.key)
+
+    @property
+    def url(self) -> str | None:
+        """Address of the run in the MLflow UI; None while unknown or without a tracking server."""
+        return self.ledger.url(self.key)
+
+    def put(self, do: str, **fields: Any) -> None:
+        """Queue a report for MLflow; a run that was closed has no more to say."""
+        if not self._closed:
+            self.outbox.put({"do": do, "run": self.key, **fields})
+
+    def metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
+        """Log numbers to this very run."""
+        now = describe.now()
+        self.put("metrics", metrics=[[name, float(value), now, step] for name, value in values.items()])
+
+    def finished(self) -> None:
+        """End the run as finished and deliver what is left."""
+        self.put("tags", tags={"error": ""})  # an earlier attempt may have left one
+        self._close("FINISHED", PATIENCE)
+
+    def failed(self, error: BaseException) -> None:
+        """End the run as failed, or as killed where it was interrupted, and deliver what is left."""
+        self.put("tags", tags={"error": describe.error_line(error)})
+        if isinstance(error, Exception):
+            self._close("FAILED", PATIENCE)
+        else:
+            self._close("KILLED", _CANCELLED_PATIENCE)
+
+    def _close(self, status: str, patience: float) -> None:
+        self.put("close", status=status, end=describe.now())
+        self._closed = True
+        if self._parent is None and (waiting := self.outbox.close(patience)) is not None:
+            _log.warning("the tracking server does not answer; unsent reports are kept in %s for the next run", waiting)
+
+
+class PipelineRun(TrackedRun):
     """A parent run: of the stages of a pipeline, or of the cells of a benchmark.
 
     Made by `pipeline_run`, `benchmark_run` and `cell_run`.
@@ -68,49 +125,17 @@ class PipelineRun:
         parent: PipelineRun | None = None,
     ) -> None:
         self.tags = dict(tags or {})
-        self._parent = parent
-        self._ledger: Ledger
-        self._outbox: Outbox
-        self._ledger, self._outbox = (parent._ledger, parent._outbox) if parent else _open_outbox(config)
-        self.key = uuid.uuid4().hex
         grid = kind == "benchmark"
-        self._outbox.put(
-            {
-                "do": "open",
-                "run": self.key,
-                "parent": parent.key if parent else None,
-                "name": name or config.name,
-                "match": {"kind": kind, "config": describe.config_digest(config, grid=grid)},
-                "tags": {**describe.process_tags(), **redact(self.tags)},
-                "params": describe.parameters(config, grid=grid),
-                "reused": False,
-                "joined": kind != "pipeline",
-                "start": describe.now(),
-            }
+        super().__init__(
+            config,
+            parent,
+            name=name or config.name,
+            match={"kind": kind, "config": describe.config_digest(config, grid=grid)},
+            tags={**describe.process_tags(), **redact(self.tags)},
+            params=describe.parameters(config, grid=grid),
+            reused=False,
+            joined=kind != "pipeline",
         )
-
-    @property
-    def run_id(self) -> str | None:
-        """The MLflow run id; None until the tracking server has answered."""
-        return self._ledger.ids.get(self.key)
-
-    @property
-    def url(self) -> str | None:
-        """Address of the run in the MLflow UI; None while unknown or without a tracking server."""
-        return self._ledger.url(self.key)
-
-    def put(self, report: Report) -> None:
-        """Queue a report for MLflow."""
-        self._outbox.put(report)
-
-    def close(self, status: str, patience: float) -> Path | None:
-        """End the run and deliver what is left; returns the file that keeps what could not be delivered."""
-        self.put({"do": "close", "run": self.key, "status": status, "end": describe.now()})
-        return None if self._parent else _close_outbox(self._outbox, patience)
-
-    def metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
-        """Log numbers to this very run."""
-        self.put({"do": "metrics", "run": self.key, "metrics": _rows(values, step)})
 
 
 @contextmanager
@@ -160,11 +185,9 @@ def _opened(run: PipelineRun | None) -> Iterator[PipelineRun | None]:
     try:
         yield run
     except BaseException as error:
-        run.put({"do": "tags", "run": run.key, "tags": {"error": describe.error_line(error)}})
-        run.close(describe.final_status(error), _patience(error))
+        run.failed(error)
         raise
-    run.put({"do": "tags", "run": run.key, "tags": {"error": ""}})  # an earlier attempt may have left one
-    run.close("FINISHED", PATIENCE)
+    run.finished()
 
 
 class MlflowWatcher(Watcher):
@@ -181,57 +204,51 @@ class MlflowWatcher(Watcher):
     ) -> None:
         self._config, self._parent = config, parent
         self._tags = {**(parent.tags if parent else {}), **(tags or {})}
-        self._key: str | None = None
+        self._run: TrackedRun | None = None
         self._stage, self._reused = "", False
         self._started = 0.0
-        self._outbox: Outbox | None = None
-        self._ledger: Ledger | None = None
         self._sampler: Any = None
 
     @property
     def run_id(self) -> str | None:
         """The MLflow run id of the current stage; None until the tracking server has answered."""
-        return self._ledger.ids.get(self._key) if self._ledger and self._key else None
+        return self._run.run_id if self._run else None
 
     @property
     def url(self) -> str | None:
         """Address of the current stage's run in the MLflow UI; None while unknown or without a tracking server."""
-        return self._ledger.url(self._key) if self._ledger and self._key else None
+        return self._run.url if self._run else None
 
     def begin(self, stage: str, fingerprint: str, config: RunConfig, plan: str, *, reused: bool) -> None:
         if not self._config.tracking.enabled:
             return
-        self._stage, self._reused = stage, reused
-        self._key, self._started = uuid.uuid4().hex, time.monotonic()
-        if self._parent is not None:
-            self._ledger, self._outbox = self._parent._ledger, self._parent._outbox
-        else:
-            self._ledger, self._outbox = _open_outbox(self._config)
-        self._put(
-            "open",
-            parent=self._parent.key if self._parent else None,
+        self._stage, self._reused, self._started = stage, reused, time.monotonic()
+        self._run = TrackedRun(
+            self._config,
+            self._parent,
             name=stage if self._parent else f"{config.name} {stage}",
             match={"stage": stage, "fingerprint": fingerprint},
             tags={**describe.process_tags(), **redact(self._tags), "plan": redact_text(plan)[: describe.LONGEST_VALUE]},
             params=describe.parameters(config),
             reused=reused,
-            start=describe.now(),
         )
-        if reused and self._outbox is not None:
-            self._outbox.flush(_LOOKUP_PATIENCE)  # whether its original is there decides what is worth telling
+        if reused:
+            self._run.outbox.flush(_LOOKUP_PATIENCE)  # whether its original is there decides what is worth telling
         if config.tracking.system_metrics and not reused:
             from sra_core.watch.mlflow.ledger import start_sampler
 
-            self._sampler = start_sampler(self._outbox, self._key, tracking_uri(self._config))
+            self._sampler = start_sampler(self._run.outbox, self._run.key, tracking_uri(self._config))
 
     @property
     def _repeats(self) -> bool:
         """Whether another run holds all that this reused one could tell."""
-        return self._ledger is not None and self._key in self._ledger.repeats
+        return self._run is not None and self._run.key in self._run.ledger.repeats
 
     def metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
-        self._put("metrics", metrics=_rows(values, step))
-        if step is None and self._parent is not None and self._key:
+        if self._run is None:
+            return
+        self._run.metrics(values, step)
+        if step is None and self._parent is not None:
             self._parent.metrics(values)
 
     def figure(self, name: str, draw: Callable[[], Figure]) -> None:
@@ -247,46 +264,37 @@ class MlflowWatcher(Watcher):
         self._stage_file(f"{name}.md", "reports", lambda path: path.write_text(clean, encoding="utf-8"))
 
     def artifact(self, path: Path) -> None:
-        if self._repeats:
-            return
-        self._put("artifact", path=str(Path(path).absolute()), folder="", staged=False)
+        if self._run is not None and not self._repeats:
+            self._run.put("artifact", path=str(Path(path).absolute()), folder="", staged=False)
 
     def end(self, manifest: Manifest) -> None:
-        if not self._key:
+        if self._run is None:
             return
         took = {} if self._reused else {f"{self._stage}_seconds": time.monotonic() - self._started}
         self.metrics({**manifest.metrics, **took})
-        counts = {f"count/{name}": count for name, count in manifest.counts.items()}
-        self._put("metrics", metrics=_rows(counts, None))
+        self._run.metrics({f"count/{name}": count for name, count in manifest.counts.items()})
+        self._run.put("tags", tags=describe.manifest_tags(manifest))
         if not self._repeats:
-            self._put("inputs", inputs=describe.manifest_inputs(manifest))
-        self._put("tags", tags={**describe.manifest_tags(manifest), "error": ""})
-        if manifest.stage == "distill" and not self._repeats:
-            self._put(
-                "model", name=f"{self._config.name}-student", fingerprint=manifest.fingerprint, path=manifest.folder
-            )
-        self._close("FINISHED", PATIENCE)
+            self._run.put("inputs", inputs=describe.manifest_inputs(manifest))
+            if manifest.stage == "distill":
+                student = {"fingerprint": manifest.fingerprint, "path": manifest.folder}
+                self._run.put("model", name=f"{self._config.name}-student", **student)
+        self._stop_sampler()
+        self._run.finished()
 
     def failed(self, error: BaseException) -> None:
-        self._put("tags", tags={"error": describe.error_line(error)})
-        self._close(describe.final_status(error), _patience(error))
+        self._stop_sampler()
+        if self._run is not None:
+            self._run.failed(error)
 
-    def _put(self, do: str, **fields: Any) -> None:
-        if self._key and self._outbox is not None:
-            self._outbox.put({"do": do, "run": self._key, **fields})
-
-    def _close(self, status: str, patience: float) -> None:
+    def _stop_sampler(self) -> None:
         if self._sampler is not None:
             self._sampler()
             self._sampler = None
-        self._put("close", status=status, end=describe.now())
-        if self._parent is None and self._outbox is not None:
-            _close_outbox(self._outbox, patience)
-        self._outbox = None
 
     def _stage_file(self, name: str, folder: str, write: Callable[[Path], object], **fields: Any) -> None:
         """Write a file beside the spool; it is removed once MLflow has it."""
-        if not self._key or self._repeats:
+        if self._run is None or self._repeats:
             return
         path = spool(self._config) / "files" / uuid.uuid4().hex / file_name(name)
         try:
@@ -295,7 +303,7 @@ class MlflowWatcher(Watcher):
         except OSError as error:
             _log.warning("%s is not tracked: %s", name, error)
             return
-        self._put("artifact", path=str(path), folder=folder, staged=True, **fields)
+        self._run.put("artifact", path=str(path), folder=folder, staged=True, **fields)
 
 
 def _open_outbox(config: RunConfig) -> tuple[Ledger, Outbox]:
@@ -314,24 +322,8 @@ def _open_outbox(config: RunConfig) -> tuple[Ledger, Outbox]:
     return ledger, Outbox(ledger, passing=ledger.passing, merge=_merge, spool=spool(config) / place, pause=_PAUSE)
 
 
-def _close_outbox(outbox: Outbox, patience: float) -> Path | None:
-    waiting = outbox.close(patience)
-    if waiting is not None:
-        _log.warning("the tracking server does not answer; unsent reports are kept in %s for the next run", waiting)
-    return waiting
-
-
-def _rows(values: Mapping[str, float], step: int | None) -> list[list[Any]]:
-    now = describe.now()
-    return [[name, float(value), now, step] for name, value in values.items()]
-
-
 def _merge(first: Report, second: Report) -> Report | None:
     both = {first["do"], second["do"]}
     if both != {"metrics"} or first["run"] != second["run"] or len(first["metrics"]) >= _BATCH:
         return None
     return {**first, "metrics": first["metrics"] + second["metrics"]}
-
-
-def _patience(error: BaseException) -> float:
-    return PATIENCE if isinstance(error, Exception) else _CANCELLED_PATIENCE
