@@ -120,7 +120,7 @@ class Trainer:
         return self.progress.step % every == 0 or self.progress.step == self.total
 
     def _micro_batches(self, step: int) -> list[Batch]:
-        # DeepSpeed averages over forwards and processes: with these shares that is the mean over the tokens of the step.
+        # DeepSpeed averages over forwards and processes: with these shares that is the mean over the step.s tokens.
         forwards = self.job.forwards * self.progress.world
         supervised = self.data.supervised(self.order.step(step)) / forwards
         return [self._upload(self.data.batch(indices, supervised)) for indices in self.order.forwards(step, self.rank)]
