@@ -64,6 +64,7 @@ MEDIAN, SPREAD, SHORTEST = 90, 0.6, 24
 """Tokens of ragged texts, lognormal: 52 and 61 % of 8 and 16 of them are padding (of the quickstart 53 and 61)."""
 SHARED_SHARE = 0.8
 MODELS: dict[str, dict[str, Any]] = {
+    "tiny": {"kind": "qwen2", "layers": 3, "width": 32, "heads": 2, "inner": 64, "vocabulary": 1024},
     "small": {"kind": "qwen2", "layers": 6, "width": 256, "heads": 4, "inner": 768, "vocabulary": 8192},
     "large": {"kind": "qwen2", "layers": 12, "width": 512, "heads": 8, "inner": 1536, "vocabulary": 16384},
     "120M": {"kind": "gpt2", "layers": 12, "width": 768, "heads": 12, "inner": 3072, "vocabulary": 50257},

@@ -8,22 +8,17 @@ import flows  # noqa: F401  sets defaults that Prefect reads on import
 from prefect import flow
 
 from flows.common import run_as_script, run_stage
-from flows.form import Overrides, Recipe, settle
+from flows.form import asks_for_config
 from sra_core.config import RunConfig
 
 __all__ = ["adapt"]
 
 
-@flow(name="adapt", flow_run_name="adapt-{recipe}")
-def adapt(recipe: Recipe = "quickstart", config: RunConfig = RunConfig(), overrides: Overrides = {}) -> Any:  # noqa: B006, B008
-    """Fine-tune the teacher on the training examples before its states are cached.
-
-    Args:
-        recipe: Run config to start from; `none` starts from the defaults.
-        config: Fields that differ from their defaults win over the recipe.
-        overrides: Dotted fields that win over everything else.
-    """
-    return run_stage("adapt", settle(recipe, config, overrides))
+@flow(name="adapt")
+@asks_for_config()
+def adapt(config: RunConfig) -> Any:
+    """Fine-tune the teacher on the training examples before its states are cached."""
+    return run_stage("adapt", config)
 
 
 if __name__ == "__main__":

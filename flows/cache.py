@@ -8,22 +8,17 @@ import flows  # noqa: F401  sets defaults that Prefect reads on import
 from prefect import flow
 
 from flows.common import run_as_script, run_stage
-from flows.form import Overrides, Recipe, settle
+from flows.form import asks_for_config
 from sra_core.config import RunConfig
 
 __all__ = ["cache"]
 
 
-@flow(name="cache", flow_run_name="cache-{recipe}")
-def cache(recipe: Recipe = "quickstart", config: RunConfig = RunConfig(), overrides: Overrides = {}) -> Any:  # noqa: B006, B008
-    """Run the teacher once over the prepared texts and store its span centres.
-
-    Args:
-        recipe: Run config to start from; `none` starts from the defaults.
-        config: Fields that differ from their defaults win over the recipe.
-        overrides: Dotted fields that win over everything else.
-    """
-    return run_stage("cache", settle(recipe, config, overrides))
+@flow(name="cache")
+@asks_for_config()
+def cache(config: RunConfig) -> Any:
+    """Run the teacher once over the prepared texts and store its span centres."""
+    return run_stage("cache", config)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from prefect.client.orchestration import get_client
+from prefect.context import FlowRunContext
 from prefect.runtime import deployment, flow_run
 from prefect.settings import PREFECT_UI_URL
 
@@ -35,6 +37,7 @@ def run_stage(stage: str, config: RunConfig) -> Manifest:
         ConfigError: A tool of evaluation is not installed: told before it starts.
         TrainingError: The flow run was started too often: it crashes again and again.
     """
+    _name_flow_run(config.title)
     return _run_stages([stage], Run(config), None)[stage]
 
 
@@ -46,6 +49,7 @@ def run_pipeline(config: RunConfig) -> dict[str, Manifest]:
         DataError: A data set of evaluation cannot be read: likewise.
         TrainingError: The flow run was started too often: it crashes again and again.
     """
+    _name_flow_run(config.title)
     run = Run(config)
     with pipeline_run(config, _run_tags()) as parent:
         return _run_stages(run.stages, run, parent)
@@ -74,6 +78,7 @@ def run_grid(config: RunConfig, variants: Sequence[str] = (), seeds: Sequence[in
     Raises:
         TrainingError: A cell failed (the others were run and reported), or the flow run was started too often.
     """
+    _name_flow_run(config.grid_title)
     refuse_endless_starts()
     bench, watch = Bench(config, variants, seeds), PrefectWatcher()
     watch.begin("benchmark", config.name, config, f"{len(bench.selected)} cells", reused=False)
@@ -89,6 +94,15 @@ def run_grid(config: RunConfig, variants: Sequence[str] = (), seeds: Sequence[in
         bench.require_all_ran()
     manifest: Manifest = report.manifest
     return manifest
+
+
+def _name_flow_run(name: str) -> None:
+    if flow_run.id and flow_run.name != name:
+        with get_client(sync_client=True) as client:
+            client.update_flow_run(flow_run.id, name=name)
+        context = FlowRunContext.get()
+        if context and context.flow_run:
+            context.flow_run.name = name  # what tags of MLflow runs say
 
 
 def _run_one(stage: str, run: Run, parent: PipelineRun | None) -> Manifest:

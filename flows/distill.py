@@ -8,22 +8,17 @@ import flows  # noqa: F401  sets defaults that Prefect reads on import
 from prefect import flow
 
 from flows.common import run_as_script, run_stage
-from flows.form import Overrides, Recipe, settle
+from flows.form import asks_for_config
 from sra_core.config import RunConfig
 
 __all__ = ["distill"]
 
 
-@flow(name="distill", flow_run_name="distill-{recipe}")
-def distill(recipe: Recipe = "quickstart", config: RunConfig = RunConfig(), overrides: Overrides = {}) -> Any:  # noqa: B006, B008
-    """Train the student on the teacher's stored span centres.
-
-    Args:
-        recipe: Run config to start from; `none` starts from the defaults.
-        config: Fields that differ from their defaults win over the recipe.
-        overrides: Dotted fields that win over everything else.
-    """
-    return run_stage("distill", settle(recipe, config, overrides))
+@flow(name="distill")
+@asks_for_config()
+def distill(config: RunConfig) -> Any:
+    """Train the student on the teacher's stored span centres."""
+    return run_stage("distill", config)
 
 
 if __name__ == "__main__":

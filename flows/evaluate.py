@@ -8,22 +8,17 @@ import flows  # noqa: F401  sets defaults that Prefect reads on import
 from prefect import flow
 
 from flows.common import run_as_script, run_stage
-from flows.form import Overrides, Recipe, settle
+from flows.form import asks_for_config
 from sra_core.config import RunConfig
 
 __all__ = ["evaluate"]
 
 
-@flow(name="evaluate", flow_run_name="evaluate-{recipe}")
-def evaluate(recipe: Recipe = "quickstart", config: RunConfig = RunConfig(), overrides: Overrides = {}) -> Any:  # noqa: B006, B008
-    """Score the student, its start and the teacher on held-out texts.
-
-    Args:
-        recipe: Run config to start from; `none` starts from the defaults.
-        config: Fields that differ from their defaults win over the recipe.
-        overrides: Dotted fields that win over everything else.
-    """
-    return run_stage("evaluate", settle(recipe, config, overrides))
+@flow(name="evaluate")
+@asks_for_config()
+def evaluate(config: RunConfig) -> Any:
+    """Score the student, its start and the teacher on held-out texts."""
+    return run_stage("evaluate", config)
 
 
 if __name__ == "__main__":

@@ -2,53 +2,171 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+import inspect
+import re
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
-from pydantic import BaseModel, Field
+from coolname.data import config as name_parts
+from prefect.runtime import flow_run
+from pydantic import MISSING, TypeAdapter, WithJsonSchema
 
-from sra_core.config import RunConfig, merged, nested
+from sra_core.config import MAIN_FIELDS, RunConfig, merged, nested
 from sra_core.config.load import load_config, recipe_names
+from sra_core.config.reference import field_of
 
-__all__ = ["NO_RECIPE", "Overrides", "Recipe", "settle"]
+__all__ = ["NO_RECIPE", "asks_for_config", "described", "own_name", "settle"]
 
 NO_RECIPE = "none"
-Recipe = Annotated[
+SHORT = {name: name.removesuffix(".source").removesuffix(".name").rpartition(".")[2] for name in MAIN_FIELDS}
+"""What the form calls the fields that it shows by themselves: the last word of each, `teacher` for `teacher.source`."""
+EMPTY = (None, "", MISSING)
+"""What a field of the form may hold that nobody filled in."""
+_PINS = {"teacher": ("revision", "sha256"), "student": ("revision", "sha256"), "corpus": ("revision", "subset")}
+"""What belongs to one source and makes no sense for another."""
+
+_GREEK = (
+    "alpha|beta|gamma|delta|epsilon|zeta|eta|theta|iota|kappa|lambda|mu|nu|xi|omicron|pi|rho|sigma|tau|upsilon|phi|chi|"
+    "psi|omega"
+)
+
+
+def described(kind: Any, text: str, **schema: Any) -> Any:
+    """A type with its help in the form. (Prefect drops the description of a pydantic ``Field``.)"""
+    return Annotated[kind, WithJsonSchema({**TypeAdapter(kind).json_schema(), "description": text, **schema})]
+
+
+Recipe = described(
     str,
-    Field(
-        title="Recipe",
-        description="Run config to start from; `none` starts from the defaults.",
-        json_schema_extra={"enum": [NO_RECIPE, *recipe_names()]},
-    ),
-]
-Overrides = Annotated[
+    "Run config to start from; `none` starts from the defaults. The fields below change it; an empty one leaves what "
+    "the recipe says.",
+    enum=[NO_RECIPE, *recipe_names()],
+)
+Overrides = described(
     dict[str, Any],
-    Field(
-        title="Overrides",
-        description='Dotted fields that win over everything else, such as {"distill.epochs": 2}; also the way to set a '
-        "field of a recipe back to its default.",
-    ),
-]
+    'Any other field by its dotted name (docs/reference.md lists them), such as `{"distill.warmup": 0.2, '
+    '"evaluate.generate": 50}`. Wins over everything else.',
+)
 
 
-def settle(recipe: str, config: RunConfig, overrides: Mapping[str, Any]) -> RunConfig:
-    """The run config that the form asks for: recipe < fields of ``config`` that differ from the defaults < overrides.
+class _Sections:
+    """Shows a mapping as a JSON box, while the server checks each field of the run config in it when a run is
+    triggered: parts of a schema that stand under `patternProperties` count, but make no boxes."""
 
-    A form sends every field of ``config``, touched or not; one that equals its default counts as untouched.
+    def __init__(self, without: tuple[str, ...]) -> None:
+        self.without = without
+
+    def __get_pydantic_json_schema__(self, core: Any, handler: Any) -> dict[str, Any]:
+        whole = handler.resolve_ref_schema(handler(RunConfig.__pydantic_core_schema__))
+        parts = {name: dict(part) for name, part in whole["properties"].items() if name not in self.without}
+        for part in parts.values():
+            part.pop("default", None)
+        return {
+            "type": "object",
+            "additionalProperties": False,
+            "description": 'Sections of the run config as JSON, such as `{"distill": {"lora": {"rank": 8}}}`: a whole '
+            "config of an earlier run, say. Wins over the recipe; the fields above win over it.",
+            "patternProperties": {f"^{name}$": part for name, part in parts.items()},
+        }
+
+
+def settle(
+    recipe: str = NO_RECIPE,
+    config: Mapping[str, Any] | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    **short: Any,
+) -> RunConfig:
+    """The run config that a form asks for: recipe < ``config`` < the fields shown by themselves < ``overrides``.
+
+    Args:
+        recipe: A recipe, or `NO_RECIPE`.
+        config: Nested fields, as in a recipe.
+        overrides: Dotted fields.
+        short: Fields by the names in `SHORT`; None leaves what recipe and ``config`` say.
 
     Raises:
         ConfigError: Names the unknown recipe, or the field that is unknown or has a bad value.
     """
-    wanted = merged(_touched(config, RunConfig()), nested(overrides))
+    wanted = dict(config or {})
+    for dotted, name in SHORT.items():
+        if short.get(name, MISSING) in EMPTY:
+            continue
+        pins = {f"{name}.{pin}": None for pin in _PINS.get(name, ())}
+        wanted = merged(wanted, nested({**pins, dotted: short[name]}))
+    wanted = merged(wanted, nested(overrides or {}))
     return load_config(None if recipe == NO_RECIPE else recipe, wanted, "form or overrides")
 
 
-def _touched(config: BaseModel, default: BaseModel) -> dict[str, Any]:
-    touched: dict[str, Any] = {}
-    for name in type(config).model_fields:
-        value, usual = getattr(config, name), getattr(default, name)
-        if value == usual:
-            continue
-        both = isinstance(value, BaseModel) and isinstance(usual, BaseModel)
-        touched[name] = _touched(value, usual) if both else config.model_dump(include={name})[name]
-    return touched
+def asks_for_config(
+    recipe: str = "quickstart", without: tuple[str, ...] = ("bench",)
+) -> Callable[..., Callable[..., Any]]:
+    """A decorator that gives a function of a run config the form's parameters in place of the config.
+
+    Args:
+        recipe: The one that is chosen at first.
+        without: Fields that the form leaves out, dotted.
+    """
+
+    def decorate(work: Callable[..., Any]) -> Callable[..., Any]:
+        own = list(inspect.signature(work).parameters.values())[1:]
+        signature = inspect.Signature([*_head(recipe, without), *own, *_tail(without)])
+
+        @functools.wraps(work)
+        def run(*args: Any, **kwargs: Any) -> Any:
+            given = signature.bind(*args, **kwargs)
+            given.apply_defaults()
+            rest = {each.name: given.arguments.pop(each.name) for each in own}
+            if given.arguments["name"] in EMPTY:
+                given.arguments["name"] = own_name(flow_run.name)
+            return work(settle(**given.arguments), **rest)
+
+        run.__signature__ = signature  # type: ignore[attr-defined]
+        del run.__wrapped__  # type: ignore[attr-defined]  # Prefect would take the parameters of what is wrapped
+        return run
+
+    return decorate
+
+
+def _head(recipe: str, without: tuple[str, ...]) -> list[inspect.Parameter]:
+    shown = [_parameter(SHORT[name], _short(name), MISSING) for name in MAIN_FIELDS if name not in without]
+    return [_parameter("recipe", Recipe, recipe), *shown]
+
+
+def _tail(without: tuple[str, ...]) -> list[inspect.Parameter]:
+    config = Annotated[dict[str, Any], _Sections(without)]
+    return [_parameter("overrides", Overrides, {}), _parameter("config", config, {})]
+
+
+def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default, annotation=annotation)
+
+
+def _short(dotted: str) -> Any:
+    """Type of a field that may stay empty; shown as a plain box, not as a choice between a value and null."""
+    field = field_of(dotted)
+    schema = TypeAdapter(Annotated[field.annotation, field]).json_schema()
+    box = next((each for each in schema.get("anyOf", ()) if each["type"] != "null"), schema)
+    shown = {name: value for name, value in box.items() if name not in ("default", "fingerprint")}
+    shown["description"] = f"`{dotted}`: {field.description}"
+    return Annotated[field.annotation | MISSING | None, WithJsonSchema(shown)]  # type: ignore[valid-type]
+
+
+def own_name(name: str | None) -> str | None:
+    """What a person called a flow run; None where Prefect made the name up.
+
+    A run that is started again bears its full name (`RunConfig.title`), whose end is the person's own.
+    """
+    if name is None:
+        return None
+    if titled := re.fullmatch(r".* · seeds? [\d, ]+(?: · (.+))?", name):
+        return titled[1]
+    made_by_ui = re.fullmatch(rf"({_GREEK})\d{{1,4}}(-[a-z]+)+", name)
+    made_by_server = len(name.split("-")) == 2 and set(name.split("-")) <= _random_words()
+    return None if made_by_ui or made_by_server else name
+
+
+@functools.cache
+def _random_words() -> set[str]:
+    """The words that Prefect makes names of."""
+    return {word for part in name_parts.values() for word in part.get("words", ())}

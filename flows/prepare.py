@@ -8,22 +8,17 @@ import flows  # noqa: F401  sets defaults that Prefect reads on import
 from prefect import flow
 
 from flows.common import run_as_script, run_stage
-from flows.form import Overrides, Recipe, settle
+from flows.form import asks_for_config
 from sra_core.config import RunConfig
 
 __all__ = ["prepare"]
 
 
-@flow(name="prepare", flow_run_name="prepare-{recipe}")
-def prepare(recipe: Recipe = "quickstart", config: RunConfig = RunConfig(), overrides: Overrides = {}) -> Any:  # noqa: B006, B008
-    """Read the corpus, tokenize it with both tokenizers and store the span maps.
-
-    Args:
-        recipe: Run config to start from; `none` starts from the defaults.
-        config: Fields that differ from their defaults win over the recipe.
-        overrides: Dotted fields that win over everything else.
-    """
-    return run_stage("prepare", settle(recipe, config, overrides))
+@flow(name="prepare")
+@asks_for_config()
+def prepare(config: RunConfig) -> Any:
+    """Read the corpus, tokenize it with both tokenizers and store the span maps."""
+    return run_stage("prepare", config)
 
 
 if __name__ == "__main__":

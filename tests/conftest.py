@@ -25,6 +25,15 @@ from sra_core.config.load import load_config
 from sra_core.shards import Manifest
 
 
+@pytest.fixture(scope="session")
+def device() -> str:
+    """Where tests marked ``gpu`` run: CUDA, or what TEST_DEVICE names."""
+    import torch
+
+    name = os.environ.get("TEST_DEVICE") or ("cuda" if torch.cuda.is_available() else "")
+    return name or pytest.skip("no CUDA device")
+
+
 @dataclass(frozen=True)
 class SmokeRun:
     """A finished run of recipe `smoke`; tests read it and leave it as it is (copy the store to change it)."""

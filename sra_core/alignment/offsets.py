@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sra_core.alignment.cuts import IntArray, clean_cuts
-from sra_core.alignment.tokens import USE_ANOTHER, FastTokenizer, backend_of, piece_reader, tokenizer_name
+from sra_core.alignment.tokens import USE_ANOTHER, FastTokenizer, Spelling, backend_of, refuse_random, tokenizer_name
 from sra_core.errors import TokenizerError
 
 if TYPE_CHECKING:
@@ -67,24 +67,25 @@ def check_offsets(tokenizer: FastTokenizer) -> None:
     tokens between two clean cuts and in the text there, all along a text of many scripts.
 
     Raises:
-        TokenizerError: no offsets, offsets outside the text, or offsets that point elsewhere.
+        TokenizerError: no offsets, offsets outside the text, offsets that point elsewhere, or tokens drawn at random.
     """
+    refuse_random(tokenizer)
     backend = backend_of(tokenizer)
-    read = piece_reader(backend)
+    spelling = Spelling(backend)
     encoding = backend.encode_batch([PROBE], add_special_tokens=False)[0]
     offsets = offsets_of([encoding], len(encoding))
     if not offsets.any():
         raise TokenizerError(f"The tokenizer {tokenizer_name(tokenizer)} has no character offsets.", USE_ANOTHER)
     require_inside(offsets, len(PROBE), tokenizer)
-    pieces = tokenizer.convert_ids_to_tokens(encoding.ids)
     for (first, begin), (last, end) in pairwise(clean_cuts(offsets).tolist()):
         if tokenizer.unk_token_id in encoding.ids[first:last]:
             continue
         expected = _latin(PROBE[begin:end])
-        found = _latin(b"".join(map(read, pieces[first:last])).decode("utf-8", "ignore"))
+        found = _latin(b"".join(spelling[token] for token in encoding.ids[first:last]).decode("utf-8", "ignore"))
         if expected != found:
+            pieces = tokenizer.convert_ids_to_tokens(encoding.ids[first:last])
             raise TokenizerError(
-                f"The tokenizer {tokenizer_name(tokenizer)} has wrong offsets: they place {pieces[first:last]} at "
+                f"The tokenizer {tokenizer_name(tokenizer)} has wrong offsets: they place {pieces} at "
                 f"{PROBE[begin:end]!r}.",
                 USE_ANOTHER,
             )

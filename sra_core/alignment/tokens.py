@@ -24,9 +24,11 @@ __all__ = [
     "USE_ANOTHER",
     "BareTokenizer",
     "FastTokenizer",
+    "Spelling",
     "backend_of",
     "end_of_text",
     "piece_reader",
+    "refuse_random",
     "token_bytes",
     "tokenizer_name",
 ]
@@ -112,6 +114,42 @@ def end_of_text(tokenizer: FastTokenizer) -> int:
     )
 
 
+def refuse_random(tokenizer: FastTokenizer) -> None:
+    """Refuse a tokenizer that draws its tokens: two calls differ, so no result could be made again.
+
+    Raises:
+        TokenizerError: naming the tokenizer and what it draws.
+    """
+    model = backend_of(tokenizer).model
+    for setting, title in (("dropout", "BPE dropout"), ("alpha", "Unigram sampling, alpha")):
+        if value := getattr(model, setting, None):
+            raise TokenizerError(
+                f"The tokenizer {tokenizer_name(tokenizer)} splits a text differently at every call ({title} {value:g}).",
+                f'Set "{setting}" of the model in its tokenizer.json to null.',
+            )
+
+
+class Spelling(dict[int, bytes]):
+    """The bytes that each token stands for where a text has it, read when it is first asked for.
+
+    An added token, special ones among them, stands for its content. An id that is not in use stands for nothing.
+    """
+
+    def __init__(self, backend: Tokenizer) -> None:
+        super().__init__()
+        self._name = backend.id_to_token
+        self._read = piece_reader(backend)
+        self.added = {k: token.content for k, token in backend.get_added_tokens_decoder().items()}
+
+    def __missing__(self, token: int) -> bytes:
+        text = self.added.get(token)
+        if text is not None:
+            self[token] = text.encode("utf-8", "replace")
+        else:
+            self[token] = self._read(self._name(token) or "")
+        return self[token]
+
+
 def token_bytes(tokenizer: PreTrainedTokenizerFast) -> list[bytes | None]:
     """The bytes that every token stands for, by id; None for special tokens, unused ids and what stands for no text.
 
@@ -140,7 +178,9 @@ def piece_reader(backend: Tokenizer) -> Callable[[str], bytes]:
     spaced = "Metaspace" in types or _SPACE in json.dumps(components, ensure_ascii=False)
     prefix = getattr(model, "continuing_subword_prefix", None) or ""
     suffix = getattr(model, "end_of_word_suffix", None) or ""
-    fallback = bool(getattr(model, "byte_fallback", False))
+    fallback = getattr(model, "byte_fallback", None)
+    if fallback is None:  # Unigram has no such attribute in Python; quotes inside its entries are escaped
+        fallback = b'"byte_fallback":true' in model.__getstate__()
 
     def read(piece: str) -> bytes:
         byte = BYTE_PIECE.fullmatch(piece) if fallback else None

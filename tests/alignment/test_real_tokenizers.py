@@ -41,6 +41,7 @@ EXPECTED: dict[str, Callable[[str], str]] = {
     "smollm2": str,
     "byte-level": str,
     "byte-fallback": spaced,
+    "unigram-bytes": spaced,
     "qwen": lambda text: unicodedata.normalize("NFC", text),
     "unigram": fold,
     "word-piece": fold,
@@ -126,7 +127,7 @@ def test_equals_the_plain_alignment_on_fuzzed_mixtures(teacher, student):
         assert spans.student.tolist() == [list(pair) for pair in plain["student"]]
 
 
-BYTE_EXACT: Sequence[str] = ("mistral", "tekken", "deepseek", "smollm2", "byte-level", "byte-fallback")
+BYTE_EXACT: Sequence[str] = ("mistral", "tekken", "deepseek", "smollm2", "byte-level", "byte-fallback", "unigram-bytes")
 
 
 @pytest.mark.parametrize("name", BYTE_EXACT)

@@ -204,6 +204,16 @@ def byte_fallback() -> PreTrainedTokenizerFast:
     return _wrap(tokenizer, "byte-fallback", bos_token="<s>", eos_token="</s>", unk_token="<unk>")
 
 
+def unigram_bytes() -> PreTrainedTokenizerFast:
+    """Unigram over a few letters, the rest falls back to bytes."""
+    scores = {"▁": -2.0, "▁the": -3.0, "in": -3.5} | dict.fromkeys("abcdefghijklmnopqrstuvwxyz", -4.0)
+    pieces = [("<unk>", 0.0), ("<s>", 0.0), ("</s>", 0.0), *((f"<0x{b:02X}>", -9.0) for b in range(256))]
+    tokenizer = Tokenizer(models.Unigram([*pieces, *scores.items()], 0, byte_fallback=True))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    return _wrap(tokenizer, "unigram-bytes", bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+
+
 BUILDERS: dict[str, Callable[[], PreTrainedTokenizerFast | None]] = {
     "mistral": _mistral,
     "tekken": _tekken,
@@ -214,6 +224,7 @@ BUILDERS: dict[str, Callable[[], PreTrainedTokenizerFast | None]] = {
     "unigram": unigram,
     "word-piece": word_piece,
     "byte-fallback": byte_fallback,
+    "unigram-bytes": unigram_bytes,
 }
 
 

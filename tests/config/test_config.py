@@ -91,7 +91,7 @@ BY_CONTENT = {
 """Fields that say where something lies or how it is opened: the fingerprint hashes what is found there."""
 BY_OTHERS = {"corpus.source", "corpus.ignore", "corpus.splits", "adapt.enabled", "evaluate.datasets"}
 """Fields that this corpus has no use for, or that others' tests change."""
-NO_RESULT = ("name", "store", "dask", "tracking", "bench")
+NO_RESULT = ("name", "recipe", "store", "dask", "tracking", "bench")
 """What belongs to no stage's result."""
 OTHER = {
     "student.tokenizer": "train",

@@ -3,49 +3,64 @@
 from __future__ import annotations
 
 import errno
+from typing import Any
 
 import httpx
 import pytest
 from prefect.utilities.callables import parameter_schema
-from pydantic import BaseModel
+from prefect.utilities.schema_tools.validation import validate
+from pydantic import MISSING
 
-from flows import adapt, cache, common, distill, evaluate, pipeline, prepare
-from flows.form import settle
+from flows import adapt, benchmark, cache, common, distill, evaluate, pipeline, prepare
+from flows.form import SHORT, asks_for_config, own_name, settle
 from flows.retries import is_passing
-from sra_core.config import DistillConfig, LoraConfig, ObjectiveConfig, RunConfig
+from sra_core.config import LoraConfig, RunConfig
 from sra_core.config.load import load_config, recipe_names
+from sra_core.config.reference import field_of
 from sra_core.errors import AlignmentError, ConfigError, DataError, ModelError, ShardError, StorageError, TrainingError
 
-FLOWS = [prepare.prepare, adapt.adapt, cache.cache, distill.distill, evaluate.evaluate, pipeline.pipeline]
+FLOWS = [
+    prepare.prepare,
+    adapt.adapt,
+    cache.cache,
+    distill.distill,
+    evaluate.evaluate,
+    pipeline.pipeline,
+    benchmark.benchmark,
+]
 
 
 def test_untouched_form_is_the_recipe() -> None:
-    assert settle("smoke", RunConfig(), {}) == load_config("smoke")
+    assert settle("smoke") == load_config("smoke")
+    assert settle("smoke", {}, {}, seed=None, name="", teacher=MISSING) == load_config("smoke")
 
 
 def test_no_recipe_starts_from_the_defaults() -> None:
-    assert settle("none", RunConfig(), {}) == load_config(None)
+    assert settle("none") == load_config(None)
 
 
-def test_touched_fields_win_over_the_recipe_and_leave_the_rest() -> None:
-    form = RunConfig(name="mine", distill=DistillConfig(epochs=3, lora=LoraConfig(rank=2)))
-    settled = settle("smoke", form, {})
+def test_each_part_of_the_form_wins_over_the_one_before() -> None:
     smoke = load_config("smoke")
+    sections = {"name": "mine", "distill": {"epochs": 3, "batch_size": 2, "lora": {"rank": 2}}, "seed": 1}
+    settled = settle("smoke", sections, {"distill.batch_size": 5}, batch_size=3, seed=0, objective="uld")
     assert (settled.name, settled.distill.epochs, settled.distill.lora) == ("mine", 3, LoraConfig(rank=2))
-    assert settled.distill.batch_size == smoke.distill.batch_size
+    assert (settled.distill.batch_size, settled.seed, settled.objective.name) == (5, 0, "uld")
+    assert settled.objective.layers == smoke.objective.layers
     assert settled.teacher == smoke.teacher
 
 
-def test_overrides_win_over_the_form_and_may_restore_a_default() -> None:
-    form = RunConfig(distill=DistillConfig(epochs=3))
-    assert settle("smoke", form, {"distill.epochs": 7, "seed": 4}).distill.epochs == 7
+def test_a_value_that_equals_its_default_wins_over_the_recipe_too() -> None:
     default = RunConfig().alignment.max_length
-    assert settle("smoke", form, {"alignment.max_length": default}).alignment.max_length == default
+    assert load_config("smoke").alignment.max_length != default
+    assert settle("smoke", {"alignment": {"max_length": default}}).alignment.max_length == default
 
 
-def test_list_of_layer_pairs_survives_the_form() -> None:
-    form = RunConfig(objective=ObjectiveConfig(layers=[(2, 1), (-1, -1)]))
-    assert settle("smoke", form, {}).objective.layers == [(2, 1), (-1, -1)]
+def test_the_checksum_of_a_recipes_model_is_not_asked_of_another_one() -> None:
+    assert load_config("quickstart").teacher.sha256
+    settled = settle("quickstart", teacher="/models/mine")
+    assert (settled.teacher.source, settled.teacher.sha256) == ("/models/mine", None)
+    pinned = settle("quickstart", {}, {"teacher.sha256": "0" * 64}, teacher="/models/mine")
+    assert pinned.teacher.sha256 == "0" * 64
 
 
 @pytest.mark.parametrize(
@@ -53,12 +68,31 @@ def test_list_of_layer_pairs_survives_the_form() -> None:
 )
 def test_a_bad_override_is_refused_by_name(overrides: dict[str, object], named: str) -> None:
     with pytest.raises(ConfigError, match=named):
-        settle("smoke", RunConfig(), overrides)
+        settle("smoke", {}, overrides)
 
 
 def test_an_unknown_recipe_is_refused() -> None:
     with pytest.raises(ConfigError, match="smoek"):
-        settle("smoek", RunConfig(), {})
+        settle("smoek")
+
+
+def test_names_that_prefect_makes_up_are_nobodys_own() -> None:
+    from prefect.utilities.names import generate_slug
+
+    assert {own_name(generate_slug(2)) for _ in range(300)} == {None}
+    for made_up in ("phi983-acamar", "nu6-sasaki-terminus", "theta459-melina-d"):
+        assert own_name(made_up) is None
+    for typed in ("my sweep", "my-sweep", "run2-bigger", "exp-3", "alpha-sweep", "quickstart"):
+        assert own_name(typed) == typed
+
+
+def test_a_run_that_is_started_again_keeps_its_own_name_once() -> None:
+    config = settle("smoke", name="my · sweep", seed=3)
+    assert config.title == "smoke · sra · seed 3 · my · sweep"
+    assert own_name(config.title) == "my · sweep"
+    assert own_name(settle("smoke").title) is None
+    assert settle("quality-smoke", name="mine").grid_title == "quality-smoke · 3 variants · seeds 1, 2 · mine"
+    assert own_name(settle("quality-smoke", name="mine").grid_title) == "mine"
 
 
 def _caused(error: Exception, cause: Exception) -> Exception:
@@ -94,26 +128,55 @@ def test_only_passing_causes_are_worth_a_second_try(error: BaseException | None,
 
 
 @pytest.mark.parametrize("flow", FLOWS, ids=lambda flow: flow.name)
-def test_the_form_offers_recipes_and_every_field_with_its_description(flow: object) -> None:
+def test_the_form_shows_a_dozen_empty_fields_and_no_global_default(flow: Any) -> None:
     schema = parameter_schema(flow).model_dump()
-    assert list(schema["properties"]) == ["recipe", "config", "overrides"]
-    assert schema["properties"]["recipe"]["enum"] == ["none", *recipe_names()]
+    shown = schema["properties"]
+    own = ["cells", "seeds"] if flow is benchmark.benchmark else []
+    main = [name for name in SHORT.values() if flow is not benchmark.benchmark or name != "seed"]
+    assert list(shown) == ["recipe", *main, *own, "overrides", "config"]
+    assert [field["position"] for field in shown.values()] == list(range(len(shown)))
+    assert len({field["title"] for field in shown.values()}) == len(shown)
+    assert shown["recipe"]["enum"] == ["none", *recipe_names()]
     assert schema["required"] == []
-    definitions = schema["definitions"]
-    for model in _parts(RunConfig):
-        for name, field in model.model_fields.items():
-            shown = definitions[model.__name__]["properties"][name]
-            part = definitions.get(shown.get("$ref", "").rpartition("/")[2], {})
-            assert shown.get("description", part.get("description")) == field.description
-            assert "default" in shown, f"{model.__name__}.{name} shows blank in the form"
+    for name in main:
+        assert "default" not in shown[name], "the form would send it, whatever the recipe says"
+        assert shown[name]["type"] in ("string", "integer", "number"), "a plain box"
+        (dotted,) = [dotted for dotted, short in SHORT.items() if short == name]
+        assert shown[name]["description"] == f"`{dotted}`: {field_of(dotted).description}"
+    assert not any("Args:" in field["description"] for field in shown.values())
 
 
-def _parts(model: type[BaseModel]) -> list[type[BaseModel]]:
-    parts = [model]
-    for field in model.model_fields.values():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            parts += _parts(field.annotation)
-    return parts
+def _errors(flow: Any, **parameters: Any) -> str:
+    schema = parameter_schema(flow).model_dump_for_openapi()
+    return " ".join(f"{error.json_path} {error.message}" for error in validate(parameters, schema))
+
+
+def test_bad_values_are_refused_when_a_run_is_triggered() -> None:
+    for parameters, named in (
+        ({"config": {"distill": {"epochs": -1}}}, "$.config.distill.epochs"),
+        ({"config": {"distill": {"epoch": 1}}}, "'epoch' was unexpected"),
+        ({"config": {"distil": {}}}, "'distil' does not match"),
+        ({"config": {"bench": {"seeds": [1]}}}, "'bench' does not match"),
+        ({"seed": -1}, "$.seed"),
+        ({"objective": "sgd"}, "'sgd' is not one of"),
+    ):
+        assert named in _errors(pipeline.pipeline, **parameters)
+    assert _errors(benchmark.benchmark, config={"bench": {"seeds": [1]}}) == ""
+    whole = load_config("paper").model_dump(mode="json", exclude={"bench"})
+    assert _errors(pipeline.pipeline, recipe="smoke", config=whole, seed=None, epochs=2) == ""
+
+
+def test_empty_fields_reach_the_work_as_the_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    work = asks_for_config("smoke")(lambda config: seen.append(config))
+    work()
+    work(seed=4, objective="sft")
+    work("quality-smoke", overrides={"seed": 5})
+    assert [(config.recipe, config.seed, config.objective.name) for config in seen] == [
+        ("smoke", 0, "sra"),
+        ("smoke", 4, "sft"),
+        ("quality-smoke", 5, "sra"),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -53,6 +53,25 @@ def test_stages_that_the_config_does_not_need_are_left_out(stub_stages: Any, set
     assert stub_stages.calls == ["prepare", "distill", "evaluate"]
 
 
+def _name(state: State) -> str:
+    with get_client(sync_client=True) as client:
+        return client.read_flow_run(state.state_details.flow_run_id).name
+
+
+def test_a_run_is_named_by_recipe_objective_seed_and_the_name_that_was_typed(
+    stub_stages: Any, settings: dict[str, Any]
+) -> None:
+    assert _name(distill(recipe="smoke", overrides=settings, return_state=True)) == "smoke · sra · seed 0"
+    typed = distill.with_options(flow_run_name="my sweep")
+    assert _name(typed(recipe="smoke", seed=3, overrides=settings, return_state=True)) == (
+        "smoke · sra · seed 3 · my sweep"
+    )
+    assert stub_stages.configs[-1].name == "my sweep"
+    assert _name(typed(recipe="smoke", name="own", overrides=settings, return_state=True)) == (
+        "smoke · sra · seed 0 · own"
+    )
+
+
 def test_artifacts_show_progress_live_numbers_reports_and_the_result(
     stub_stages: Any, settings: dict[str, Any]
 ) -> None:

@@ -147,8 +147,8 @@ def package_index(gguf_file: Path, tmp_path: Path, empty_cache: Path, monkeypatc
 WIDTH, HEADS, LAYERS, INNER = 32, 4, 2, 64
 
 
-def write_gguf(path: Path, vocabulary: list[str], merges: list[str]) -> None:
-    """A llama of two layers with random weights; ``vocabulary[0]`` ends a text."""
+def write_gguf(path: Path, vocabulary: list[str], merges: list[str], without: str = "") -> None:
+    """A llama of two layers with random weights, one of them left out; ``vocabulary[0]`` ends a text."""
     random = np.random.default_rng(0)
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_name("tiny")
@@ -168,7 +168,9 @@ def write_gguf(path: Path, vocabulary: list[str], merges: list[str]) -> None:
     writer.add_token_merges(merges)
     for role in (writer.add_bos_token_id, writer.add_eos_token_id, writer.add_unk_token_id, writer.add_pad_token_id):
         role(0)
-    for name, shape in _shapes(len(vocabulary)).items():
+    shapes = _shapes(len(vocabulary))
+    shapes.pop(without, None)
+    for name, shape in shapes.items():
         values = np.ones(shape) if "norm" in name else random.normal(0, 0.1, shape)
         writer.add_tensor(name, values.astype(np.float32))
     writer.write_header_to_file()

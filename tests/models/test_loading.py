@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
     BertConfig,
@@ -85,6 +87,50 @@ def test_torn_weights(folder: Path) -> None:
     (folder / "model.safetensors").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ModelError, match="is no causal language model that transformers can load"):
         load_model(reference(folder))
+
+
+Tensors = dict[str, torch.Tensor]
+LOST = "model.layers.0.mlp.down_proj.weight"
+SPOILED: dict[str, tuple[Callable[[Tensors], Tensors], str]] = {
+    "one is missing": (lambda kept: {k: v for k, v in kept.items() if k != LOST}, rf"lack 1 tensors .*: {LOST}\n"),
+    "no LM head": (
+        lambda kept: {k: v for k, v in kept.items() if k != "lm_head.weight"},
+        r"lack 1 .*: lm_head.weight\n",
+    ),
+    "a wrapper's prefix": (
+        lambda kept: {f"_orig_mod.{k}": v for k, v in kept.items()},
+        r"lack 21 tensors .*: lm_head.weight, .*; 21 tensors in the files .* are no part of Llama.*: _orig_mod.lm_head",
+    ),
+    "packed by a quantizer": (
+        lambda kept: {k.replace("down_proj.weight", "down_proj.qweight"): v for k, v in kept.items()},
+        r"lack 2 tensors .*; 2 tensors .* are no part .*down_proj.qweight",
+    ),
+    "another shape": (
+        lambda kept: kept | {LOST: torch.ones(3)},
+        rf"not shaped as .*: {LOST} is \(3,\), not \(32, 64\)",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", SPOILED)
+def test_weights_that_would_be_random_are_refused(folder: Path, case: str) -> None:
+    spoil, message = SPOILED[case]
+    save_file(spoil(load_file(folder / "model.safetensors")), folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelError, match=message):
+        load_model(reference(folder))
+
+
+def test_spare_weights_are_told(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    kept = load_file(folder / "model.safetensors")
+    save_file(kept | {"vision.weight": torch.ones(3)}, folder / "model.safetensors", {"format": "pt"})
+    load_model(reference(folder))
+    assert "no part of LlamaForCausalLM: vision.weight; they are left out" in caplog.text
+
+
+def test_a_tied_head_is_not_missing() -> None:
+    ref = ModelRef(source="random:gpt2")
+    assert "lm_head.weight" not in load_file(Path(resolve(ref)) / "model.safetensors")
+    load_model(ref)
 
 
 def test_a_config_that_is_no_json(folder: Path) -> None:

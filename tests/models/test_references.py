@@ -18,7 +18,8 @@ from transformers import AutoModelForCausalLM
 
 from sra_core.config import ModelRef
 from sra_core.errors import ModelError
-from sra_core.models import cache, load_model, load_tokenizer, model_identity, resolve
+from sra_core.models import cache, convert, load_model, load_tokenizer, model_identity, resolve, train_tokenizer
+from tests.models.conftest import write_gguf, write_wheel
 
 MEMBER = "tiny_weights/tiny.F32.gguf"
 
@@ -80,6 +81,23 @@ def test_a_gguf_file_is_converted_once(gguf_file: Path, empty_cache: Path, caplo
     ]
 
 
+def test_a_gguf_file_that_lacks_a_tensor(tmp_path: Path, empty_cache: Path) -> None:
+    vocabulary = train_tokenizer(["text"], 262).convert_ids_to_tokens(range(260))
+    write_gguf(tmp_path / "torn.gguf", vocabulary, [], without="blk.1.ffn_down.weight")
+    with pytest.raises(ModelError, match=r"torn.gguf lack 1 tensors .*: model.layers.1.mlp.down_proj.weight"):
+        resolve(ModelRef(source=str(tmp_path / "torn.gguf")))
+
+
+def test_a_conversion_shows_no_bars_and_reads_the_checksum_once(
+    gguf_file: Path, empty_cache: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resolve(reference(str(gguf_file), sha256=digest(gguf_file)))
+    out = capfd.readouterr()
+    assert "%|" not in out.out + out.err
+    monkeypatch.setattr(convert, "file_sha256", lambda path: pytest.fail("read again"))
+    resolve(reference(str(gguf_file)))
+
+
 def test_a_missing_gguf_file() -> None:
     with pytest.raises(ModelError, match=r"there is no file /no/such\.gguf"):
         resolve(reference("/no/such.gguf"))
@@ -135,6 +153,74 @@ def test_a_package_without_the_member(package_index: Path) -> None:
 def test_a_malformed_package_reference(source: str) -> None:
     with pytest.raises(ModelError, match=r"write package:NAME==VERSION/MEMBER\.gguf"):
         resolve(reference(source))
+
+
+PARTS = "package:tiny-part{1..3}==1.0/tiny_part{1..3}/data/tiny.gguf.part{00..02}"
+
+
+@pytest.fixture
+def parts_index(package_index: Path, gguf_file: Path, tmp_path: Path) -> Path:
+    """The same index, with the file cut anywhere into three packages too."""
+    whole = gguf_file.read_bytes()
+    for index, piece in enumerate([whole[:1000], whole[1000:1003], whole[1003:]]):
+        file = tmp_path / f"piece{index}"
+        file.write_bytes(piece)
+        name = f"tiny_part{index + 1}"
+        write_wheel(package_index, name, "1.0", {f"{name}/data/tiny.gguf.part{index:02}": file})
+    return package_index
+
+
+def test_a_model_in_parts_is_joined_and_checked_by_one_checksum(
+    parts_index: Path, gguf_file: Path, empty_cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(ModelError, match=r"part\{00..02\} of tiny-part\{1..3\} 1\.0 has SHA-256"):
+        resolve(reference(PARTS, sha256="0" * 64))
+    caplog.clear()
+    ref = reference(PARTS, sha256=digest(gguf_file), terms="Tiny Terms")
+    folder = Path(resolve(ref))
+    assert model_identity(ref)["weights"] == model_identity(reference(str(gguf_file)))["weights"]
+    assert {path.suffix for path in folder.rglob("*")} <= {".json", ".safetensors", ".jinja"}
+    told = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert told[0] == (
+        "fetching tiny_part{1..3}/data/tiny.gguf.part{00..02} of tiny-part{1..3} 1.0, which comes under: Tiny Terms"
+    )
+    caplog.clear()
+    assert resolve(ref) == str(folder)
+    assert not caplog.records  # told before the first fetch alone
+
+
+def test_parts_in_another_order_are_another_file(parts_index: Path, gguf_file: Path) -> None:
+    swapped = "package:tiny-part{2..3}==1.0/tiny_part{2..3}/data/tiny.gguf.part{01..02}"
+    with pytest.raises(ModelError, match=f"not {digest(gguf_file)}"):
+        resolve(reference(swapped, sha256=digest(gguf_file)))
+
+
+def test_a_part_that_is_missing(parts_index: Path) -> None:
+    with pytest.raises(ModelError, match=r"pip could not download tiny-part4==1\.0"):
+        resolve(reference(PARTS.replace("1..3", "2..4").replace("00..02", "01..03")))
+    with pytest.raises(ModelError, match=r"has no member tiny_part1/data/tiny\.gguf\.part01"):
+        resolve(reference(PARTS.replace("00..02", "01..03")))
+
+
+@pytest.mark.parametrize(
+    ("source", "problem"),
+    [
+        ("package:n{1..3}==1/n.gguf.part{1..2}", "do not count the same parts"),
+        ("package:n{3..1}==1/n.gguf", "do not count the same parts"),
+        ("package:n==1/n-{1..3}-of-3.gguf", "names several GGUF files, not the parts of one"),
+        ("package:n{1,2}==1/n.gguf", "is no packaged model"),
+        ("package:n==1/n.gguf.part1", "is no packaged model"),
+    ],
+)
+def test_parts_that_cannot_be(source: str, problem: str) -> None:
+    with pytest.raises(ModelError, match=problem):
+        resolve(reference(source))
+
+
+def test_two_files_of_one_name_in_a_package_are_two_models(package_index: Path, gguf_file: Path) -> None:
+    write_wheel(package_index, "tiny_weights", "2.0", {"a/tiny.gguf": gguf_file, "b/tiny.gguf": gguf_file})
+    folders = {resolve(reference(f"package:tiny-weights==2.0/{place}/tiny.gguf")) for place in "ab"}
+    assert len(folders) == 2
 
 
 # Random models
@@ -242,6 +328,14 @@ def test_what_the_hub_may_answer(
     monkeypatch.setattr(huggingface_hub, "snapshot_download", answer)
     with pytest.raises(ModelError, match=problem):
         resolve(reference("someone/tiny"))
+
+
+def test_terms_are_told_before_a_first_download(hub: Path, caplog: pytest.LogCaptureFixture) -> None:
+    resolve(reference("someone/tiny", terms="Tiny Terms"))
+    assert not caplog.records
+    with pytest.raises(ModelError):
+        resolve(reference("someone/other", terms="Other Terms"))
+    assert [record.message for record in caplog.records] == ["fetching someone/other, which comes under: Other Terms"]
 
 
 def test_only_the_files_that_are_needed_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -141,6 +141,13 @@ def test_the_card_tells_data_teacher_settings_scores_and_lineage() -> None:
     assert "adapt" not in yaml.safe_load(card().split("```yaml\n")[1].split("```")[0])
 
 
+def test_the_card_names_the_terms_that_models_come_under() -> None:
+    text = card(teacher={"source": "org/teacher", "terms": "Own Terms"}, student={"terms": "Other Terms"})
+    assert "\nTerms of the teacher: Own Terms\n" in text
+    assert "\nTerms of the student's source: Other Terms\n" in text
+    assert "Terms of" not in card()
+
+
 def test_the_card_of_plain_fine_tuning_names_no_teacher() -> None:
     text = card(objective={"name": "sft"}, teacher={"source": "org/teacher"}, student={"source": "org/student"})
     assert "fine-tuned on the corpus alone" in text

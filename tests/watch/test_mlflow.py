@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from sra_core.config import CorpusConfig, DistillConfig, RunConfig, TrackingConfig
+from sra_core.config.load import load_config
 from sra_core.errors import ConfigError
 from sra_core.shards import Manifest
 from sra_core.shards.manifest import Upstream
@@ -128,7 +129,7 @@ def test_one_parent_a_pipeline_and_one_child_a_stage(config: RunConfig) -> None:
             _stage(config, parent, stage, counts={"kept": 3, "empty_response": 1}, metrics={"bits_per_byte": 1.25})
     (top,) = _parents(config)
     prepare, distill = _children(config)
-    assert [run.info.run_name for run in (top, prepare, distill)] == ["demo", "prepare", "distill"]
+    assert [run.info.run_name for run in (top, prepare, distill)] == ["sra · seed 0 · demo", "prepare", "distill"]
     assert {run.info.status for run in (top, prepare, distill)} == {"FINISHED"}
     assert {run.data.tags["mlflow.parentRunId"] for run in (prepare, distill)} == {top.info.run_id}
     assert (distill.data.tags["stage"], distill.data.tags["fingerprint"]) == ("distill", "distill-fp")
@@ -140,16 +141,74 @@ def test_one_parent_a_pipeline_and_one_child_a_stage(config: RunConfig) -> None:
     assert distill.data.metrics["distill_seconds"] > 0
 
 
-def test_parameters_are_the_flattened_config(config: RunConfig) -> None:
+def test_parameters_are_what_people_compare_by_and_the_whole_config_is_an_artifact(config: RunConfig) -> None:
     config.distill.deepspeed = {"zero": {"offload": True}}
+    config.distill.warmup = 0.25
     with pipeline_run(config) as parent:
         _stage(config, parent)
+    (top,) = _parents(config)
     for run in _runs(config):
         assert run.data.params["teacher.source"] == config.teacher.source
-        assert run.data.params["distill.learning_rate"] == "0.0005"
-        assert run.data.params["objective.layers"] == "[[-1, -1]]"
+        assert run.data.params["distill.learning_rate"] == "0.0005", "a main field, although it is the default"
+        assert run.data.params["distill.warmup"] == "0.25"
         assert run.data.params["distill.deepspeed.zero.offload"] == "true"
-        assert run.data.params["student.keep_layers"] == "null"
+        assert not {"student.keep_layers", "distill.log_every", "bench.seeds"} & run.data.params.keys()
+        assert len(run.data.params) < 25
+    text = (Path(top.info.artifact_uri.removeprefix("file://")) / "config.yaml").read_text()
+    kept = Path(config.store) / "again.yaml"
+    kept.write_text(text)
+    assert load_config(str(kept)) == config.model_copy(update={"recipe": "again"})
+
+
+def test_headline_scores_are_logged_first(config: RunConfig) -> None:
+    late = {"evaluate/teacher/bits_per_byte": 1.0, "evaluate/student/rougeL": 2.0, "evaluate/student/bits_per_byte": 3}
+    with pipeline_run(config) as parent:
+        _stage(config, parent, "prepare", metrics={"alignment/examples": 24.0})
+        _stage(config, parent, "evaluate", metrics=late)
+    (top,) = _parents(config)
+    first = ["evaluate/student/bits_per_byte", "evaluate/student/rougeL", "evaluate/teacher/bits_per_byte"]
+    assert list(top.data.metrics)[:3] == first
+    assert top.data.metrics["alignment/examples"] == 24.0
+
+
+def test_a_failed_pipeline_tells_what_its_stages_came_to(config: RunConfig) -> None:
+    def run() -> None:
+        with pipeline_run(config) as parent:
+            _stage(config, parent, "prepare", metrics={"alignment/examples": 24.0})
+            _stage(config, parent, "cache", fail=OSError("disk"))
+
+    with pytest.raises(OSError, match="disk"):
+        run()
+    assert _parents(config)[0].data.metrics["alignment/examples"] == 24.0
+
+
+def test_the_summary_is_the_description_of_the_pipelines_run(config: RunConfig) -> None:
+    with pipeline_run(config) as parent:
+        watch = MlflowWatcher(config, parent)
+        watch.begin("evaluate", "evaluate-fp", config, "", reused=False)
+        watch.markdown("alignment_audit", "not this")
+        watch.markdown("summary", "# demo\n" + "a line of a long answer\n" * 500)
+        watch.end(_manifest(config, "evaluate"))
+    (top,) = _parents(config)
+    note = top.data.tags["mlflow.note.content"]
+    page = f"(#/experiments/{_experiment(config)}/runs?workflowType=machine_learning&viewStateShareKey=scores)"
+    assert note.startswith(f"[Scores of all runs]{page}\n\n# demo\na line")
+    assert note.endswith("a line of a long answer\n\n… the rest is among the artifacts, under reports.")
+    assert "mlflow.note.content" not in _children(config)[0].data.tags
+
+
+def test_the_experiment_opens_as_one_of_models_with_columns_of_scores(config: RunConfig) -> None:
+    with pipeline_run(config):
+        pass
+    client = _client(config)
+    experiment = client.get_experiment(_experiment(config))
+    assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
+    columns = json.loads(experiment.tags["mlflow.sharedViewState.scores"])["selectedColumns"]
+    assert "metrics.`evaluate/student/bits_per_byte`" in columns
+    client.set_experiment_tag(experiment.experiment_id, "mlflow.experimentKind", "chosen in the UI")
+    with pipeline_run(config):
+        pass
+    assert client.get_experiment(experiment.experiment_id).tags["mlflow.experimentKind"] == "chosen in the UI"
 
 
 def test_files_are_kept_with_the_run_and_nothing_stays_in_the_spool(config: RunConfig, tmp_path: Path) -> None:
@@ -252,7 +311,7 @@ def test_a_run_whose_process_died_goes_on(config: RunConfig) -> None:
         "watch = MlflowWatcher(config, parent)\n"
         "watch.begin('distill', 'distill-fp', config, '', reused=False)\n"
         "watch.metrics({'loss': 1.0}, 1)\n"
-        "parent.outbox.flush(60)\n"
+        "parent._outbox.flush(60)\n"
         "os.kill(os.getpid(), 9)\n"
     )
     died = subprocess.run([sys.executable, "-c", code, config.model_dump_json()], check=False)
@@ -268,7 +327,7 @@ def test_a_run_whose_process_died_goes_on(config: RunConfig) -> None:
 def test_a_living_run_of_the_same_config_is_left_alone(config: RunConfig) -> None:
     with pipeline_run(config) as first:
         assert first is not None
-        first.outbox.flush(30)
+        first._outbox.flush(30)
         with pipeline_run(config):
             pass
         assert [run.info.status for run in _parents(config)] == ["RUNNING", "FINISHED"]
@@ -291,6 +350,8 @@ def test_another_run_of_a_finished_config_is_new_and_reused_stages_point_at_thei
     assert new.data.tags["previous_run"] == old.info.run_id
     assert new.data.metrics["bits_per_byte"] == 1.25
     assert (reused.data.tags["reused"], reused.data.tags["original_run"]) == ("true", made.info.run_id)
+    assert (reused.info.run_name, reused.info.status) == ("distill (reused)", "FINISHED")
+    assert reused.info.end_time - reused.info.start_time < 500
     assert "loss" not in reused.data.metrics
     assert "distill_seconds" not in reused.data.metrics
     assert "reused" not in made.data.tags
@@ -311,14 +372,18 @@ def test_a_finished_child_that_is_made_again_gets_a_new_run(config: RunConfig) -
 
 
 def test_a_parameter_that_changed_in_a_retry_becomes_a_tag(config: RunConfig) -> None:
-    with pytest.raises(OSError, match="x"), pipeline_run(config):
+    first = config.model_copy(update={"distill": DistillConfig(log_every=2)})
+    with pytest.raises(OSError, match="x"), pipeline_run(first):
         raise OSError("x")
-    changed = config.model_copy(update={"distill": DistillConfig(log_every=1)})
+    changed = config.model_copy(update={"distill": DistillConfig(keep_checkpoints=3)})
     with pipeline_run(changed):
         pass
     (run,) = _parents(config)
-    assert run.data.params["distill.log_every"] == "5"
-    assert run.data.tags["changed.distill.log_every"] == "1"
+    assert run.data.params["distill.log_every"] == "2"
+    assert run.data.tags["changed.distill.log_every"] == "5", "back at its default"
+    assert run.data.tags["changed.distill.keep_checkpoints"] == "3"
+    assert "distill.keep_checkpoints" not in run.data.params, "the first attempt had another value"
+    assert len([name for name in run.data.tags if name.startswith("changed.")]) == 2
 
 
 def test_other_settings_are_another_pipeline(config: RunConfig) -> None:
@@ -333,7 +398,11 @@ def test_a_stage_alone_has_a_run_of_its_own(config: RunConfig) -> None:
     _stage(config, None, "evaluate", metrics={"rouge_l": 0.5})
     (run,) = _runs(config)
     assert "mlflow.parentRunId" not in run.data.tags
-    assert (run.info.run_name, run.info.status, run.data.metrics["rouge_l"]) == ("demo evaluate", "FINISHED", 0.5)
+    assert (run.info.run_name, run.info.status, run.data.metrics["rouge_l"]) == (
+        "sra · seed 0 · demo · evaluate",
+        "FINISHED",
+        0.5,
+    )
 
 
 def test_the_student_is_registered_once_with_its_lineage(config: RunConfig) -> None:
@@ -344,6 +413,16 @@ def test_the_student_is_registered_once_with_its_lineage(config: RunConfig) -> N
     assert version.tags == {"fingerprint": "distill-fp", "path": str(Path(config.store) / "distill")}
     assert version.run_id == _children(config)[0].info.run_id
     assert _client(config).get_model_version_by_alias("demo-student", "newest").version == version.version
+
+
+def test_a_student_of_a_recipe_with_a_dot_in_its_name_is_registered(config: RunConfig) -> None:
+    config.name = "gpt2-1.5b 100%"
+    with pipeline_run(config) as parent:
+        _stage(config, parent)
+    (version,) = _client(config).search_model_versions("name = 'gpt2-1.5b 100%-student'")
+    assert version.tags["fingerprint"] == "distill-fp"
+    (logged,) = _client(config).search_logged_models([_experiment(config)])
+    assert logged.name == "gpt2-1-5b 100--student"
 
 
 def test_the_alias_moves_to_a_new_student(config: RunConfig) -> None:

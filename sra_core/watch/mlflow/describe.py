@@ -10,7 +10,9 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from sra_core.config import RunConfig, hashed
+import yaml
+
+from sra_core.config import MAIN_FIELDS, RunConfig, hashed
 from sra_core.watch import redact, redact_text
 
 if TYPE_CHECKING:
@@ -18,6 +20,11 @@ if TYPE_CHECKING:
 
 LONGEST_VALUE = 5000
 """Characters of a parameter or tag that are kept; MLflow refuses more than 6,000."""
+
+LONGEST_NOTE = 7000
+"""Characters of a run's description that are kept; MLflow refuses more than 8,000."""
+_MAIN = ("recipe", *MAIN_FIELDS)
+_FIRST = ("evaluate/student/bits_per_byte", "evaluate/student/", "evaluate/teacher/", "evaluate/initial/", "evaluate/")
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
@@ -52,9 +59,35 @@ def is_dead(process: str) -> bool:
         return True
 
 
-def parameters(config: RunConfig, *, grid: bool = False) -> dict[str, str]:
-    """The config as parameters of a run; what `sra bench` would compare is told only of a ``grid``."""
-    return flatten(config.model_dump(mode="json", exclude=None if grid else {"bench"}))
+def parameters(config: RunConfig, *, grid: bool = False) -> dict[str, Any]:
+    """The config for a run: ``params``, all fields, and ``shown``, what people compare runs by: the main fields and
+    all that differ from their defaults.
+
+    What `sra bench` would compare is told only of a ``grid``.
+    """
+    given, usual = (flatten(_plain(each, grid)) for each in (config, RunConfig()))
+    shown = [name for name, text in given.items() if name in _MAIN or usual.get(name) != text]
+    return {"params": given, "shown": shown}
+
+
+def config_text(config: RunConfig, *, grid: bool = False) -> str:
+    """The whole config as YAML, secrets masked; a file of it is a recipe."""
+    text: str = yaml.safe_dump(redact(_plain(config, grid)), sort_keys=False, allow_unicode=True)
+    return text
+
+
+def _plain(config: RunConfig, grid: bool) -> dict[str, Any]:
+    return config.model_dump(mode="json", exclude=None if grid else {"bench"})
+
+
+def by_weight(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Metrics in the order in which people ask for them: MLflow's pages open on those that were logged first."""
+
+    def place(name: str) -> tuple[int, int, str]:
+        first = next((rank for rank, start in enumerate(_FIRST) if name.startswith(start)), len(_FIRST))
+        return first, name.count("/"), name
+
+    return {name: metrics[name] for name in sorted(metrics, key=place)}
 
 
 def config_digest(config: RunConfig, *, grid: bool = False) -> str:
@@ -86,6 +119,17 @@ def manifest_tags(manifest: Manifest) -> dict[str, str]:
 
 def error_line(error: BaseException) -> str:
     return redact_text(f"{type(error).__name__}: {error}")[:LONGEST_VALUE]
+
+
+def note(text: str) -> str:
+    """Markdown for a run's description, cut after a whole line."""
+    if len(text) <= LONGEST_NOTE:
+        return text
+    return text[:LONGEST_NOTE].rpartition("\n")[0] + "\n\n… the rest is among the artifacts, under reports."
+
+
+def final_status(error: BaseException) -> str:
+    return "FAILED" if isinstance(error, Exception) else "KILLED"
 
 
 def now() -> int:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 import shutil
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +22,7 @@ from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 from filelock import FileLock
 from mlflow import MlflowClient
@@ -42,6 +42,17 @@ NEWEST = "newest"
 _MOST_STRIKES = 3
 _NEWEST_RUNS = 5  # enough to find the one to go on with: reading a run costs 15 ms and more
 _SCHEMES = {"databricks", "http", "https", "mssql", "mysql", "postgresql", "sqlite"}
+_SCORES = "scores"
+_COLUMNS = (
+    *("params.`recipe`", "params.`objective.name`", "params.`seed`"),
+    *("metrics.`evaluate/student/bits_per_byte`", "metrics.`evaluate/student/rougeL`"),
+    *("metrics.`evaluate/initial/bits_per_byte`", "metrics.`evaluate/teacher/bits_per_byte`"),
+)
+_EXPERIMENT = {
+    "mlflow.experimentKind": "custom_model_development",
+    f"mlflow.sharedViewState.{_SCORES}": json.dumps({"selectedColumns": _COLUMNS}),
+}
+"""Tags by which MLflow's pages show an experiment of models, and the table of runs with the columns of scores."""
 _REFUSALS = {
     "BAD_REQUEST",
     "ENDPOINT_NOT_FOUND",
@@ -106,7 +117,12 @@ class Ledger:
     def url(self, key: str) -> str | None:
         if not self._uri.startswith("http") or key not in self.ids:
             return None
-        return redact_text(f"{self._uri.rstrip('/')}/#/experiments/{self._experiment_id}/runs/{self.ids[key]}")
+        return redact_text(f"{self._uri.rstrip('/')}/{self._page(f'runs/{self.ids[key]}')}")
+
+    def _page(self, place: str, **query: str) -> str:
+        """Address of a page of the experiment below that of the server."""
+        query = {"workflowType": "machine_learning", **query}  # else it may open as one of prompts and traces
+        return f"#/experiments/{self._experiment_id}/{place}?{urlencode(query)}"
 
     def _do_open(self, report: Report) -> None:
         parent = self._id(report["parent"]) if report["parent"] else None
@@ -122,19 +138,17 @@ class Ledger:
             if report["reused"] and tags.keys() & {"original_run", "previous_run"}:
                 self.repeats.add(report["run"])
             tags["attempt"] = "1"
-            run = self._client.create_run(self._id_of_experiment(), report["start"], tags, report["name"])
+            name = f"{report['name']} (reused)" if report["reused"] else report["name"]
+            run = self._client.create_run(self._id_of_experiment(), report["start"], tags, name)
         else:
             again = not report["reused"] and run.data.tags.get("session") != report["run"]
             tags["attempt"] = str(int(run.data.tags.get("attempt", "1")) + again)
-            for name, text in report["params"].items():  # a parameter cannot change in MLflow
-                if run.data.params.get(name, text) != text:
-                    tags[f"changed.{name}"] = text
+            tags |= _changed(run.data.params, report)
             if run.info.status != "FINISHED":
                 self._client.update_run(run.info.run_id, status="RUNNING")
             self._known[run.info.run_id] = {metric.key: metric.step for metric in run.data._metric_objs}
-        params = {name: text for name, text in report["params"].items() if name not in run.data.params}
-        if report["run"] in self.repeats:
-            params = {}
+        told = run.data.params or report["run"] in self.repeats
+        params = {} if told else {name: report["params"][name] for name in report["shown"]}
         self._log(run.info.run_id, params=params, tags=tags)
         self.ids[report["run"]] = run.info.run_id
 
@@ -153,6 +167,11 @@ class Ledger:
 
     def _do_tags(self, report: Report) -> None:
         self._log(self._id(report["run"]), tags=report["tags"])
+
+    def _do_describe(self, report: Report) -> None:
+        run_id = self._id(report["run"])
+        scores = f"[Scores of all runs]({self._page('runs', viewStateShareKey=_SCORES)})"
+        self._log(run_id, tags={"mlflow.note.content": f"{scores}\n\n{report['text']}"})
 
     def _do_artifact(self, report: Report) -> None:
         path, run_id = Path(report["path"]), self._id(report["run"])
@@ -181,7 +200,7 @@ class Ledger:
 
         Alias `NEWEST` of the registered model is moved to the entry.
         """
-        run_id, name = self._id(report["run"]), re.sub("[/:'\"`]", "-", report["name"])  # MLflow refuses these
+        run_id, name = self._id(report["run"]), _model_name(report["name"])
         tags = {"fingerprint": report["fingerprint"], "path": report["path"]}
         same = self._client.search_model_versions(f"name = '{name}'")
         if any(version.tags.get("fingerprint") == report["fingerprint"] for version in same):
@@ -191,8 +210,10 @@ class Ledger:
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
+        logged = name.replace(".", "-").replace("%", "-")  # which a registered model's name may have
+        external = {**tags, "mlflow.model.isExternal": "true"}
         model = self._client.create_logged_model(
-            self._id_of_experiment(), name, run_id, {**tags, "mlflow.model.isExternal": "true"}, model_type="student"
+            self._id_of_experiment(), logged, run_id, external, model_type="student"
         )
         self._client.finalize_logged_model(model.model_id, "READY")
         made = self._client.create_model_version(name, model.artifact_location, run_id, tags, model_id=model.model_id)
@@ -239,15 +260,19 @@ class Ledger:
     def _id_of_experiment(self) -> str:
         if self._experiment_id is None:
             found = self._client.get_experiment_by_name(self._experiment)
-            try:
-                location = self._artifacts.as_uri() if self._artifacts else None
-                self._experiment_id = (
-                    found.experiment_id if found else self._client.create_experiment(self._experiment, location)
-                )
-            except MlflowException as error:  # another process was faster
-                if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                    raise
-                self._experiment_id = self._client.get_experiment_by_name(self._experiment).experiment_id
+            if found is None:
+                try:
+                    self._client.create_experiment(
+                        self._experiment, self._artifacts.as_uri() if self._artifacts else None, _EXPERIMENT
+                    )
+                except MlflowException as error:
+                    if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                        raise
+                found = self._client.get_experiment_by_name(self._experiment)
+            for name, value in _EXPERIMENT.items():
+                if name not in found.tags:
+                    self._client.set_experiment_tag(found.experiment_id, name, value)
+            self._experiment_id = found.experiment_id
         return self._experiment_id
 
 
@@ -275,6 +300,20 @@ def _continues(run: Any, report: Report) -> bool:
     if flow_run and tags.get("prefect.flow_run_id") == flow_run:
         return True
     return status != "FINISHED" and (report["parent"] is not None or is_dead(tags.get("process", "")))
+
+
+def _changed(told: Mapping[str, str], report: Report) -> dict[str, str]:
+    """Parameters can't change in MLflow; what differs in a later attempt goes into tags."""
+    if not told:  # the first attempt ended before it told them
+        return {}
+    now = report["params"]
+    changed = [name for name in told if name in now and now[name] != told[name]]
+    changed += [name for name in report["shown"] if name not in told]
+    return {f"changed.{name}": now[name] for name in changed}
+
+
+def _model_name(name: str) -> str:
+    return "".join("-" if letter in "/:'\"`" else letter for letter in name)
 
 
 def start_sampler(outbox: Outbox, key: str, uri: str, interval: float = 10.0) -> Callable[[], None]:

@@ -38,6 +38,8 @@ _LOOKUP_PATIENCE = 1.0
 _CANCELLED_PATIENCE = 3.0
 _PAUSE = 1.0
 _BATCH = 1000
+_SUMMARIES = ("summary", "benchmark")
+"""Reports that say what a run came to: they become its description."""
 _CLIENT_DEFAULTS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # the outbox tries again
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "15",
@@ -45,64 +47,7 @@ _CLIENT_DEFAULTS = {
 }
 
 
-class TrackedRun:
-    """One MLflow run. What it is told goes through an outbox, which it shares with its parent.
-
-    Args:
-        config: Tells the tracking server.
-        parent: The run that it belongs to.
-        opening: Fields of the report that opens it.
-    """
-
-    def __init__(self, config: RunConfig, parent: TrackedRun | None, **opening: Any) -> None:
-        self._parent, self._closed = parent, False
-        self.ledger: Ledger
-        self.outbox: Outbox
-        self.ledger, self.outbox = (parent.ledger, parent.outbox) if parent else _open_outbox(config)
-        self.key = uuid.uuid4().hex
-        self.put("open", parent=parent.key if parent else None, start=describe.now(), **opening)
-
-    @property
-    def run_id(self) -> str | None:
-        """The MLflow run id; None until the tracking server has answered."""
-        return self.ledger.ids.get(self.key)
-
-    @property
-    def url(self) -> str | None:
-        """Address of the run in the MLflow UI; None while unknown or without a tracking server."""
-        return self.ledger.url(self.key)
-
-    def put(self, do: str, **fields: Any) -> None:
-        """Queue a report for MLflow; a run that was closed has no more to say."""
-        if not self._closed:
-            self.outbox.put({"do": do, "run": self.key, **fields})
-
-    def metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
-        """Log numbers to this very run."""
-        now = describe.now()
-        self.put("metrics", metrics=[[name, float(value), now, step] for name, value in values.items()])
-
-    def finished(self) -> None:
-        """End the run as finished and deliver what is left."""
-        self.put("tags", tags={"error": ""})  # an earlier attempt may have left one
-        self._close("FINISHED", PATIENCE)
-
-    def failed(self, error: BaseException) -> None:
-        """End the run as failed, or as killed where it was interrupted, and deliver what is left."""
-        self.put("tags", tags={"error": describe.error_line(error)})
-        if isinstance(error, Exception):
-            self._close("FAILED", PATIENCE)
-        else:
-            self._close("KILLED", _CANCELLED_PATIENCE)
-
-    def _close(self, status: str, patience: float) -> None:
-        self.put("close", status=status, end=describe.now())
-        self._closed = True
-        if self._parent is None and (waiting := self.outbox.close(patience)) is not None:
-            _log.warning("the tracking server does not answer; unsent reports are kept in %s for the next run", waiting)
-
-
-class PipelineRun(TrackedRun):
+class PipelineRun:
     """A parent run: of the stages of a pipeline, or of the cells of a benchmark.
 
     Made by `pipeline_run`, `benchmark_run` and `cell_run`.
@@ -111,7 +56,7 @@ class PipelineRun(TrackedRun):
         config: What runs.
         tags: More tags for the run; secrets in them are masked.
         kind: What it gathers.
-        name: Name of the run; unset takes the config's.
+        name: Name of the run; unset takes the config's title.
         parent: The run that it belongs to itself.
     """
 
@@ -125,17 +70,60 @@ class PipelineRun(TrackedRun):
         parent: PipelineRun | None = None,
     ) -> None:
         self.tags = dict(tags or {})
+        self._parent = parent
+        self._ledger: Ledger
+        self._outbox: Outbox
+        self._ledger, self._outbox = (parent._ledger, parent._outbox) if parent else _open_outbox(config)
+        self.key = uuid.uuid4().hex
+        self._totals: dict[str, float] = {}
         grid = kind == "benchmark"
-        super().__init__(
-            config,
-            parent,
-            name=name or config.name,
-            match={"kind": kind, "config": describe.config_digest(config, grid=grid)},
-            tags={**describe.process_tags(), **redact(self.tags)},
-            params=describe.parameters(config, grid=grid),
-            reused=False,
-            joined=kind != "pipeline",
+        self._outbox.put(
+            {
+                "do": "open",
+                "run": self.key,
+                "parent": parent.key if parent else None,
+                "name": name or (config.grid_title if grid else config.title),
+                "match": {"kind": kind, "config": describe.config_digest(config, grid=grid)},
+                "tags": {**describe.process_tags(), **redact(self.tags)},
+                **describe.parameters(config, grid=grid),
+                "reused": False,
+                "joined": kind != "pipeline",
+                "start": describe.now(),
+            }
         )
+        _put_config(self.put, self.key, config, grid=grid)
+
+    @property
+    def run_id(self) -> str | None:
+        """The MLflow run id; None until the tracking server has answered."""
+        return self._ledger.ids.get(self.key)
+
+    @property
+    def url(self) -> str | None:
+        """Address of the run in the MLflow UI; None while unknown or without a tracking server."""
+        return self._ledger.url(self.key)
+
+    def put(self, report: Report) -> None:
+        """Queue a report for MLflow."""
+        self._outbox.put(report)
+
+    def close(self, status: str, patience: float) -> Path | None:
+        """End the run and deliver what is left; returns the file that keeps what could not be delivered."""
+        self.metrics(describe.by_weight(self._totals))
+        self.put({"do": "close", "run": self.key, "status": status, "end": describe.now()})
+        return None if self._parent else _close_outbox(self._outbox, patience)
+
+    def total(self, values: Mapping[str, float]) -> None:
+        """Keep what a stage came to; it is logged as the run closes, headline scores first."""
+        self._totals.update(values)
+
+    def describe(self, text: str) -> None:
+        """Make Markdown the description of the run."""
+        self.put({"do": "describe", "run": self.key, "text": describe.note(redact_text(text))})
+
+    def metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
+        """Log numbers to this very run."""
+        self.put({"do": "metrics", "run": self.key, "metrics": _rows(values, step)})
 
 
 @contextmanager
@@ -185,9 +173,11 @@ def _opened(run: PipelineRun | None) -> Iterator[PipelineRun | None]:
     try:
         yield run
     except BaseException as error:
-        run.failed(error)
+        run.put({"do": "tags", "run": run.key, "tags": {"error": describe.error_line(error)}})
+        run.close(describe.final_status(error), _patience(error))
         raise
-    run.finished()
+    run.put({"do": "tags", "run": run.key, "tags": {"error": ""}})  # an earlier attempt may have left one
+    run.close("FINISHED", PATIENCE)
 
 
 class MlflowWatcher(Watcher):
@@ -204,52 +194,61 @@ class MlflowWatcher(Watcher):
     ) -> None:
         self._config, self._parent = config, parent
         self._tags = {**(parent.tags if parent else {}), **(tags or {})}
-        self._run: TrackedRun | None = None
+        self._key: str | None = None
         self._stage, self._reused = "", False
         self._started = 0.0
+        self._outbox: Outbox | None = None
+        self._ledger: Ledger | None = None
         self._sampler: Any = None
 
     @property
     def run_id(self) -> str | None:
         """The MLflow run id of the current stage; None until the tracking server has answered."""
-        return self._run.run_id if self._run else None
+        return self._ledger.ids.get(self._key) if self._ledger and self._key else None
 
     @property
     def url(self) -> str | None:
         """Address of the current stage's run in the MLflow UI; None while unknown or without a tracking server."""
-        return self._run.url if self._run else None
+        return self._ledger.url(self._key) if self._ledger and self._key else None
 
     def begin(self, stage: str, fingerprint: str, config: RunConfig, plan: str, *, reused: bool) -> None:
         if not self._config.tracking.enabled:
             return
-        self._stage, self._reused, self._started = stage, reused, time.monotonic()
-        self._run = TrackedRun(
-            self._config,
-            self._parent,
-            name=stage if self._parent else f"{config.name} {stage}",
+        self._stage, self._reused = stage, reused
+        self._key, self._started = uuid.uuid4().hex, time.monotonic()
+        if self._parent is not None:
+            self._ledger, self._outbox = self._parent._ledger, self._parent._outbox
+        else:
+            self._ledger, self._outbox = _open_outbox(self._config)
+        self._put(
+            "open",
+            parent=self._parent.key if self._parent else None,
+            name=stage if self._parent else f"{config.title} · {stage}",
             match={"stage": stage, "fingerprint": fingerprint},
             tags={**describe.process_tags(), **redact(self._tags), "plan": redact_text(plan)[: describe.LONGEST_VALUE]},
-            params=describe.parameters(config),
+            **describe.parameters(config),
             reused=reused,
+            start=describe.now(),
         )
-        if reused:
-            self._run.outbox.flush(_LOOKUP_PATIENCE)  # whether its original is there decides what is worth telling
+        if self._parent is None and self._outbox is not None:
+            _put_config(self._outbox.put, self._key, config)
+        if reused and self._outbox is not None:
+            self._put("close", status="FINISHED", end=describe.now())  # it takes no time; the rest is told afterwards
+            self._outbox.flush(_LOOKUP_PATIENCE)  # whether its original is there decides what is worth telling
         if config.tracking.system_metrics and not reused:
             from sra_core.watch.mlflow.ledger import start_sampler
 
-            self._sampler = start_sampler(self._run.outbox, self._run.key, tracking_uri(self._config))
+            self._sampler = start_sampler(self._outbox, self._key, tracking_uri(self._config))
 
     @property
     def _repeats(self) -> bool:
         """Whether another run holds all that this reused one could tell."""
-        return self._run is not None and self._run.key in self._run.ledger.repeats
+        return self._ledger is not None and self._key in self._ledger.repeats
 
     def metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
-        if self._run is None:
-            return
-        self._run.metrics(values, step)
-        if step is None and self._parent is not None:
-            self._parent.metrics(values)
+        self._put("metrics", metrics=_rows(values, step))
+        if step is None and self._parent is not None and self._key:
+            self._parent.total(values)
 
     def figure(self, name: str, draw: Callable[[], Figure]) -> None:
         self._stage_file(f"{name}.png", "figures", lambda path: draw().savefig(path, dpi=120, bbox_inches="tight"))
@@ -261,49 +260,77 @@ class MlflowWatcher(Watcher):
 
     def markdown(self, name: str, text: str) -> None:
         clean = redact_text(text)
+        if name in _SUMMARIES and self._parent is not None and self._key:
+            self._parent.describe(clean)
         self._stage_file(f"{name}.md", "reports", lambda path: path.write_text(clean, encoding="utf-8"))
 
     def artifact(self, path: Path) -> None:
-        if self._run is not None and not self._repeats:
-            self._run.put("artifact", path=str(Path(path).absolute()), folder="", staged=False)
+        if self._repeats:
+            return
+        self._put("artifact", path=str(Path(path).absolute()), folder="", staged=False)
 
     def end(self, manifest: Manifest) -> None:
-        if self._run is None:
+        if not self._key:
             return
         took = {} if self._reused else {f"{self._stage}_seconds": time.monotonic() - self._started}
         self.metrics({**manifest.metrics, **took})
-        self._run.metrics({f"count/{name}": count for name, count in manifest.counts.items()})
-        self._run.put("tags", tags=describe.manifest_tags(manifest))
+        counts = {f"count/{name}": count for name, count in manifest.counts.items()}
+        self._put("metrics", metrics=_rows(counts, None))
         if not self._repeats:
-            self._run.put("inputs", inputs=describe.manifest_inputs(manifest))
-            if manifest.stage == "distill":
-                student = {"fingerprint": manifest.fingerprint, "path": manifest.folder}
-                self._run.put("model", name=f"{self._config.name}-student", **student)
-        self._stop_sampler()
-        self._run.finished()
+            self._put("inputs", inputs=describe.manifest_inputs(manifest))
+        self._put("tags", tags={**describe.manifest_tags(manifest), "error": ""})
+        if manifest.stage == "distill" and not self._repeats:
+            self._put(
+                "model", name=f"{self._config.name}-student", fingerprint=manifest.fingerprint, path=manifest.folder
+            )
+        self._close("FINISHED", PATIENCE)
 
     def failed(self, error: BaseException) -> None:
-        self._stop_sampler()
-        if self._run is not None:
-            self._run.failed(error)
+        self._put("tags", tags={"error": describe.error_line(error)})
+        self._close(describe.final_status(error), _patience(error))
 
-    def _stop_sampler(self) -> None:
+    def _put(self, do: str, **fields: Any) -> None:
+        if self._key and self._outbox is not None:
+            self._outbox.put({"do": do, "run": self._key, **fields})
+
+    def _close(self, status: str, patience: float) -> None:
         if self._sampler is not None:
             self._sampler()
             self._sampler = None
+        if not self._reused or status != "FINISHED":
+            self._put("close", status=status, end=describe.now())
+        if self._parent is None and self._outbox is not None:
+            _close_outbox(self._outbox, patience)
+        self._outbox = None
 
     def _stage_file(self, name: str, folder: str, write: Callable[[Path], object], **fields: Any) -> None:
-        """Write a file beside the spool; it is removed once MLflow has it."""
-        if self._run is None or self._repeats:
+        if not self._key or self._repeats:
             return
-        path = spool(self._config) / "files" / uuid.uuid4().hex / file_name(name)
         try:
-            path.parent.mkdir(parents=True)
-            write(path)
+            path = _staged(self._config, name, write)
         except OSError as error:
             _log.warning("%s is not tracked: %s", name, error)
             return
-        self._run.put("artifact", path=str(path), folder=folder, staged=True, **fields)
+        self._put("artifact", path=str(path), folder=folder, staged=True, **fields)
+
+
+def _staged(config: RunConfig, name: str, write: Callable[[Path], object]) -> Path:
+    """A file beside the spool; it is removed once MLflow has it."""
+    path = spool(config) / "files" / uuid.uuid4().hex / file_name(name)
+    path.parent.mkdir(parents=True)
+    write(path)
+    return path
+
+
+def _put_config(put: Callable[[Report], None], key: str, config: RunConfig, *, grid: bool = False) -> None:
+    """Keep the whole config with a run: its parameters are only what people compare runs by."""
+    text = describe.config_text(config, grid=grid)
+    try:
+        path = _staged(config, "config.yaml", lambda path: path.write_text(text, encoding="utf-8"))
+    except OSError as error:
+        _log.warning("config.yaml is not tracked: %s", error)
+        return
+    put({"do": "artifact", "run": key, "path": str(path), "folder": "", "staged": True})
 
 
 def _open_outbox(config: RunConfig) -> tuple[Ledger, Outbox]:
@@ -322,8 +349,24 @@ def _open_outbox(config: RunConfig) -> tuple[Ledger, Outbox]:
     return ledger, Outbox(ledger, passing=ledger.passing, merge=_merge, spool=spool(config) / place, pause=_PAUSE)
 
 
+def _close_outbox(outbox: Outbox, patience: float) -> Path | None:
+    waiting = outbox.close(patience)
+    if waiting is not None:
+        _log.warning("the tracking server does not answer; unsent reports are kept in %s for the next run", waiting)
+    return waiting
+
+
+def _rows(values: Mapping[str, float], step: int | None) -> list[list[Any]]:
+    now = describe.now()
+    return [[name, float(value), now, step] for name, value in values.items()]
+
+
 def _merge(first: Report, second: Report) -> Report | None:
     both = {first["do"], second["do"]}
     if both != {"metrics"} or first["run"] != second["run"] or len(first["metrics"]) >= _BATCH:
         return None
     return {**first, "metrics": first["metrics"] + second["metrics"]}
+
+
+def _patience(error: BaseException) -> float:
+    return PATIENCE if isinstance(error, Exception) else _CANCELLED_PATIENCE

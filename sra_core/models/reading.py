@@ -1,0 +1,79 @@
+"""Weights from files into a model, whole or not at all."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sra_core.errors import ModelError
+from sra_core.models.bars import no_progress_bars
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+__all__ = ["read_weights"]
+
+logger = logging.getLogger(__name__)
+
+_SHOWN = 4  # names in a message
+
+
+def read_weights(folder: Path, name: str, **options: Any) -> PreTrainedModel:
+    """``AutoModelForCausalLM.from_pretrained``, which starts what the files lack at random: here that is refused.
+
+    Args:
+        folder: The model's folder.
+        name: What messages call the model.
+        options: Of ``from_pretrained``.
+
+    Raises:
+        ModelError: the files lack tensors of the model, or hold some of another shape.
+    """
+    from transformers import AutoModelForCausalLM
+
+    with no_progress_bars(), _without_report():
+        model, found = AutoModelForCausalLM.from_pretrained(
+            folder, output_loading_info=True, ignore_mismatched_sizes=True, **options
+        )
+    kind, unknown = type(model).__name__, found["unexpected_keys"]
+    spare = f"{len(unknown)} tensors in the files of {name} are no part of {kind}: {_some(unknown)}"
+    if missing := found["missing_keys"]:
+        raise ModelError(
+            f"the files of {name} lack {len(missing)} tensors of {kind}, which would be random numbers: "
+            f"{_some(missing)}" + (f"; {spare}" if unknown else ""),
+            "save the whole model again under these names (unwrapped, with its LM head, in a plain type), "
+            "or download it again",
+        )
+    if mismatched := found["mismatched_keys"]:
+        shapes = [f"{tensor} is {tuple(there)}, not {tuple(wanted)}" for tensor, there, wanted in mismatched]
+        raise ModelError(
+            f"{len(shapes)} tensors in the files of {name} are not shaped as its config.json says: {_some(shapes)}",
+            "copy or download config.json and weights again, from one place",
+        )
+    if unknown:
+        logger.warning("%s; they are left out", spare)
+    whole: PreTrainedModel = model
+    return whole
+
+
+@contextmanager
+def _without_report() -> Iterator[None]:
+    """Without transformers' own table of what was missing: what it says is said in one line, or refused."""
+    reporting = logging.getLogger("transformers.modeling_utils")
+    reporting.addFilter(_is_no_report)
+    try:
+        yield
+    finally:
+        reporting.removeFilter(_is_no_report)
+
+
+def _is_no_report(record: logging.LogRecord) -> bool:
+    return "LOAD REPORT" not in record.getMessage()
+
+
+def _some(names: Collection[str]) -> str:
+    shown = sorted(names)[:_SHOWN]
+    return ", ".join(shown) + (", ..." if len(names) > _SHOWN else "")
