@@ -34,6 +34,7 @@ def is_passing(error: BaseException | None) -> bool:
     return _is_outage(error) or (isinstance(error, OSError) and not isinstance(error, _LASTING))
 
 
+# The next try would meet these again: a wrong path or missing rights are for a person to mend.
 _LASTING = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
 
 

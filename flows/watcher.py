@@ -61,7 +61,10 @@ class ArtifactWriter:
         self._ids: dict[str, Any] = {}
         context = contextvars.copy_context()  # settings of the run are context variables
         self._outbox = Outbox(
-            lambda report: context.run(self._deliver, report), passing=_passing, merge=_latest, pause=0.2
+            lambda report: context.run(self._deliver, report),
+            passing=_passing,
+            merge=lambda first, second: second if first["key"] == second["key"] else None,  # the latest is enough
+            pause=0.2,
         )
 
     def write(self, kind: str, key: str, data: Any, description: str | None = None) -> None:
@@ -196,7 +199,7 @@ class PrefectWatcher(Watcher):
             return
         address = self._mlflow.url
         if address is None and tracking_uri(self._config).startswith("http"):
-            return
+            return  # the server has not answered yet
         text = f"[{address}]({address})" if address else f"`{redact_text(' '.join(ui_command(self._config)))}`"
         self._write("markdown", "mlflow", f"MLflow run: {text}", "MLflow run")
         self._linked = True
@@ -233,10 +236,6 @@ def _passing(error: Exception) -> bool:
     return isinstance(error, (httpx.TransportError, OSError, RuntimeError))
 
 
-def _latest(first: Report, second: Report) -> Report | None:
-    return second if first["key"] == second["key"] else None
-
-
 def _table(rows: Sequence[Mapping[str, Any]]) -> str:
     clean = []
     for row in rows:
@@ -253,12 +252,9 @@ def _cell(value: Any) -> Any:
 def _result(manifest: Manifest) -> str:
     """The manifest of a finished stage as Markdown."""
     lines = [f"**{manifest.stage}** `{manifest.fingerprint}` in `{redact_text(manifest.folder)}`", ""]
-    for title, values in (("score", manifest.metrics), ("count", manifest.counts)):
+    for title, values, form in (("score", manifest.metrics, ".5g"), ("count", manifest.counts, "d")):
         if values:
             lines += [f"| {title} | value |", "| --- | --- |"]
-            lines += [
-                f"| {name} | {value:.5g} |" if isinstance(value, float) else f"| {name} | {value} |"
-                for name, value in values.items()
-            ]
+            lines += [f"| {name} | {value:{form}} |" for name, value in values.items()]
             lines.append("")
     return "\n".join(lines)

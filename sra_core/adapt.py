@@ -63,7 +63,7 @@ def adapt_teacher(config: RunConfig, prepared: Manifest, folder: StageFolder, wa
         folder=work,
         part="adapt",
     )
-    _save_initial(config, job.initial)
+    job.keep_initial(lambda: _named_teacher(config))
     result = dict(launch(job, watch))
     layout = result.pop("layout")
     written = _export(job, result, folder.path)
@@ -104,21 +104,15 @@ def with_adapted_teacher(config: RunConfig, adapted: Manifest) -> RunConfig:
 def _merge(config: RunConfig, adapter: Path, place: Path) -> None:
     import peft
 
-    teacher, tokenizer = load_model(config.teacher), load_tokenizer(config.teacher)
-    name_answer_end(teacher, tokenizer, config.teacher)
-    peft.PeftModel.from_pretrained(teacher, adapter).merge_and_unload().save_pretrained(place)
-    tokenizer.save_pretrained(place)
+    peft.PeftModel.from_pretrained(_named_teacher(config), adapter).merge_and_unload().save_pretrained(place)
+    load_tokenizer(config.teacher).save_pretrained(place)
 
 
-def _save_initial(config: RunConfig, path: Path) -> None:
-    if path.exists():
-        return
-    partial = path.with_name(".initial.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    model = load_model(config.teacher)
-    name_answer_end(model, load_tokenizer(config.teacher), config.teacher)
-    model.save_pretrained(partial)
-    partial.rename(path)
+def _named_teacher(config: RunConfig) -> Any:
+    """The teacher, whose generation settings name what ends its answers."""
+    teacher = load_model(config.teacher)
+    name_answer_end(teacher, load_tokenizer(config.teacher), config.teacher)
+    return teacher
 
 
 def _export(job: Any, result: Mapping[str, Any], folder: Path) -> str:

@@ -54,7 +54,8 @@ class Fidelity:
     def table(self) -> Table:
         """Largest and mean errors, a row each, a column a type."""
         names = list(self.states)
-        table = Table("error (largest / mean)", *(self._title(name) for name in names), box=None, pad_edge=False)
+        titles = [f"the cache ({self.stored})" if name == "stored" else f"as {name}" for name in names]
+        table = Table("error (largest / mean)", *titles, box=None, pad_edge=False)
         for kind in ("center", "mass", "state"):
             if f"{kind}_error_max" in self.states["stored"]:
                 pairs = [(each[f"{kind}_error_max"], each[f"{kind}_error_mean"]) for each in self.states.values()]
@@ -62,9 +63,6 @@ class Fidelity:
         for term in self.terms["stored"]:
             table.add_row(term, *(_pair(self.terms[name][term]) for name in names))
         return table
-
-    def _title(self, name: str) -> str:
-        return f"the cache ({self.stored})" if name == "stored" else f"as {name}"
 
     def require(self, config: RunConfig) -> None:
         """Refuse a cache whose errors are past the bounds of ``config.cache``.

@@ -1,4 +1,4 @@
-"""The `sra` command: parse, build the config, run, say what came out. Logic lives in the rooms."""
+"""The `sra` command: parse, build the config, run, say what came out. Logic lives in the packages."""
 
 from __future__ import annotations
 
@@ -314,6 +314,7 @@ def doctor(recipe: Recipe = "quickstart", settings: Settings = None) -> None:
 def main() -> None:
     """Entry point: errors that the user can mend are printed with their remedy, not as a traceback."""
     quiet_telemetry()
+    # As an exception, so that on the way out child processes are ended, claims let go and runs closed as killed.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     signal.signal(signal.SIGINT, _interrupted)
     try:

@@ -65,6 +65,7 @@ def distill_student(
     Raises:
         TrainingError: Training stopped; its checkpoints stay for the next try.
     """
+    from sra_core.models import initial_student
     from sra_core.training import WORK, Job, launch, quiet_libraries, read_history, start_projectors, step_costs
 
     quiet_libraries()
@@ -78,7 +79,7 @@ def distill_student(
         initial=work / "initial",
         folder=work,
     )
-    _save_initial(config.model_copy(update={"teacher": teacher}), prepared, job.initial)
+    job.keep_initial(lambda: initial_student(config.model_copy(update={"teacher": teacher}), prepared)[0])
     lead = _lead(job, upstream, watch)
     starts = start_projectors(job, watch)
     result = dict(launch(job, watch))
@@ -156,15 +157,3 @@ def _export(job: Job, upstream: Sequence[Manifest], result: Mapping[str, Any], f
         last = weights.path(int(result["steps"]))
         export_model(training, job.initial, last, tokenizer, folder / LAST, trusted=trusted, card=card)
     return [STUDENT, *([ADAPTER] if adapter else []), *([LAST] if training.keep_last else [])]
-
-
-def _save_initial(config: RunConfig, prepared: Manifest, path: Path) -> None:
-    if path.exists():
-        return
-    partial = path.with_name(".initial.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    from sra_core.models import initial_student
-
-    model, _ = initial_student(config, prepared)
-    model.save_pretrained(partial)
-    partial.rename(path)

@@ -51,7 +51,7 @@ class TokenizerError(ModelError):
 
 
 class AlignmentError(SraError):
-    """Texts whose tokens cannot be aligned, or an audit gate that failed."""
+    """Texts whose tokens cannot be aligned, or an audit that misses a threshold."""
 
 
 class ShardError(SraError):

@@ -21,7 +21,7 @@ from sra_core.watch import Watcher, watched
 __all__ = ["ORDER", "Run", "settled"]
 
 ORDER = ("prepare", "adapt", "cache", "distill", "evaluate")
-"""All stages, in the order in which they run. Each has the room of its name, which tells ``identity(run)``."""
+"""All stages, in the order in which they run; the package or module of each one's name tells its ``identity(run)``."""
 
 
 class Run:
@@ -64,7 +64,7 @@ class Run:
         """
         if not self.config.adapt.enabled:
             return self.config
-        adapted: RunConfig = _room("adapt").with_adapted_teacher(self.config, self.result("adapt"))
+        adapted: RunConfig = _package("adapt").with_adapted_teacher(self.config, self.result("adapt"))
         return adapted
 
     def identity(self, stage: str) -> dict[str, Any]:
@@ -75,13 +75,13 @@ class Run:
             SraError: An input cannot be read.
         """
         if stage not in self._identities:
-            self._identities[stage] = self._inputs_identity() if stage == "prepare" else _room(stage).identity(self)
+            self._identities[stage] = self._inputs_identity() if stage == "prepare" else _package(stage).identity(self)
         return self._identities[stage]
 
     def _inputs_identity(self) -> dict[str, Any]:
         key = self.config.model_dump_json(include={"teacher", "student", "corpus", "alignment"})
         if key not in self._inputs:
-            self._inputs[key] = _room("prepare").identity(self)
+            self._inputs[key] = _package("prepare").identity(self)
         return self._inputs[key]
 
     def fingerprint(self, stage: str) -> str:
@@ -92,7 +92,7 @@ class Run:
         """The folder that holds, or would hold, the result of a stage."""
         folder = StageFolder(self.config.store, stage, self.identity(stage))
         if stage == "cache":
-            serving: StageFolder = _room("cache").find_cache(folder)  # one that holds more serves as well
+            serving: StageFolder = _package("cache").find_cache(folder)  # one that holds more serves as well
             return serving
         return folder
 
@@ -189,9 +189,9 @@ def settled(config: RunConfig) -> RunConfig:
     return found
 
 
-def _room(stage: str) -> Any:
-    """The room of a stage: the package or module of its name.
+def _package(stage: str) -> Any:
+    """The package or module of a stage's name.
 
-    By name, as rooms stand above this one: they are handed the run, and the run asks them what their result is.
+    Found by name, not imported above: they build on this module, and the run asks them what their result is.
     """
     return import_module(f"sra_core.{stage}")

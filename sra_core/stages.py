@@ -3,7 +3,7 @@
 A stage returns at once if its result is there and whole; else it keeps the finished pieces and does the rest. It finds
 the results that it builds on by their fingerprints and says what to run if one is missing.
 
-Rooms are imported where they are used: a stage that is done loads neither torch nor transformers.
+Packages are imported where they are used: a stage that is done loads neither torch nor transformers.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def prepare(config: RunConfig | Run, watch: Watcher | None = None, *, executor: 
             are the same.
 
     Raises:
-        AlignmentError: The audit misses a bound of ``alignment.gate``; nothing downstream is run.
+        AlignmentError: The audit misses a threshold of ``alignment.gate``; nothing downstream is run.
         SraError: Input, tokenizer or store cannot be used.
     """
     from sra_core.prepare import audit_of, prepare_corpus, report_audit
@@ -92,7 +92,7 @@ def cache(config: RunConfig | Run, watch: Watcher | None = None, *, executor: Ex
 
     Raises:
         ManifestMismatch: The prepared examples of this config are missing.
-        AlignmentError: Their audit misses a bound of ``alignment.gate``.
+        AlignmentError: Their audit misses a threshold of ``alignment.gate``.
         SraError: The teacher or the store cannot be used.
     """
     from sra_core.prepare import audit_of

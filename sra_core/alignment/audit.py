@@ -185,7 +185,7 @@ class AlignmentAudit:
         self._sums[group] = self._sums[group] + sums if group in self._sums else sums
 
     def _keep_worst(self, found: Sequence[tuple[float, str, AlignedExample]]) -> None:
-        self._worst = sorted([*self._worst, *found], key=_badness)[:_WORST]
+        self._worst = sorted([*self._worst, *found], key=lambda item: item[:2])[:_WORST]
 
     def _keep_longest(self, side: str, found: LongestSpan) -> None:
         known = self._longest.get(side)
@@ -310,10 +310,6 @@ def _response_tokens(example: AlignedExample) -> tuple[int, int]:
         len(example.teacher_ids) - example.teacher_response - end,
         len(example.student_ids) - example.student_response - end,
     )
-
-
-def _badness(item: tuple[float, str, AlignedExample]) -> tuple[float, str]:
-    return item[0], item[1]
 
 
 def _group_figures(sums: npt.NDArray[np.int64], spans: Counter[tuple[int, int]]) -> GroupFigures:

@@ -1,11 +1,11 @@
-"""What an audit found: figures as plain data, and the gate that they must pass before the teacher runs."""
+"""What an audit found: figures as plain data, and the thresholds that they must meet before the teacher runs."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sra_core.config import AuditGate
+from sra_core.config import AuditThresholds
 from sra_core.errors import AlignmentError
 
 __all__ = [
@@ -123,46 +123,42 @@ class AlignmentReport:
         dropped = sum(self.dropped.values())
         return dropped / max(self.examples + dropped, 1)
 
-    def failures(self, gate: AuditGate) -> list[str]:
+    def failures(self, thresholds: AuditThresholds) -> list[str]:
         """What keeps the alignment from passing, one sentence each; empty when it passes."""
         found = []
         if not self.examples:
             found.append("no example was aligned")
-        elif self.overall.coverage < gate.min_coverage:
+        elif self.overall.coverage < thresholds.min_coverage:
             found.append(
                 f"spans cover {self.overall.coverage:.1%} of the response bytes, less than min_coverage "
-                f"{gate.min_coverage:.1%}{self._blame()}"
+                f"{thresholds.min_coverage:.1%}{self._blame()}"
             )
         for side, figures in (("teacher", self.overall.teacher), ("student", self.overall.student)):
-            if figures.mean > gate.max_tokens_per_span:
+            if figures.mean > thresholds.max_tokens_per_span:
                 found.append(
                     f"a span holds {figures.mean:.2f} {side} tokens on average, more than max_tokens_per_span "
-                    f"{gate.max_tokens_per_span:g}"
+                    f"{thresholds.max_tokens_per_span:g}"
                 )
-        if self.dropped_share > gate.max_dropped:
+        if self.dropped_share > thresholds.max_dropped:
             reasons = ", ".join(f"{count} {reason}" for reason, count in self.dropped.items())
             found.append(
                 f"{self.dropped_share:.1%} of the examples were dropped, more than max_dropped "
-                f"{gate.max_dropped:.1%} ({reasons})"
+                f"{thresholds.max_dropped:.1%} ({reasons})"
             )
         return found
 
-    def passes(self, gate: AuditGate) -> bool:
-        """Whether the alignment meets the gate."""
-        return not self.failures(gate)
-
-    def require(self, gate: AuditGate) -> None:
-        """Let nothing expensive start on an alignment that does not meet the gate.
+    def require(self, thresholds: AuditThresholds) -> None:
+        """Let nothing expensive start on an alignment that does not meet the thresholds.
 
         Raises:
             AlignmentError: naming every bound that failed.
         """
-        failures = self.failures(gate)
+        failures = self.failures(thresholds)
         if failures:
             raise AlignmentError(
                 f"The alignment does not pass the audit: {'; '.join(failures)}.",
                 "Look at the worst examples in the audit's report; choose other tokenizers, templates or data, or "
-                "change the bounds in alignment.gate.",
+                "change the thresholds in alignment.gate.",
             )
 
     def _blame(self) -> str:

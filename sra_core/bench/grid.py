@@ -87,9 +87,10 @@ class Bench:
         """
         check_tools(self.config)
         check_datasets(self.config)
-        for config in _distinct(self.selected, ("teacher", "student")):
+        asked = {"teacher", "student", "objective"}
+        distinct = {cell.config.model_dump_json(include=asked): cell.config for cell in self.selected}
+        for config in distinct.values():
             check_models(config)
-        for config in _distinct(self.selected, ("teacher", "student", "objective")):
             check_layers(config)
 
     def shared(self) -> Iterator[tuple[str, Run]]:
@@ -242,11 +243,6 @@ def _cell_config(own: RunConfig, seed: int, cache: dict[str, Any], *, frame: boo
     if not frame:
         changes["evaluate"] = {"teacher": False, "initial": False}
     return RunConfig.model_validate(merged(own.model_dump(), changes))
-
-
-def _distinct(cells: Iterable[Cell], parts: Sequence[str]) -> Iterator[RunConfig]:
-    """One config of each kind, as far as these parts tell them apart."""
-    yield from {cell.config.model_dump_json(include=set(parts)): cell.config for cell in cells}.values()
 
 
 def _refuse_unknown(what: str, asked: Sequence[Any], known: Sequence[Any]) -> None:

@@ -111,8 +111,8 @@ def markdown(report: Report) -> str:
         lines += [
             "Paired example by example and seed by seed. b/t/w counts the examples that the first does better, alike",
             "and worse; `detectable` is the smallest true difference that so many examples show in four of five",
-            "tests; * marks the best rival. p swaps examples and takes the seeds as they are, the interval draws them",
-            "too: a difference is shown where p is below 0.05 and the interval leaves out 0.",
+            "tests; * marks the best baseline. p swaps examples and takes the seeds as they are, the interval draws",
+            "them too: a difference is shown where p is below 0.05 and the interval leaves out 0.",
             "",
         ]
     return "\n".join([*lines, *(f"{note}\n" for note in report.notes)])
@@ -153,7 +153,7 @@ def _score_rows(report: Report) -> Iterator[list[str]]:
 def _gap_rows(report: Report, metric: str) -> Iterator[list[str]]:
     for row in (row for row in report.differences if row["metric"] == metric):
         yield [
-            f"{row['first']} - {row['second']}{'*' if row['best_rival'] else ''}",
+            f"{row['first']} - {row['second']}{'*' if row['best_baseline'] else ''}",
             _interval(metric, row, "difference", "+", 1),
             f"{row['p']:.4f}",
             f"{row['better']}/{row['ties']}/{row['worse']}",

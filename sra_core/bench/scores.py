@@ -68,11 +68,11 @@ def compare(bench: Bench, found: Sequence[Found]) -> Report:
         cells=[_cell_row(each) for each in found],
         curves={(each.cell.variant, each.cell.seed): each.curve for each in found},
     )
-    rivals = {cell.variant for cell in bench.cells if cell.config.objective.name != "sra"}
+    baselines = {cell.variant for cell in bench.cells if cell.config.objective.name != "sra"}
     for metric in MAIN:
         scores = {each.cell: values for each in found if (values := _values(metric, each.run.models["student"]))}
         if scores:
-            _compare_metric(report, metric, scores, rivals)
+            _compare_metric(report, metric, scores, baselines)
     report.scores += _frame_rows(found)
     report.notes = list(_notes(report))
     return report
@@ -116,7 +116,7 @@ def _compare_metric(
     report: Report,
     metric: Metric,
     scores: Mapping[Cell, tuple[list[tuple[str, str]], Floats, Floats]],
-    rivals: set[str],
+    baselines: set[str],
 ) -> None:
     """Add the rows of one metric."""
     keys, _, weights = next(iter(scores.values()))
@@ -137,15 +137,10 @@ def _compare_metric(
             {"variant": variant, "metric": metric.name, "score": score.estimate, "low": score.low, "high": score.high}
             | {"examples": score.examples, "seeds": score.seeds, **_costs(report, variant)}
         )
-    best = _best(metric, {name: mean for name, mean in means.items() if name in rivals})
-    for pair, result, seeds in _pairs(report, by_variant, weights, _strata(keys), rivals, best):
+    best_first = sorted(means, key=means.__getitem__, reverse=metric.higher)
+    best = next((name for name in best_first if name in baselines), None)
+    for pair, result, seeds in _pairs(report, by_variant, weights, _strata(keys), baselines, best):
         report.differences.append(_difference_row(metric, pair, result, seeds, best))
-
-
-def _best(metric: Metric, means: Mapping[str, float]) -> str | None:
-    if not means:
-        return None
-    return (max if metric.higher else min)(means, key=lambda name: means[name])
 
 
 def _pairs(
@@ -153,12 +148,12 @@ def _pairs(
     by_variant: Mapping[str, Mapping[int, Floats]],
     weights: Floats,
     strata: NDArray[np.int64] | None,
-    rivals: set[str],
+    baselines: set[str],
     best: str | None,
 ) -> Iterator[tuple[tuple[str, str], Comparison, list[int]]]:
-    """Every variant against the reference, and every one of SRA against the best rival, on the seeds that both have."""
+    """Every variant against the reference, and SRA's against the best baseline, on the seeds that both have."""
     wanted = [(name, report.reference) for name in by_variant if name != report.reference]
-    wanted += [(name, best) for name in by_variant if best not in (None, report.reference) and name not in rivals]
+    wanted += [(name, best) for name in by_variant if best not in (None, report.reference) and name not in baselines]
     possible = {}
     for first, second in wanted:
         seeds = sorted(by_variant[first].keys() & by_variant.get(second, {}).keys())
@@ -184,7 +179,7 @@ def _difference_row(
         "metric": metric.name,
         "first": pair[0],
         "second": pair[1],
-        "best_rival": pair[1] == best,
+        "best_baseline": pair[1] == best,
         "difference": gap.estimate,
         "low": gap.low,
         "high": gap.high,

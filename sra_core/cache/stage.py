@@ -32,7 +32,7 @@ from sra_core.models import (
 )
 from sra_core.models.structure import unwrap
 from sra_core.objective import teacher_needs
-from sra_core.shards import Manifest, ShardEntry, StageFolder
+from sra_core.shards import Manifest, StageFolder
 from sra_core.watch import Watcher
 
 __all__ = ["capture_teacher"]
@@ -98,13 +98,21 @@ def _capture(
     known = known_before(model, prepared, "teacher")
     if known is not None:
         metrics["cache/teacher_bits_per_byte"] = known.bits_per_byte
-    metrics |= {**_sizes(shards), "cache/seconds": time.monotonic() - started}
+    counts = {
+        "examples": sum(shard.rows for shard in shards),
+        "spans": sum(shard.counts["spans"] for shard in shards),
+        "states": sum(shard.counts["states"] for shard in shards),
+    }
+    size = float(sum(shard.bytes for shard in shards))
+    metrics |= {"cache/bytes": size, "cache/seconds": time.monotonic() - started}
+    if counts["spans"]:
+        metrics["cache/bytes_per_span"] = size / counts["spans"]
     with folder.guard():
         return folder.manifest([prepared]) or folder.commit(
             upstream=[prepared],
             shards=shards,
             files=[folder.entry(name) for name in files],
-            counts={**_counts(shards), "shared_vocabulary": len(shared)},
+            counts={**counts, "shared_vocabulary": len(shared)},
             metrics=metrics,
             notes={"layout": layout, **(kept_nats(known.nats) if known else {})},
         )
@@ -131,19 +139,3 @@ def _refuse_other_tokenizer(config: RunConfig, teacher: Any, student: Any) -> No
             f"objective {config.objective.name} needs the same tokenizer on both sides",
             "choose an objective across tokenizers, such as sra, or a student with the teacher's tokenizer",
         )
-
-
-def _sizes(shards: list[ShardEntry]) -> dict[str, float]:
-    size, counts = sum(shard.bytes for shard in shards), _counts(shards)
-    metrics = {"cache/bytes": float(size)}
-    if counts["spans"]:
-        metrics["cache/bytes_per_span"] = size / counts["spans"]
-    return metrics
-
-
-def _counts(shards: list[ShardEntry]) -> dict[str, int]:
-    return {
-        "examples": sum(shard.rows for shard in shards),
-        "spans": sum(shard.counts["spans"] for shard in shards),
-        "states": sum(shard.counts["states"] for shard in shards),
-    }

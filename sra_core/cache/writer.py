@@ -16,7 +16,6 @@ from sra_core.models import TeacherCapture
 from sra_core.shards import (
     Claim,
     Manifest,
-    PreparedRow,
     PreparedSet,
     ShardEntry,
     StageFolder,
@@ -128,7 +127,8 @@ class _Work:
         try:
             entry = self._folder.finished_shard(source.name, source.sha256)
             if entry is None:
-                rows = self._capture(self._rows(source), self._progress)
+                prepared = PreparedSet(self._prepared.model_copy(update={"shards": [source]}), source.split)
+                rows = self._capture(list(prepared), self._progress)
                 self.settle()  # at most one shard waits in memory, and a failed write stops the capture
                 self._pending = self._writer.submit(self._write, claim, source, rows)
                 return True
@@ -139,9 +139,6 @@ class _Work:
         self._finished[source.name] = entry
         self._progress(0)
         return True
-
-    def _rows(self, source: ShardEntry) -> list[PreparedRow]:
-        return list(PreparedSet(self._prepared.model_copy(update={"shards": [source]}), source.split))
 
     def _progress(self, examples: int) -> None:
         self._unwritten += examples

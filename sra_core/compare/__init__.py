@@ -15,7 +15,7 @@ from sra_core.compare.results import (
     read_run,
     read_runs,
 )
-from sra_core.compare.scores import SCORING, AnswerCounts, answer_scores, count_answers, rouge_scores
+from sra_core.compare.rouge import SCORING, AnswerCounts, answer_scores, count_answers, rouge_scores
 from sra_core.compare.track import track_comparison
 from sra_core.compare.words import split_words
 

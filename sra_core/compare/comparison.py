@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from sra_core.compare.intervals import Comparison, Interval, compare_all, interval
 from sra_core.compare.results import TITLES, EvaluatedRun, Metric, ModelScores, Values, all_references
-from sra_core.compare.scores import AnswerCounts, count_answers
+from sra_core.compare.rouge import AnswerCounts, count_answers
 from sra_core.errors import EvaluationError
 
 __all__ = ["Breakdown", "Case", "MetricResult", "RunComparison", "compare_runs"]
@@ -173,7 +173,8 @@ def compare_runs(
     systems = _systems(runs)
     result = RunComparison(list(runs), list(systems), students, _pair(students, reference, systems), reference)
     pairs = _pairs(students, None if all_pairs else reference, systems)
-    for metric in _metrics(systems):
+    metrics = {metric.name: metric for scores in systems.values() for metric in scores.metrics()}
+    for metric in metrics.values():
         scored = _shared(metric.name, systems)
         if scored is None:
             continue
@@ -192,11 +193,6 @@ def compare_runs(
     return result
 
 
-def _metrics(systems: Mapping[str, ModelScores]) -> list[Metric]:
-    """Metrics of all systems, each once."""
-    return list({metric.name: metric for scores in systems.values() for metric in scores.metrics()}.values())
-
-
 def _systems(runs: Sequence[EvaluatedRun]) -> dict[str, ModelScores]:
     """The models by name: teachers and initial students that score alike once, under the name of their first run."""
     systems: dict[str, ModelScores] = {}
@@ -212,6 +208,7 @@ def _systems(runs: Sequence[EvaluatedRun]) -> dict[str, ModelScores]:
 
 
 def _same(one: ModelScores, other: ModelScores) -> bool:
+    """Whether two runs scored one model: alike but for the last digits, which batches of other shapes move."""
     for name in ("bits_per_byte", "rougeL"):
         left, right = one.values(name), other.values(name)
         if left is None or right is None:
@@ -301,15 +298,12 @@ def _breakdowns(metric: Metric, scored: _Scored, run: EvaluatedRun, resamples: i
     lengths = np.array([facts.get(key, ("", 0))[1] for key in scored.keys])
     groups = {"source": _by_name([name if name in kept else "all others" for name in sources])}
     groups["prompt length"] = _by_length(lengths)
-    return [
-        Breakdown(title, metric, _grouped(scored, _counted(parts), resamples=resamples, seed=seed))
-        for title, parts in groups.items()
-        if len(parts) > 1
-    ]
-
-
-def _counted(groups: Mapping[str, Integers]) -> dict[str, Integers]:
-    return {f"{name} ({len(part)})": part for name, part in groups.items()}
+    found = []
+    for title, parts in groups.items():
+        if len(parts) > 1:
+            counted = {f"{name} ({len(part)})": part for name, part in parts.items()}
+            found.append(Breakdown(title, metric, _grouped(scored, counted, resamples=resamples, seed=seed)))
+    return found
 
 
 def _by_name(names: list[str]) -> dict[str, Integers]:

@@ -42,20 +42,20 @@ def find_evaluation(config: RunConfig, name: str) -> tuple[str | None, Path]:
 def _room(store: str) -> str:
     """Where the evaluations of a store lie, for people."""
     root = store.rstrip("/") if is_url(store) else Path(store).expanduser().absolute()
-    return f"{root}/{StageFolder.ROOMS['evaluate']}"
+    return f"{root}/{StageFolder.FOLDERS['evaluate']}"
 
 
 def _in_store(store: str, name: str) -> Path | None:
     """The folder of the evaluation whose fingerprint begins like this; None if there is none."""
-    room = StageFolder(store, "evaluate", {})
-    found = [manifest for manifest in room.siblings() if manifest.fingerprint.startswith(name)]
+    evaluations = StageFolder(store, "evaluate", {})
+    found = [manifest for manifest in evaluations.siblings() if manifest.fingerprint.startswith(name)]
     if not found:
         return None
     if len(found) > 1:
         raise EvaluationError(
             f"{name!r} begins the names of {len(found)} evaluations in {_room(store)}", "give more of the name"
         )
-    folder = room.sibling(found[0])
+    folder = evaluations.sibling(found[0])
     if folder.manifest() is None:
         raise EvaluationError(f"the evaluation in {folder.path} is damaged", "run `sra evaluate` again")
     if is_url(store):
@@ -66,7 +66,7 @@ def _in_store(store: str, name: str) -> Path | None:
 def _bring_lineage(store: str, manifest: Manifest) -> None:
     """What a comparison reads of the results that an evaluation rests on: their manifests and the learning curve."""
     for stage, upstream in manifest.upstream.items():
-        place = f"{StageFolder.ROOMS[stage]}/{upstream.fingerprint}"
+        place = f"{StageFolder.FOLDERS[stage]}/{upstream.fingerprint}"
         remote, local = Remote(store) / place, local_copy(store) / place
         remote.mirror("manifest.json", local / "manifest.json")
         if not (local / "manifest.json").is_file():

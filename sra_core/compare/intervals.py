@@ -163,6 +163,7 @@ def detectable_difference(gaps: Floats, weights: Floats | None = None, strata: I
     """Smallest true difference found in 80 % of two-sided 5 % tests on this many examples with this spread."""
     table, denominators = _table(gaps, weights, strata)
     variances = [_variance(table[part], denominators[part]) for part in _parts(len(table), strata)]
+    # Quantiles of the normal distribution: 97.5 % for the test, 80 % for its power.
     return float((1.959964 + 0.841621) * np.sqrt(np.sum(variances)) / len(variances))
 
 
@@ -233,5 +234,6 @@ def _swap_test(gaps: Floats, resamples: int, seed: int) -> float:
     for start in range(0, resamples, block):
         size = min(block, resamples - start)
         signs = generator.integers(0, 2, (size, len(gaps)), dtype=np.int8) * 2.0 - 1.0
+        # A swap that changes nothing sums in another order: rounding must not make it less extreme than what was seen.
         extreme += int((np.abs(signs @ gaps) >= observed * (1 - 1e-12)).sum())
-    return (extreme + 1) / (resamples + 1)
+    return (extreme + 1) / (resamples + 1)  # what was seen is one of the swaps, so p is never 0

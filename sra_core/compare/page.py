@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -192,6 +192,12 @@ def html_report(comparison: RunComparison) -> str:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string((files(__package__) / "page.html.j2").read_text("utf-8"))
     colours = {system: number for number, system in enumerate(comparison.systems)}
+    curves, costs = [], []
+    for name in curve_names(comparison)[:CURVES]:
+        series = {run.name: run.curves[name] for run in comparison.runs if name in run.curves}
+        curves.append((name, Markup(line_chart(series, colours, f"{name} by training step"))))
+    for name in dict.fromkeys(name for run in comparison.runs for name in run.costs):
+        costs.append((name, [_amount(name, run.costs[name]) if name in run.costs else "" for run in comparison.runs]))
     return template.render(
         title=" · ".join(run.name for run in comparison.runs),
         comparison=comparison,
@@ -199,8 +205,8 @@ def html_report(comparison: RunComparison) -> str:
         main=[_metric_view(result) for result in _main(comparison)],
         more=[_metric_view(result) for result in comparison.metrics.values() if result not in _main(comparison)],
         breakdowns=[_breakdown_view(comparison, number) for number in range(len(comparison.breakdowns))],
-        curves=[(name, Markup(svg)) for name, svg in _curves(comparison, colours)],
-        costs=list(_costs(comparison)),
+        curves=curves,
+        costs=costs,
         cases=[_case_view(comparison, case) for case in comparison.cases[:CASES]],
         shared={name: value for name, value in comparison.runs[0].lineage.items() if name not in comparison.differing},
     )
@@ -295,17 +301,6 @@ def _breakdown_view(comparison: RunComparison, number: int) -> dict[str, Any]:
         "systems": systems,
         "rows": rows,
     }
-
-
-def _curves(comparison: RunComparison, colours: Mapping[str, int]) -> Iterator[tuple[str, str]]:
-    for name in curve_names(comparison)[:CURVES]:
-        series = {run.name: run.curves[name] for run in comparison.runs if name in run.curves}
-        yield name, line_chart(series, colours, f"{name} by training step")
-
-
-def _costs(comparison: RunComparison) -> Iterator[tuple[str, list[str]]]:
-    for name in dict.fromkeys(name for run in comparison.runs for name in run.costs):
-        yield name, [_amount(name, run.costs[name]) if name in run.costs else "" for run in comparison.runs]
 
 
 def _amount(name: str, value: float) -> str:

@@ -16,9 +16,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from sra_core.compare.scores import ANSWER_SCORES
+from sra_core.compare.rouge import ANSWER_SCORES
 from sra_core.compare.words import COUNTED
 from sra_core.errors import EvaluationError
+from sra_core.run import ORDER
 from sra_core.shards import Manifest, StageFolder, read_manifest
 
 __all__ = [
@@ -226,12 +227,14 @@ def read_run(folder: str | Path, name: str | None = None) -> EvaluatedRun:
         raise EvaluationError(
             f"{folder} is a result of {manifest.stage}, not of evaluate", "give a folder below `evaluations`"
         )
-    found = {system: _read_scores(folder, system, _datasets(manifest)) for system in SYSTEMS}
+    settings = manifest.identity["evaluate"]
+    datasets = [settings["test_name"], *(each["name"] for each in settings["datasets"])]
+    found = {system: _read_scores(folder, system, datasets) for system in SYSTEMS}
     models = {system: scores for system, scores in found.items() if scores is not None}
     if "student" not in models:
         raise EvaluationError(f"{folder} has no scores of a student", "run `sra evaluate` again")
     results = {made.stage: made for made in _upstream(manifest, folder.resolve().parent.parent)}
-    lineage = _lineage([results[stage] for stage in _ORDER if stage in results])
+    lineage = _lineage([results[stage] for stage in ORDER if stage in results])
     return EvaluatedRun(
         name=name or lineage.get("objective.name", folder.name),
         folder=folder,
@@ -239,7 +242,7 @@ def read_run(folder: str | Path, name: str | None = None) -> EvaluatedRun:
         curves=_curves(results),
         costs=dict(_costs(results)),
         lineage=lineage,
-        results={stage: results[stage].fingerprint for stage in _ORDER if stage in results},
+        results={stage: results[stage].fingerprint for stage in ORDER if stage in results},
         counts=manifest.counts,
     )
 
@@ -283,12 +286,6 @@ def _differences(runs: Sequence[EvaluatedRun]) -> list[list[str]]:
     return found
 
 
-def _datasets(manifest: Manifest) -> list[str]:
-    """Names of the data sets, in the order of the config."""
-    settings = manifest.identity["evaluate"]
-    return [settings["test_name"], *(each["name"] for each in settings["datasets"])]
-
-
 def _read_scores(folder: Path, system: str, datasets: list[str]) -> ModelScores | None:
     scores = ModelScores(*(_read_tables(folder, kind, system, datasets) for kind in KINDS))
     tasks = folder / TASKS.format(system)
@@ -303,9 +300,6 @@ def _read_tables(folder: Path, kind: str, system: str, datasets: list[str]) -> p
     return read_answers(paths) if paths else None
 
 
-_ORDER = ("prepare", "adapt", "cache", "distill", "evaluate")
-
-
 def _upstream(manifest: Manifest, store: Path) -> Iterator[Manifest]:
     """The manifest and all that it was made from, each once; results no longer in the store are left out."""
     waiting, seen = [manifest], set()
@@ -316,7 +310,7 @@ def _upstream(manifest: Manifest, store: Path) -> Iterator[Manifest]:
         seen.add(made.stage)
         yield made
         for stage, upstream in made.upstream.items():
-            folder = store / StageFolder.ROOMS.get(stage, stage) / upstream.fingerprint
+            folder = store / StageFolder.FOLDERS.get(stage, stage) / upstream.fingerprint
             if (folder / "manifest.json").is_file():
                 waiting.append(read_manifest(folder))
 
@@ -339,7 +333,7 @@ _COSTS = ("seconds", "memory", "bytes", "tokens_per_second")
 
 
 def _costs(results: Mapping[str, Manifest]) -> Iterator[tuple[str, float]]:
-    for stage in _ORDER:
+    for stage in ORDER:
         if stage in results:
             yield f"{stage}: stored bytes", float(results[stage].size())
             for name, value in results[stage].metrics.items():

@@ -6,7 +6,7 @@ stays out of the stage's fingerprint. Values that contradict each other are refu
 
 from sra_core.config.cache import CacheConfig
 from sra_core.config.comparing import BenchConfig, TrackingConfig, Variant
-from sra_core.config.data import PAPER_PROMPT, AlignmentConfig, AuditGate, CorpusConfig
+from sra_core.config.data import PAPER_PROMPT, AlignmentConfig, AuditThresholds, CorpusConfig
 from sra_core.config.evaluation import DatasetConfig, EvaluateConfig
 from sra_core.config.mappings import merged, nested
 from sra_core.config.models import ModelRef, StudentConfig, TeacherConfig
@@ -20,7 +20,7 @@ __all__ = [
     "PAPER_PROMPT",
     "AdaptConfig",
     "AlignmentConfig",
-    "AuditGate",
+    "AuditThresholds",
     "BenchConfig",
     "CacheConfig",
     "CorpusConfig",

@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from sra_core.config.part import Part, runtime, where_set
 
-__all__ = ["PAPER_PROMPT", "AlignmentConfig", "AuditGate", "ColumnField", "CorpusConfig"]
+__all__ = ["PAPER_PROMPT", "AlignmentConfig", "AuditThresholds", "ColumnField", "CorpusConfig"]
 
 
 PAPER_PROMPT = (
@@ -118,7 +118,7 @@ class CorpusConfig(Part):
         return self
 
 
-class AuditGate(Part):
+class AuditThresholds(Part):
     """Bounds that the alignment must meet before the teacher runs."""
 
     min_coverage: float = Field(0.5, ge=0, le=1, description="Smallest share of response bytes inside spans.")
@@ -149,7 +149,9 @@ class AlignmentConfig(Part):
     examples_per_shard: int = Field(
         256, ge=1, description="Examples in one shard: the unit of work, of resuming and of memory."
     )
-    gate: AuditGate = Field(AuditGate(), description="Bounds that fail the run before the teacher is loaded.")
+    gate: AuditThresholds = Field(
+        AuditThresholds(), description="Thresholds that stop the run before the teacher is loaded."
+    )
     workers: int = runtime(1, "Processes that tokenize; the result does not depend on it.", ge=1)
 
     @model_validator(mode="after")

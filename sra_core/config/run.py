@@ -62,7 +62,9 @@ class RunConfig(Part):
     teacher: TeacherConfig = Field(TeacherConfig(), description="The model that is imitated.")
     student: StudentConfig = Field(StudentConfig(), description="The model that learns.")
     corpus: CorpusConfig = Field(CorpusConfig(), description="Where examples come from.")
-    alignment: AlignmentConfig = Field(AlignmentConfig(), description="Tokenization, span map and audit gate.")
+    alignment: AlignmentConfig = Field(
+        AlignmentConfig(), description="Tokenization, span map and thresholds of the audit."
+    )
     adapt: AdaptConfig = Field(
         AdaptConfig(), description="Fine-tuning of the teacher before the capture; off by default."
     )

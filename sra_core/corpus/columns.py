@@ -135,7 +135,7 @@ def layout_of(columns: Iterable[str], config: CorpusConfig, only: str | None = N
     if kind == "text":
         known -= set(free.get("label", ()))  # a class of texts, not a verdict on an answer
     # A name given in the config takes its field; what has that meaning besides is the config's decision.
-    known -= {column for name in config.columns for rival in _rivals(str(name)) for column in free.get(rival, ())}
+    known -= {column for name in config.columns for other in _alternatives(str(name)) for column in free.get(other, ())}
     spare = tuple(column for column in present if column in known - read)
     unused = tuple(column for column in present if column not in read and column not in spare)
     return Layout(kind, fields, spare, unused)
@@ -162,7 +162,7 @@ class _Chosen:
         return ""
 
 
-def _rivals(name: str) -> tuple[str, ...]:
+def _alternatives(name: str) -> tuple[str, ...]:
     if name == "messages":  # the config's conversation is all there is to learn
         return MEANINGS["messages"]
     if name == "response":
@@ -228,12 +228,12 @@ def _refused(chosen: _Chosen, config: CorpusConfig) -> NoLayout | None:
             "follow the tree from a first message to a last one and write each path as a list of turns, "
             '{"messages": [{"role": "user", "content": "..."}, ...]}',
         )
-    rivals = sorted(names & _PREFERENCE) or _numbered(names)
-    if rivals:
-        columns = ", ".join(f"`{chosen.free[name][0]}`" for name in rivals)
+    others = sorted(names & _PREFERENCE) or _numbered(names)
+    if others:
+        columns = ", ".join(f"`{chosen.free[name][0]}`" for name in others)
         return NoLayout(
             f"preference pairs ({columns}): which answer is to be learned is not for the program to guess",
-            f"name it: --set corpus.columns='{{response: {chosen.free[rivals[0]][0]}}}' "
+            f"name it: --set corpus.columns='{{response: {chosen.free[others[0]][0]}}}' "
             "(or `messages: ...` where it holds whole conversations)",
         )
     return None

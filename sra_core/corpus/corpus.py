@@ -101,9 +101,9 @@ class Corpus:
             DataError: If the data cannot be read, its columns are not recognised, or too many rows are malformed.
         """
         limits, sources = self._first_pass
-        gates = {split: limit.gate() for split, limit in limits.items()}
+        admits = {split: limit.admits() for split, limit in limits.items()}
         for split, rank, item in self._scan(sources):
-            if isinstance(item, Example) and not gates[split](rank):
+            if isinstance(item, Example) and not admits[split](rank):
                 detail = f"corpus.max_{split} keeps {limits[split].size} examples, those with the lowest hashes"
                 item = Rejected(item.id, "over_limit", detail)
             yield split, item

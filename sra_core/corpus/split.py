@@ -84,7 +84,7 @@ class Limit:
         else:
             heapq.heappushpop(self._kept, -rank)
 
-    def gate(self) -> Callable[[int], bool]:
+    def admits(self) -> Callable[[int], bool]:
         """For one later pass: whether a rank is among the lowest.
 
         Equal ranks (the same content twice) are admitted in order of arrival.

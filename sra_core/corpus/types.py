@@ -94,7 +94,7 @@ class BadRow:
 
 
 class MalformedRow(Exception):
-    """A row that was read but whose values are not what its layout asks for; caught inside the room."""
+    """A row that was read but whose values are not what its layout asks for; caught inside the package."""
 
 
 class Source(Protocol):

@@ -150,7 +150,8 @@ class Scoring:
 
     def _scores(self, contender: _Contender) -> ModelScores:
         """Agreement comes first: the teacher, which was scored before, is still loaded."""
-        agreement = self._agreement(contender) if self._agrees(contender) else None
+        asked = self.config.evaluate.teacher and contender.name != "teacher" and self.sets[0].rows
+        agreement = self._agreement(contender) if asked else None
         likelihood = [self._likelihood(contender, each) for each in self.sets if each.rows]
         answers = self._answers(contender)
         return ModelScores(
@@ -159,9 +160,6 @@ class Scoring:
             agreement=agreement,
             tasks=self._tasks(contender) if self.config.evaluate.lm_eval else None,
         )
-
-    def _agrees(self, contender: _Contender) -> bool:
-        return self.config.evaluate.teacher and contender.name != "teacher" and bool(self.sets[0].rows)
 
     def _table(self, name: str, contender: _Contender, made_from: Any, make: Callable[[], pa.Table]) -> pa.Table:
         """The table on disk if it was made from this very model and input, else a new one."""

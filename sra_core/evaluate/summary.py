@@ -62,17 +62,14 @@ def _overall(scores: Scores, shown: str, *, average: bool) -> Iterator[str]:
     main = student.get("bits_per_byte") or student.get("rougeL") or next(iter(student.values()))
     examples = _pick(main, shown)
     count = examples.examples if examples else 0
+    seeds = max(value.seeds for by_dataset in student.values() for value in by_dataset.values())
     yield (
         f"On {count} held-out examples; ± is half of the 95 % interval over examples"
-        f"{' and seeds' if examples and _seeds(student) > 1 else ''}. Lower bits per byte are better. ROUGE-L and "
+        f"{' and seeds' if examples and seeds > 1 else ''}. Lower bits per byte are better. ROUGE-L and "
         f"agreement (spans whose likeliest token is the teacher's) are percentages. {COUNTED_NOTE} The initial student "
         "is the student before training."
     )
     yield ""
-
-
-def _seeds(student: Mapping[str, Mapping[str, Interval]]) -> int:
-    return max(value.seeds for each in student.values() for value in each.values())
 
 
 def _pick(by_dataset: Mapping[str, Interval], name: str) -> Interval | None:

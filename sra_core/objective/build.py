@@ -22,7 +22,7 @@ from sra_core.objective.xtoken import XTokenObjective
 
 __all__ = ["build_objective"]
 
-RIVALS: Mapping[str, type[TokenObjective]] = {
+BASELINES: Mapping[str, type[TokenObjective]] = {
     "uld": UldObjective,
     "mined": MinedObjective,
     "dskd": DskdObjective,
@@ -45,4 +45,4 @@ def build_objective(config: ObjectiveConfig, context: ObjectiveContext) -> nn.Mo
     """
     if config.name == "sra":
         return SraObjective(config, context)
-    return SftObjective() if config.name == "sft" else RIVALS[config.name](config, context)
+    return SftObjective() if config.name == "sft" else BASELINES[config.name](config, context)

@@ -47,7 +47,7 @@ def diagnose(
 
 
 def _mass_power(objective: nn.Module) -> float:
-    """Power of the teacher's mass in the loss weights; rivals have none, and their spans are looked at as SRA's are."""
+    """Power of the teacher's mass in the loss weights; baselines have none: their spans are seen as SRA's are."""
     if not isinstance(objective, SraObjective):
         return 1.0
     return objective.config.mass_power if objective.config.weighted_loss else 0.0

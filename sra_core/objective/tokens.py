@@ -1,4 +1,4 @@
-"""What the token-level rivals share: supervised positions of both sides and their pairing.
+"""What the token-level baselines share: supervised positions of both sides and their pairing.
 
 Legend: B texts, N tokens of the batch, n supervised positions of it, d width.
 """
@@ -66,9 +66,9 @@ class Side:
 
 
 class TokenObjective(nn.Module, ABC):
-    """``alpha CE + (1 - alpha) sum of the teacher's terms``; a rival implements :meth:`distill`.
+    """``alpha CE + (1 - alpha) sum of the teacher's terms``; a baseline implements :meth:`distill`.
 
-    Terms: ``loss``, ``ce``, those of the rival by name (``names``), ``spans``.
+    Terms: ``loss``, ``ce``, those of the baseline by name (``names``), ``spans``.
     """
 
     names: tuple[str, ...] = ()

@@ -190,6 +190,7 @@ def _systematic(lengths: dict[str, list[int]], samples: int) -> dict[tuple[str, 
     total = sum(len(values) for values in lengths.values())
     chosen = {}
     for split, values in lengths.items():
+        # A small split would otherwise be told from one or two of its examples.
         wanted = min(len(values), max(20, round(samples * len(values) / max(1, total))))
         order = np.argsort(values, kind="stable")
         for part in np.array_split(order, wanted) if wanted else ():

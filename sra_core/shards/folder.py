@@ -30,7 +30,7 @@ _RECORDED = ("sra", "torch", "transformers", "tokenizers", "datasets", "pyarrow"
 
 
 class StageFolder:
-    """The folder of one stage result: ``<store>/<room>/<fingerprint>/``.
+    """The folder of one stage result: ``<store>/<results of the stage>/<fingerprint>/``.
 
     A store behind a URL is read and written through a local folder: shards and files are sent there as they are made,
     and fetched when a finished result is asked for.
@@ -41,7 +41,7 @@ class StageFolder:
         identity: All that determines the bytes of the result.
     """
 
-    ROOMS: Mapping[str, str] = {
+    FOLDERS: Mapping[str, str] = {
         "prepare": "prepared",
         "adapt": "adapted",
         "cache": "teacher",
@@ -57,8 +57,8 @@ class StageFolder:
         url = str(store) if is_url(str(store)) else None
         root = local_copy(url) if url else Path(store).expanduser().absolute()
         self._store = url or str(root)
-        self.path = root / self.ROOMS[stage] / self.fingerprint
-        self.remote = Remote(url) / self.ROOMS[stage] / self.fingerprint if url else None
+        self.path = root / self.FOLDERS[stage] / self.fingerprint
+        self.remote = Remote(url) / self.FOLDERS[stage] / self.fingerprint if url else None
         self._claims: dict[str, Claim] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -152,9 +152,9 @@ class StageFolder:
     def siblings(self) -> Iterator[Manifest]:
         """Manifests of the other results of this stage in the store, by fingerprint; nothing is verified."""
         if self.remote:
-            rooms = Remote(self.remote.url.rpartition("/")[0])
-            for name in rooms.names("*/manifest.json"):
-                rooms.mirror(name, self.path.parent / name)
+            siblings = Remote(self.remote.url.rpartition("/")[0])
+            for name in siblings.names("*/manifest.json"):
+                siblings.mirror(name, self.path.parent / name)
         for path in sorted(self.path.parent.glob("*/manifest.json")):
             with suppress(ShardError):
                 manifest = read_manifest(path.parent)
@@ -184,6 +184,7 @@ class StageFolder:
     @contextmanager
     def guard(self, waiting: Callable[[], None] = lambda: None, timeout: float = -1) -> Iterator[None]:
         """As `lock`, for a moment's work while other processes make shards under claims: their files stay."""
+        # The file's lock ends with its process and holds on this machine; the lease holds between machines.
         lease = Lease(self.remote, "lock") if self.remote else None
         with StoreLock(self.path, waiting, timeout):
             if lease:
@@ -240,6 +241,7 @@ class StageFolder:
             raise ShardError(f"{entry.name} was made from another upstream shard", "run the stage again")
         if self.remote and self.remote.size(entry.name) != entry.bytes:
             raise ShardError(f"{self.remote.url}/{entry.name} is damaged", "run the stage again")
+        # One that lies in the remote store alone is judged by its size: its checksum would cost its whole transfer.
         if not self.remote or (self.path / entry.name).exists():
             verify(self.path, [entry], full=True)
 
@@ -286,6 +288,7 @@ class StageFolder:
             source=source,
             counts=dict(counts or {}),
         )
+        # After the shard: one without a receipt was not finished, and is made again.
         with atomic_write(self.path / f"{name}{RECEIPT}") as receipt:
             receipt.write(entry.model_dump_json().encode())
         if self.remote:

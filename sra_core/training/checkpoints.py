@@ -78,14 +78,14 @@ class Checkpoints:
         if self._rank == 0:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
-        torch.distributed.barrier()
+        torch.distributed.barrier()  # every process writes its own part into it
         try:
             engine.save_checkpoint(str(partial), tag=_TAG, client_state={"progress": asdict(progress)})
         except (OSError, RuntimeError) as error:
             if is_out_of_memory(error):
                 raise
             raise self._no_checkpoint(partial, progress.step, error) from error
-        torch.distributed.barrier()
+        torch.distributed.barrier()  # all parts are there before they are listed
         if self._rank == 0:
             try:
                 self._publish(partial, progress.step)
@@ -135,7 +135,7 @@ class Checkpoints:
             )
         _, state = engine.load_checkpoint(str(path), tag=_TAG)
         progress = Progress(**state["progress"])
-        restore_random_state(progress.random[self._rank])
+        restore_random_state(progress.random[self._rank])  # without it the very next loss is another one
         return progress
 
     def _publish(self, partial: Path, step: int) -> None:

@@ -34,21 +34,17 @@ def learning_curves(history: Sequence[Mapping[str, float]], names: Sequence[str]
         names: Metrics to draw; those that were never measured are left out.
         title: Title of the figure.
     """
+    from matplotlib.figure import Figure
+
     curves = {}
     for name in names:
         if points := [(row["step"], row[name]) for row in history if name in row]:
             curves[name] = points
     rows = max(1, (len(curves) + 1) // 2)
-    figure = _figure(height=2.2 * rows)
+    figure = Figure(figsize=(7, 2.2 * rows), layout="constrained")
     for number, (name, points) in enumerate(curves.items(), start=1):
         axes = figure.add_subplot(rows, 2, number)
         axes.plot(*zip(*points, strict=True), marker="." if len(points) < 30 else None)
         axes.set_title(name, fontsize=9)
     figure.suptitle(title)
     return figure
-
-
-def _figure(height: float = 4.0) -> Figure:
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(7, height), layout="constrained")

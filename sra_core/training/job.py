@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -101,6 +103,14 @@ class Job(BaseModel, frozen=True):
     def history(self) -> Path:
         """Metrics by step, from the first step on, however often training was resumed; they are written here alone."""
         return self.folder / "history.jsonl"
+
+    def keep_initial(self, make: Callable[[], Any]) -> None:
+        """Write the model before training, once and whole: every start of the processes reads the same one."""
+        if not self.initial.exists():
+            partial = self.initial.with_name(".initial.partial")
+            shutil.rmtree(partial, ignore_errors=True)
+            make().save_pretrained(partial)
+            partial.rename(self.initial)
 
     def save(self) -> Path:
         """Write the job file that a training process loads."""

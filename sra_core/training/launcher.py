@@ -46,7 +46,8 @@ def launch(job: Job, watch: Watcher) -> Mapping[str, Any]:
         try:
             return _once(job, watch)
         except _OutOfMemory as error:
-            smaller = next((size for size in range(job.micro - 1, 0, -1) if _fits(job, size)), 0)
+            fitting = (size for size in range(job.micro // 2, 0, -1) if job.training.batch_size % size == 0)
+            smaller = next(fitting, 0)
             if not automatic or not smaller:
                 raise TrainingError(error.problem, error.remedy) from None
             job = job.model_copy(update={"micro_batch": smaller})
@@ -55,10 +56,6 @@ def launch(job: Job, watch: Watcher) -> Mapping[str, Any]:
 
 class _OutOfMemory(TrainingError):
     """Training did not fit in memory."""
-
-
-def _fits(job: Job, size: int) -> bool:
-    return size <= job.micro // 2 and job.training.batch_size % size == 0
 
 
 def _once(job: Job, watch: Watcher) -> Mapping[str, float]:
@@ -76,7 +73,7 @@ def _once(job: Job, watch: Watcher) -> Mapping[str, float]:
     finally:
         code = process.poll()
         stop([process])
-        relay.pass_on()
+        relay.pass_on()  # what came between the last look and the end
     if code:
         raise _first_error(job, code, log)
     result: Mapping[str, float] = json.loads((job.folder / "result.json").read_bytes())

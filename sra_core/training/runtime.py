@@ -47,11 +47,12 @@ def deepspeed_settings(config: TrainingConfig, micro_batch: int, forwards: int, 
     made: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": micro_batch,
         "gradient_accumulation_steps": forwards,
+        # In plain float32 the trainer clips itself, which also lets it drop a step that is not finite.
         "gradient_clipping": 0.0 if config.zero_stage == 0 and config.precision == "float32" else config.clip,
         "zero_optimization": _zero(config),
-        "zero_allow_untested_optimizer": True,
+        "zero_allow_untested_optimizer": True,  # torch's AdamW; DeepSpeed's own are compiled at first use
         "zero_force_ds_cpu_optimizer": False,
-        "steps_per_print": 10**9,
+        "steps_per_print": 10**9,  # the trainer reports
         "wall_clock_breakdown": False,
     }
     if config.precision in _PRECISIONS:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -67,6 +67,7 @@ class Trainer:
         self.weights = KeptWeights(job.weights, rank)
         self.progress = Progress(world=world)
         self.spikes = SpikeWatch(config.spike)
+        # Then every gradient is whole, in float32 and at hand: no optimizer of DeepSpeed's clips or drops it for us.
         self._plain = config.zero_stage == 0 and config.precision == "float32"
         self._meter = Meter()
         self._upload = uploader(device)
@@ -83,7 +84,7 @@ class Trainer:
         if self.progress.step == 0:
             self._validate()
         self._meter = Meter()
-        for micro_batches in self._steps():
+        for micro_batches in prefetch(self._micro_batches, range(self.progress.step, self.total)):
             self._step(micro_batches)
             self.progress.seconds = time.monotonic() - started
             self._report()
@@ -113,16 +114,14 @@ class Trainer:
             self.spikes = SpikeWatch(self.config.spike, *progress.spikes)
             self.events.append(kind="message", text=f"resumed at step {progress.step} of {self.total}")
         self.history.rewind(progress.step if progress else -1)
-        self.events.append(kind="start")
+        self.events.append(kind="start")  # the stage reads the history from now on, never rows that are taken back
         self.weights.drop(keep=[], after=progress.step if progress else -1)
 
     def _due(self, every: int) -> bool:
         return self.progress.step % every == 0 or self.progress.step == self.total
 
-    def _steps(self) -> Iterator[list[Batch]]:
-        return prefetch(self._micro_batches, range(self.progress.step, self.total))
-
     def _micro_batches(self, step: int) -> list[Batch]:
+        # DeepSpeed averages over forwards and processes: with these shares that is the mean over the step.s tokens.
         forwards = self.job.forwards * self.progress.world
         supervised = self.data.supervised(self.order.step(step)) / forwards
         return [self._upload(self.data.batch(indices, supervised)) for indices in self.order.forwards(step, self.rank)]
@@ -195,7 +194,10 @@ class Trainer:
             loss = sum(losses) / len(losses)
             usual = self.spikes.mean
             if self.spikes.add(loss):
-                self._tell_spike(loss, usual, micro_batches)
+                self.progress.spiked += 1
+                told = f"the loss of step {self.progress.step} is {loss:.4g}, far above the usual {usual:.4g}"
+                ids = ", ".join(name for batch in micro_batches for name in batch.ids)
+                self.events.append(kind="message", text=f"{told}; examples: {ids}")
             return
         if applied:  # only this process knows
             raise non_finite_error("loss", self.progress.step, _at_fault(losses, micro_batches), self.job.part)
@@ -212,12 +214,6 @@ class Trainer:
         if not scaling and (self.config.non_finite == "stop" or self.progress.skipped > self.config.max_skipped):
             raise error
         self.events.append(kind="message", text=f"skipped: {error.problem} ({self.progress.skipped} skipped so far)")
-
-    def _tell_spike(self, loss: float, usual: float, micro_batches: list[Batch]) -> None:
-        ids = ", ".join(name for batch in micro_batches for name in batch.ids)
-        text = f"the loss of step {self.progress.step} is {loss:.4g}, far above the usual {usual:.4g}; examples: {ids}"
-        self.progress.spiked += 1
-        self.events.append(kind="message", text=text)
 
     # What is told and kept.
 

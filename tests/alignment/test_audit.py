@@ -1,4 +1,4 @@
-"""The audit against figures counted one by one; merging, gate, and what people see."""
+"""The audit against figures counted one by one; merging, thresholds, and what people see."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from sra_core.alignment import (
     shared_vocabulary,
 )
 from sra_core.alignment.scripts import SCRIPTS, code_points, script_numbers
-from sra_core.config import AuditGate
+from sra_core.config import AuditThresholds
 from sra_core.corpus import Example, Rejected
 from sra_core.errors import AlignmentError
 
@@ -189,15 +189,15 @@ def test_nothing_at_all(shared):
     empty = audit([], shared, load(TEACHER), load(STUDENT))
     assert empty.examples == 0
     assert empty.overall.coverage == 0
-    assert empty.failures(AuditGate()) == ["no example was aligned"]
+    assert empty.failures(AuditThresholds()) == ["no example was aligned"]
     for rendered in (render_html(empty), render_markdown(empty)):
         assert "Examples aligned" in rendered
 
 
 def test_the_gate_names_every_bound_that_failed(report):
-    assert report.passes(AuditGate(min_coverage=0.1, max_tokens_per_span=50, max_dropped=0.9))
-    strict = AuditGate(min_coverage=1.0, max_tokens_per_span=1.0, max_dropped=0.0)
-    assert not report.passes(strict)
+    assert not report.failures(AuditThresholds(min_coverage=0.1, max_tokens_per_span=50, max_dropped=0.9))
+    strict = AuditThresholds(min_coverage=1.0, max_tokens_per_span=1.0, max_dropped=0.0)
+    assert report.failures(strict)
     with pytest.raises(AlignmentError) as caught:
         report.require(strict)
     message = str(caught.value)
@@ -216,8 +216,8 @@ def test_the_gate_names_every_bound_that_failed(report):
 def test_each_bound_fails_on_its_own_just_beyond_its_edge(report, bound, edge):
     loose = {"min_coverage": 0.0, "max_tokens_per_span": 1e9, "max_dropped": 1.0}
     value, step = edge(report), 1e-6 if bound == "min_coverage" else -1e-6
-    assert report.passes(AuditGate(**(loose | {bound: value})))
-    (failure,) = report.failures(AuditGate(**(loose | {bound: value + step})))
+    assert not report.failures(AuditThresholds(**(loose | {bound: value})))
+    (failure,) = report.failures(AuditThresholds(**(loose | {bound: value + step})))
     assert bound in failure
 
 

@@ -68,7 +68,7 @@ def test_scores_are_means_over_examples_and_seeds_with_their_interval(done: Benc
         assert found["peak_memory_bytes"] == 2**31
 
 
-def test_every_variant_is_paired_with_the_reference_and_sra_with_the_best_rival(done: Bench) -> None:
+def test_every_variant_is_paired_with_the_reference_and_sra_with_the_best_baseline(done: Bench) -> None:
     report = bench_report(done, Watcher())
     assert {(each["first"], each["second"]) for each in report.differences} == {
         ("sra", "sft"),
@@ -79,8 +79,8 @@ def test_every_variant_is_paired_with_the_reference_and_sra_with_the_best_rival(
     assert found["difference"] == pytest.approx(-2.0 * 12 / sizes().sum())
     assert found["detectable"] == pytest.approx(plain.detectable)
     assert (found["better"], found["ties"], found["worse"]) == (12, 0, 0)
-    assert found["best_rival"]
-    assert not row(report.differences, first="sra", second="sft")["best_rival"]
+    assert found["best_baseline"]
+    assert not row(report.differences, first="sra", second="sft")["best_baseline"]
     assert found["p"] >= plain.p_value
 
 

@@ -61,7 +61,7 @@ def test_the_fingerprint_depends_on_what_changes_the_bytes_and_on_nothing_else(t
     assert not changed(distill={"epochs": 1}, seed=3)
 
 
-def test_rivals_share_one_cache(tmp_path: Path) -> None:
+def test_baselines_share_one_cache(tmp_path: Path) -> None:
     prints = {
         print_of(make_config(tmp_path, objective={"name": name, "layers": layers, "weighted_pooling": weighted}))
         for name in ("uld", "mined", "dskd", "multilevel_ot", "alm", "fkl")

@@ -88,8 +88,8 @@ def test_a_limit_admits_the_lowest_ranks(ranks, size):
     limit = Limit(size)
     for rank in ranks:
         limit.offer(rank)
-    gate, again = limit.gate(), limit.gate()
-    admitted = [rank for rank in ranks if gate(rank)]
+    admits, again = limit.admits(), limit.admits()
+    admitted = [rank for rank in ranks if admits(rank)]
     assert sorted(admitted) == sorted(ranks)[:size]
     assert [rank for rank in ranks if again(rank)] == admitted
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tests.objective.make import World
-from tests.objective.plain_rivals import Position, sides, z
+from tests.objective.plain_baselines import Position, sides, z
 
 
 def spans(world: World) -> Iterator[tuple[list[Position], list[Position]]]:

@@ -1,4 +1,4 @@
-"""Small training jobs made without the other rooms: random examples, teacher cache and student."""
+"""Small training jobs made without the other packages: random examples, teacher cache and student."""
 
 from __future__ import annotations
 

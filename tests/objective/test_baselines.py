@@ -16,7 +16,7 @@ from sra_core.objective.divergences import DIVERGENCES
 from sra_core.objective.mined import align_tokens, edit_distances
 from sra_core.objective.multilevel_ot import sinkhorn_distance
 from sra_core.objective.needs import ON_ONE_VOCABULARY
-from tests.objective import plain, plain_rivals
+from tests.objective import plain, plain_baselines
 from tests.objective.make import NARROW, WIDE, World, assert_same, make
 
 ACROSS = ["uld", "mined", "dskd", "multilevel_ot", "alm"]
@@ -58,12 +58,12 @@ class TestAgainstPlain:
     def test_uld(self, settings: dict[str, Any]) -> None:
         world = make(**settings)
         terms, leaves, _ = terms_of(world, "uld")
-        check(world, terms, {"uld": plain_rivals.uld(world)}, leaves)
+        check(world, terms, {"uld": plain_baselines.uld(world)}, leaves)
 
     def test_mined(self, settings: dict[str, Any]) -> None:
         world = make(**settings)
         terms, leaves, objective = terms_of(world, "mined", temperature=1.5)
-        check(world, terms, {"mined": plain_rivals.mined(world, 1.5)}, leaves)
+        check(world, terms, {"mined": plain_baselines.mined(world, 1.5)}, leaves)
         assert any((found >= 0).any() for found in objective.known.values()), "no token is aligned"
         assert any((found < 0).any() for found in objective.known.values()), "every token is aligned"
 
@@ -71,23 +71,23 @@ class TestAgainstPlain:
         world = make(**settings)
         best_tokens_right_sometimes(world)
         terms, leaves, objective = terms_of(world, "dskd", temperature=1.5)
-        check(world, terms, plain_rivals.dskd(world, objective, 1.5), leaves)
+        check(world, terms, plain_baselines.dskd(world, objective, 1.5), leaves)
 
     def test_multilevel_ot(self, settings: dict[str, Any]) -> None:
         world = make(**settings)
         terms, leaves, _ = terms_of(world, "multilevel_ot")
-        check(world, terms, plain_rivals.multilevel_ot(world), leaves)
+        check(world, terms, plain_baselines.multilevel_ot(world), leaves)
 
     def test_alm(self, settings: dict[str, Any]) -> None:
         world = make(**settings)
         terms, leaves, _ = terms_of(world, "alm")
-        check(world, terms, {"alm": plain_rivals.alm(world)}, leaves)
+        check(world, terms, {"alm": plain_baselines.alm(world)}, leaves)
 
     @pytest.mark.parametrize("name", EQUAL)
     def test_divergences(self, name: str, settings: dict[str, Any]) -> None:
         world = make(same=True, **settings)
         terms, leaves, _ = terms_of(world, name, temperature=1.5, skew=0.2)
-        check(world, terms, {name: plain_rivals.divergence(world, name, 1.5, 0.2)}, leaves)
+        check(world, terms, {name: plain_baselines.divergence(world, name, 1.5, 0.2)}, leaves)
 
 
 def best_tokens_right_sometimes(world: World) -> None:
@@ -185,7 +185,7 @@ def test_what_the_cache_lacks_is_refused_with_a_remedy(name: str) -> None:
         ("fkl", "teacher_head"),
     ],
 )
-def test_a_context_without_what_the_rival_reads_is_refused(name: str, missing: str) -> None:
+def test_a_context_without_what_the_baseline_reads_is_refused(name: str, missing: str) -> None:
     world = make(same=name in EQUAL)
     setattr(world.context, missing, None)
     with pytest.raises(ConfigError):
@@ -238,9 +238,9 @@ def test_token_alignment_equals_plain_recursion(student: list[str], teacher: lis
     found = edit_distances(student, teacher)
     for i, a in enumerate(student):
         for j, b in enumerate(teacher):
-            assert found[i, j] == plain_rivals.levenshtein(a, b)
+            assert found[i, j] == plain_baselines.levenshtein(a, b)
     path = [None if place < 0 else int(place) for place in align_tokens(student, teacher)]
-    assert path == plain_rivals.align(student, teacher)
+    assert path == plain_baselines.align(student, teacher)
 
 
 def test_token_alignment_of_split_words() -> None:

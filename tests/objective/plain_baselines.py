@@ -1,4 +1,4 @@
-"""The rivals spelled out: loops over texts and positions, full logits, autograd.  Written from the formulas."""
+"""The baselines spelled out: loops over texts and positions, full logits, autograd.  Written from the formulas."""
 
 from __future__ import annotations
 
