@@ -90,4 +90,6 @@ def stub_stages(monkeypatch: pytest.MonkeyPatch) -> StubStages:
     stages = StubStages()
     monkeypatch.setattr("flows.common.STAGES", {stage: stages._stage(stage) for stage in STAGES})
     monkeypatch.setattr("flows.common.check_tools", stages.check_tools)
+    monkeypatch.setattr("flows.common.check_models", lambda config: None)  # stages that run no model need none
+    monkeypatch.setattr("flows.common.check_layers", lambda config: None)
     return stages
