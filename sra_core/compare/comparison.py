@@ -232,7 +232,7 @@ def _pairs(students: list[str], reference: str | None, systems: Mapping[str, Mod
 
     Each pair more raises the p-values of all, as they are corrected for their number.
     """
-    others = [name for name in reversed(systems) if name not in students]
+    others = [name for name in reversed(list(systems)) if name not in students]
     if reference is None:
         return [*combinations(students, 2), *product(students, others)]
     return [(reference, name) for name in [*students, *others] if name != reference]
