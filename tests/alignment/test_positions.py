@@ -135,9 +135,9 @@ def test_no_token_of_code_falls_out_of_the_spans_and_the_audit_says_so():
         (("&nbsp;", " "), "a&nbsp;b &nbsp; c", ["&nbsp;"]),
         ((Regex(r"\[[0-9]+\]"), "#"), "a[12]b[3] c[444]", ["[12]", "[3]", "[444]"]),
     ],
-    ids=str,
+    ids=["entity", "br", "crlf", "paragraph", "dots", "nbsp", "regex"],
 )
-@pytest.mark.parametrize("first", [None, normalizers.NFC()])
+@pytest.mark.parametrize("first", [None, normalizers.NFC()], ids=["bare", "nfc"])
 @pytest.mark.parametrize("trim", [True, False])
 def test_what_one_rule_replaced_is_cut_nowhere_and_goes_to_the_token_that_stands_for_it(
     rule, text, replaced, first, trim
