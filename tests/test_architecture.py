@@ -52,12 +52,15 @@ COMMANDS = {"prepare", "adapt", "cache", "distill", "evaluate", "compare", "plan
 """Rooms of one command each. What two commands share lies below them."""
 BUILT_ON = {
     ("evaluate", "compare"),
+    ("cache", "compare"),
+    ("distill", "compare"),
     ("bench", "compare"),
     ("check_cache", "cache"),
     ("plan", "cache"),
     ("plan", "prepare"),
 }
-"""Evaluations are written in the form that comparisons read; the check and the plan look into their stages."""
+"""Evaluations are written in the form that comparisons read; cache and distill say by its intervals whether there is
+something to learn; the check and the plan look into their stages."""
 
 OWNERS = {
     "mlflow": {"watch/mlflow"},
