@@ -61,7 +61,7 @@ def test_an_unknown_section_in_the_environment_is_refused(recipe: str, monkeypat
 
 
 @pytest.mark.parametrize(
-    ("variable", "hint"), [("SRA_STOER", "did you mean 'store'"), ("SRA_FOO", "known are name, store")]
+    ("variable", "hint"), [("SRA_STOER", "did you mean 'store'"), ("SRA_FOO", "known are name, recipe, store")]
 )
 def test_an_unknown_variable_is_refused(recipe: str, monkeypatch: pytest.MonkeyPatch, variable: str, hint: str) -> None:
     monkeypatch.setenv(variable, "1")
