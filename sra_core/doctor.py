@@ -215,7 +215,7 @@ def _models(config: RunConfig) -> Iterator[tuple[str, ModelRef, Callable[[], Non
     yield (
         "teacher's tokenizer",
         config.teacher,
-        partial(check_tokenizer, config.teacher, config.teacher.template == "chat"),
+        partial(check_tokenizer, config.teacher, config.teacher.template == "chat", teacher=True),
     )
     if config.student.source != "teacher":
         yield "student", config.student, partial(check_model, config.student)

@@ -1,7 +1,7 @@
 from .attention import last_row_attention
 from .batching import evaluating, pad, token_batches
 from .centers import TeacherCapture, predicting
-from .check import check_model, check_tokenizer, is_at_hand
+from .check import check_model, check_tokenizer, is_at_hand, require_embeddings
 from .ends import answer_ends, name_answer_end
 from .forward import Layout, MappedStates, choose_layout, mapped_states
 from .heads import TeacherHead, load_head, save_head
@@ -47,6 +47,7 @@ __all__ = [
     "pad",
     "pick_device",
     "predicting",
+    "require_embeddings",
     "resolve",
     "resolve_layer",
     "response_likelihood",

@@ -15,7 +15,7 @@ from sra_core.models.loading import load_tokenizer
 from sra_core.models.packages import package_of
 from sra_core.models.references import resolve
 
-__all__ = ["check_model", "check_tokenizer", "is_at_hand"]
+__all__ = ["check_model", "check_tokenizer", "is_at_hand", "require_embeddings"]
 
 
 def is_at_hand(ref: ModelRef) -> bool:
@@ -56,8 +56,13 @@ def _check_repository(ref: ModelRef, folder: Path) -> None:
         raise ModelError(error.problem.replace(str(folder), ref.source), error.remedy) from error
 
 
-def check_tokenizer(ref: ModelRef, chat: bool) -> None:
+def check_tokenizer(ref: ModelRef, chat: bool, teacher: bool = False) -> None:
     """Refuse a tokenizer that the method cannot use, or one without the chat template that is asked for.
+
+    Args:
+        ref: Where it comes from.
+        chat: Whether the chat template is asked for.
+        teacher: Whether the model beside it reads its tokens as it is; a student gets embeddings for all.
 
     Raises:
         ModelError, TokenizerError: As `load_tokenizer`.
@@ -68,10 +73,40 @@ def check_tokenizer(ref: ModelRef, chat: bool) -> None:
         tokenizer = load_tokenizer(ref)
         if chat:
             _require_template(ref, tokenizer)
+        if teacher:
+            require_embeddings(ref, tokenizer, chat)
         return True
 
     files = [path for path in folder.iterdir() if path.is_file()]
-    remembered(f"tokenizer, {chat=}, {ref.source}, {ref.trust_remote_code=}", files, look)
+    remembered(f"tokenizer, {chat=}, {teacher=}, {ref.source}, {ref.trust_remote_code=}", files, look)
+
+
+def require_embeddings(ref: ModelRef, tokenizer: Any, chat: bool) -> None:
+    """Refuse a teacher whose texts would hold tokens that it has no embeddings for.
+
+    Special tokens that nothing writes may lie beyond: Gemma 3 has one for images, many a Llama one for padding. Text
+    that merely looks like one is tokenized as text.
+
+    Raises:
+        ModelError: Names the tokens.
+    """
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(resolve(ref, weights=False), trust_remote_code=ref.trust_remote_code)
+    rows, added = config.get_text_config().vocab_size, tokenizer.added_tokens_decoder
+    template = str(tokenizer.chat_template) if chat else ""
+    beyond = {}
+    for token, number in tokenizer.get_vocab().items():
+        if number >= rows:
+            written = token in template or number in (tokenizer.bos_token_id, tokenizer.eos_token_id)
+            if written or number not in added or not added[number].special:
+                beyond[number] = token
+    if beyond:
+        shown = ", ".join(repr(beyond[number]) for number in sorted(beyond)[:4]) + (", ..." if len(beyond) > 4 else "")
+        raise ModelError(
+            f"{ref.source} has {rows} embeddings, and its tokenizer {len(beyond)} tokens beyond them: {shown}",
+            "use the tokenizer that the model was trained with, or a model that was trained with these tokens too",
+        )
 
 
 def _require_template(ref: ModelRef, tokenizer: Any) -> None:

@@ -25,7 +25,7 @@ from sra_core.errors import ModelError
 from sra_core.models.attention import last_row_attention, separate_texts
 from sra_core.models.batching import evaluating
 from sra_core.models.layers import resolve_layer
-from sra_core.models.structure import decoder_of, layer_count, layers_of, unwrap
+from sra_core.models.structure import decoder_of, final_states, layer_count, layers_of, unwrap
 from sra_core.models.texts import Texts
 
 __all__ = ["Layout", "MappedStates", "choose_layout", "compile_layers", "mapped_states"]
@@ -147,13 +147,12 @@ def _states(
 
 def _run_flat(model: nn.Module, input_ids: Tensor, texts: Texts) -> Tensor:
     """(N, d) final states from one row of all tokens."""
-    decoder = decoder_of(model)
     extra = _tail(model, len(texts))
     ids, positions = (nn.functional.pad(each, (0, extra))[None] for each in (input_ids, texts.positions))
     with separate_texts(model, texts) as apart:
         # with a mask of ones transformers does not look for texts in the position ids, and makes no mask of its own
         arguments = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "position_ids": positions}
-        final: Tensor = apart(lambda: decoder(**arguments, use_cache=False)[0])
+        final: Tensor = apart(lambda: final_states(model, **arguments))
     if apart.attended < layer_count(model):
         raise ModelError(
             f"{apart.attended} of {layer_count(model)} layers attend through transformers' attention interface",
@@ -165,8 +164,7 @@ def _run_flat(model: nn.Module, input_ids: Tensor, texts: Texts) -> Tensor:
 def _run_padded(model: nn.Module, input_ids: Tensor, texts: Texts) -> Tensor:
     """(N, d) final states from (B, T) tokens, padded on the right."""
     mask = texts.real.to(input_ids.dtype)
-    final: Tensor = decoder_of(model)(input_ids=texts.padded(input_ids), attention_mask=mask, use_cache=False)[0]
-    return texts.flat(final)
+    return texts.flat(final_states(model, input_ids=texts.padded(input_ids), attention_mask=mask))
 
 
 def compile_layers(model: nn.Module) -> None:
@@ -210,7 +208,10 @@ def choose_layout(model: nn.Module, wanted: Literal["auto", "flat", "padded"] = 
     if wanted == "padded":
         _layouts[inner] = Layout(False, "as asked for", longest=longest, unreadable=unreadable)
         return _layouts[inner]
-    lengths = (*_PROBE, _longest_probe(inner, longest)) if longest > max(_PROBE) else _PROBE
+    lengths: tuple[int, ...] = _PROBE
+    if longest > max(_PROBE):
+        end = _longest_probe(inner, longest)
+        lengths = (*_PROBE, end - end // 4, end)  # what changes past a length, changes for a text between the two
     error, reason = _probe(model, lengths, flat=True)
     tolerance, alone = _rounding(inner), False
     if wanted == "flat" and error == float("inf"):
@@ -238,19 +239,20 @@ def _longest_probe(inner: nn.Module, longest: int) -> int:
 
 
 def _probe_ids(model: nn.Module, tokens: int) -> Tensor:
+    """Tokens without an order: in an arithmetic series, ties of an index of likely keys happened to be drawn alike."""
     vocabulary = unwrap(model).config.get_text_config().vocab_size
-    return (torch.arange(tokens, device=next(model.parameters()).device) * 7 + 3) % vocabulary
+    ids = torch.randint(vocabulary, (tokens,), generator=torch.Generator().manual_seed(0))
+    return ids.to(next(model.parameters()).device)
 
 
 def _probe(model: nn.Module, lengths: Sequence[int], flat: bool) -> tuple[float, str]:
     """Largest relative error of a state, infinite where the model cannot run so, and the finding in words."""
-    decoder = decoder_of(model)
-    if flat and "position_ids" not in inspect.signature(decoder.forward).parameters:
+    if flat and "position_ids" not in inspect.signature(decoder_of(model).forward).parameters:
         return float("inf"), "it takes no position ids"
     ids = _probe_ids(model, sum(lengths))
     starts = torch.tensor([0, *lengths], device=ids.device).cumsum(0)
     with evaluating(model):
-        alone = [decoder(input_ids=text[None], use_cache=False)[0][0] for text in ids.split(list(lengths))]
+        alone = [final_states(model, input_ids=text[None])[0] for text in ids.split(list(lengths))]
         try:
             batched = _states(model, ids, Texts.of(starts, len(ids)), [], flat, attention=False).final
         except ModelError as error:

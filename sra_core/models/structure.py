@@ -14,8 +14,10 @@ from sra_core.objective import Head
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["check_decoder", "decoder_of", "layer_count", "layers_of", "lm_head", "unwrap"]
+__all__ = ["check_decoder", "decoder_of", "final_states", "layer_count", "layers_of", "lm_head", "unwrap"]
 
+_BEFORE_HEAD = {"modernbert-decoder": "lm_head", "electra": "generator_predictions"}
+"""What stands between the final norm and the linear head, token by token, by type of model."""
 _PROBE = ((3, 4, 5), (3, 4, 6))  # two texts that differ in their last token only
 
 
@@ -45,20 +47,12 @@ def decoder_of(model: nn.Module) -> nn.Module:
     """The module that turns token ids into the states after the final norm, without the LM head.
 
     Raises:
-        ModelError: an encoder-decoder, no such module, or states that are projected to another width before the head
-            (OPT-350m).
+        ModelError: an encoder-decoder, or no such module.
     """
     inner = unwrap(model)
     config = inner.config.get_text_config()
     if getattr(config, "is_encoder_decoder", False):
         raise ModelError(f"{type(inner).__name__} is an encoder-decoder", "use a decoder-only model")
-    width = getattr(config, "hidden_size", None)
-    if getattr(config, "word_embed_proj_dim", width) != width:
-        raise ModelError(
-            f"{type(inner).__name__} projects its last states from {width} to "
-            f"{config.word_embed_proj_dim} before the LM head: one width does not hold for all layers",
-            "use a model without this projection (every OPT but the 350m one)",
-        )
     # `get_decoder` is a guess of transformers: it finds the head of ModernBERT-decoder, and all of Llama 4
     for candidate in (inner.get_decoder(), inner.base_model, *inner.children()):
         if candidate is not inner and "input_ids" in inspect.signature(candidate.forward).parameters:
@@ -66,6 +60,19 @@ def decoder_of(model: nn.Module) -> nn.Module:
     raise ModelError(
         f"{type(inner).__name__} has no part that turns tokens into final states", "use another architecture"
     )
+
+
+def final_states(model: nn.Module, **arguments: Any) -> Tensor:
+    """What the LM head takes: the decoder's states after the final norm, and after what some heads begin with.
+
+    Args:
+        model: A causal language model, wrapped or not.
+        arguments: Of its decoder.
+    """
+    states: Tensor = decoder_of(model)(**arguments, use_cache=False)[0]
+    inner = unwrap(model)
+    name = _BEFORE_HEAD.get(inner.config.get_text_config().model_type)
+    return states if name is None else getattr(inner, name)(states)
 
 
 def layers_of(model: nn.Module) -> nn.ModuleList:
@@ -123,16 +130,23 @@ def check_decoder(model: PreTrainedModel, name: str) -> None:
     """Run six tokens through the model and see that it is causal and that ``lm_head`` gives its logits.
 
     Raises:
-        ModelError: a bidirectional model, or logits that are not the head of the final states.
+        ModelError: a bidirectional model, last states of another width than all others (OPT-350m), or logits that are
+            not the head of the final states.
     """
-    decoder = decoder_of(model)
     ids = torch.tensor(_PROBE, device=model.device) % unwrap(model).config.get_text_config().vocab_size
-    states = decoder(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)[0]
+    states = final_states(model, input_ids=ids, attention_mask=torch.ones_like(ids))
     logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits.float()
     tolerance = 1e-4 if model.dtype == torch.float32 else 0.03
     if not _close(logits[0, :2], logits[1, :2], tolerance):
         raise ModelError(
             f"{name} ({type(model).__name__}) looks at later tokens: it is an encoder", "use a decoder-only model"
+        )
+    width = getattr(unwrap(model).config.get_text_config(), "hidden_size", states.shape[-1])
+    if states.shape[-1] != width:
+        raise ModelError(
+            f"{name} ({type(model).__name__}) projects its last states from {width} to {states.shape[-1]} before the "
+            "LM head: one width does not hold for all layers",
+            "use a model without this projection (every OPT but the 350m one)",
         )
     if not _close(lm_head(model).logits(states.flatten(0, 1)), logits.flatten(0, 1), tolerance):
         raise ModelError(

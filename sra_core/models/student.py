@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 __all__ = ["build_student", "initial_student", "spread_layers"]
+
+logger = logging.getLogger(__name__)
 
 _SAMPLE = 32
 
@@ -141,7 +144,9 @@ def _most_important(source: PreTrainedModel, ref: ModelRef, keep: int, sample: S
             "student.layer_choice is `importance`, and there is no text to measure the layers on",
             "give a corpus with training examples, or use `spread`",
         )
-    scores = layer_importance(source, load_tokenizer(ref), sample)
+    tokenizer = load_tokenizer(ref)
+    _grow(source, tokenizer)
+    scores = layer_importance(source, tokenizer, sample)
     last = len(scores) - 1
     inner = sorted(range(1, last), key=lambda index: (-scores[index], index))
     return sorted([0, *([last] if keep > 1 else []), *inner[: max(keep - 2, 0)]])
@@ -151,13 +156,27 @@ def _fit_vocabulary(
     config: RunConfig, ref: ModelRef, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     if config.student.tokenizer == "source":
+        _grow(model, tokenizer)
         return
     if config.student.initial_weights == "random":
         model.resize_token_embeddings(_rows(tokenizer), mean_resizing=False)
         return
     source_tokenizer = load_tokenizer(ref)
+    _grow(model, source_tokenizer)
     if tokenizer_identity(source_tokenizer)["tokenizer"] != tokenizer_identity(tokenizer)["tokenizer"]:
         replace_embeddings(model, source_tokenizer, tokenizer, config.student.embeddings, _rows(tokenizer))
+
+
+def _grow(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Give tokens that were added to a tokenizer, and never to its model, rows of their own."""
+    rows, there = _rows(tokenizer), len(model.get_input_embeddings().weight)
+    if rows > there:
+        logger.warning(
+            "the student's tokenizer has %d tokens beyond the %d embeddings of its model: they start around the mean",
+            rows - there,
+            there,
+        )
+        model.resize_token_embeddings(rows)
 
 
 def _rows(tokenizer: PreTrainedTokenizerFast) -> int:

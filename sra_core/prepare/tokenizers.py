@@ -31,14 +31,18 @@ def save_tokenizers(config: RunConfig, corpus: Corpus, folder: Path, watch: Watc
 
     Returns:
         The two, as they lie there: loading a large one takes a second.
+
+    Raises:
+        ModelError: The teacher's tokenizer writes tokens that it has no embeddings for.
     """
-    from sra_core.models import load_tokenizer
+    from sra_core.models import load_tokenizer, require_embeddings
 
     ref = student_tokenizer_ref(config)
     if ref is None:
         watch.message(f"training the student's tokenizer ({config.student.vocabulary_size} entries)")
     student = _train_student_tokenizer(config, corpus) if ref is None else load_tokenizer(ref)
     teacher = load_tokenizer(config.teacher)
+    require_embeddings(config.teacher, teacher, config.teacher.template == "chat")
     teacher.save_pretrained(folder / TEACHER_TOKENIZER)
     student.save_pretrained(folder / STUDENT_TOKENIZER)
     return teacher, student

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -427,6 +428,47 @@ def test_weights_that_only_the_hub_has(monkeypatch: pytest.MonkeyPatch, folder: 
     monkeypatch.setattr("sra_core.models.hub.snapshot", lambda ref, weights: folder)
     with pytest.raises(ModelError, match="the weights of org/name are not in the hub's cache on this machine"):
         check_model(ModelRef(source="org/name"))
+
+
+# Tokens beyond the embeddings
+
+
+def add_tokens(folder: Path, words: Sequence[str] = (), **special: str) -> Any:
+    tokenizer = load_tokenizer(reference(folder))
+    tokenizer.add_tokens(list(words))
+    tokenizer.add_special_tokens(special)
+    tokenizer.save_pretrained(folder)
+    return tokenizer
+
+
+@pytest.mark.parametrize(
+    ("tokens", "named"),
+    [
+        ({"words": ["distillation", "tokenizer"]}, "2 tokens beyond them: 'distillation', 'tokenizer'"),
+        ({"eos_token": "<end>"}, "1 tokens beyond them: '<end>'"),
+        ({"additional_special_tokens": ["<turn>", "<unused>"]}, "1 tokens beyond them: '<turn>'"),
+    ],
+)
+def test_a_teacher_without_embeddings_for_its_tokens(folder: Path, tmp_path: Path, tokens: Any, named: str) -> None:
+    from sra_core import stages
+
+    tokenizer = add_tokens(folder, **tokens)
+    tokenizer.chat_template = "{% for m in messages %}<turn>{{ m.content }}{{ eos_token }}{% endfor %}"
+    tokenizer.save_pretrained(folder)
+    teacher = {"source": str(folder), "template": "chat" if "<turn>" in named else "plain"}
+    config = smoke(tmp_path, teacher=teacher)
+    problem = re.escape(f"{folder} has 300 embeddings, and its tokenizer {named}")
+    for act in (check_models, stages.prepare):
+        with pytest.raises(ModelError, match=problem):
+            act(config)
+    if "<turn>" in named:  # which nothing else than the template writes
+        check_models(smoke(tmp_path, teacher=teacher | {"template": "plain"}))
+
+
+def test_a_special_token_beyond_the_embeddings_that_nothing_writes(folder: Path, tmp_path: Path) -> None:
+    """The one for images of Gemma 3, the one for padding of many a Llama."""
+    add_tokens(folder, pad_token="<pad>")
+    check_models(smoke(tmp_path, teacher={"source": str(folder)}))
 
 
 # Before anything runs

@@ -16,6 +16,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, AutoModelFo
 from sra_core.errors import ConfigError, ModelError
 from sra_core.models import attention, choose_layout, lm_head, mapped_states
 from sra_core.models.forward import _PROBE
+from tests.models import walk
 from tests.models.conftest import tiny_model
 
 LENGTHS = (9, 1, 5, 12, 3)
@@ -143,6 +144,13 @@ def test_what_depends_on_the_longest_text_of_a_batch_is_run_alone(name: str, ove
         torch.testing.assert_close(states.hidden[layer], hidden[layer], atol=3e-5, rtol=1e-4)
         torch.testing.assert_close(states.weights[layer], rows[layer], atol=2e-5, rtol=0)
     assert states.hidden[1].requires_grad
+
+
+def test_an_index_of_likely_keys_is_run_alone() -> None:
+    """Past the size of its index, which keys a text sees depends on the width of the batch where keys tie."""
+    model = walk.tiny_model("deepseek_v32")
+    assert choose_layout(model, longest=8).alone is False
+    assert choose_layout(model, longest=40).alone
 
 
 @pytest.mark.parametrize("spoil", ["streams", "something else"])

@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
-from transformers import T5Config, T5ForConditionalGeneration
+from transformers import AutoModelForCausalLM, T5Config, T5ForConditionalGeneration
 
 from sra_core.errors import ConfigError, ModelError
-from sra_core.models import layer_count, lm_head, resolve_layer
+from sra_core.models import layer_count, lm_head, mapped_states, resolve_layer
 from sra_core.models.structure import check_decoder, decoder_of, layers_of
+from tests.models import walk
 
 
 def test_layer_count_of_model_and_config(tiny, architecture) -> None:
@@ -87,6 +88,25 @@ def test_logits_that_are_no_linear_map_are_refused(tiny) -> None:
 def test_projected_states_of_opt_350m_are_refused(tiny) -> None:
     with pytest.raises(ModelError, match=r"projects its last states from 32 to 16"):
         check_decoder(tiny("opt", word_embed_proj_dim=16, do_layer_norm_before=False), "opt-350m")
+
+
+@pytest.mark.parametrize("name", ["modernbert-decoder", "electra"])
+def test_what_stands_before_the_linear_head_belongs_to_the_states(name: str, ids) -> None:
+    config = walk.tiny_config(name)
+    config.is_decoder = True
+    model = AutoModelForCausalLM.from_config(config).eval()
+    check_decoder(model, name)
+    states = mapped_states(model, ids.flatten() % 100, torch.tensor([0, 9, 18]), [-1], attention=False)
+    logits = model(input_ids=ids % 100, use_cache=False).logits
+    torch.testing.assert_close(lm_head(model).logits(states.final), logits.flatten(0, 1), atol=1e-5, rtol=1e-4)
+    assert torch.equal(states.hidden[layer_count(model)], states.final)
+
+
+def test_projected_states_of_electra_small_are_refused() -> None:
+    config = walk.tiny_config("electra")
+    config.is_decoder, config.embedding_size = True, 16
+    with pytest.raises(ModelError, match=r"projects its last states from 32 to 16"):
+        check_decoder(AutoModelForCausalLM.from_config(config).eval(), "electra-small")
 
 
 def test_an_encoder_decoder_is_refused() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,18 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DeepseekV3Config, 
 
 from sra_core.config import ModelRef, RunConfig, StudentConfig, TeacherConfig
 from sra_core.errors import ModelError
-from sra_core.models import build_student, layer_count, load_model, load_tokenizer, tokenizer_identity, train_tokenizer
+from sra_core.models import (
+    build_student,
+    layer_count,
+    load_model,
+    load_tokenizer,
+    resolve,
+    tokenizer_identity,
+    train_tokenizer,
+)
 from sra_core.models.importance import layer_importance
 from sra_core.models.student import spread_layers
+from tests.models import walk
 
 TEACHER = "random:llama?layers=6&width=32&heads=4&kv_heads=2&vocabulary=400"
 SMALLER = train_tokenizer(["a student has a tokenizer of its own, with its own merges"] * 3, 280)
@@ -196,6 +206,54 @@ def test_a_new_tokenizer_saved_and_loaded_with_no_code_of_ours(name: str, weight
 def test_the_sources_own_tokenizer_under_another_name_changes_nothing() -> None:
     student = build_student(run_config(tokenizer=TEACHER), source_tokenizer())
     assert same(student, load_model(ModelRef(source=TEACHER)))
+
+
+@pytest.mark.parametrize(
+    "student",
+    [
+        {"tokenizer": "source"},
+        {"tokenizer": "source", "initial_weights": "random"},
+        {"tokenizer": "source", "keep_layers": 2, "layer_choice": "importance"},
+        {"tokenizer": "FOLDER"},
+        {"tokenizer": "train"},
+        {"tokenizer": "train", "initial_weights": "random"},
+    ],
+)
+def test_tokens_that_the_source_has_no_embeddings_for(
+    student: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = resolve(ModelRef(source="random:llama?layers=3"))
+    shutil.copytree(source, tmp_path / "model")
+    own = load_tokenizer(ModelRef(source=source))
+    own.add_tokens(["distillation", "tokenizer"])
+    own.save_pretrained(tmp_path / "model")
+    student = student | {"tokenizer": student["tokenizer"].replace("FOLDER", str(tmp_path / "model"))}
+    tokenizer = SMALLER if student["tokenizer"] == "train" else own
+    model = build_student(run_config(str(tmp_path / "model"), **student), tokenizer, ["distillation of a tokenizer"])
+    rows = len(tokenizer)
+    assert len(model.get_input_embeddings().weight) == len(model.get_output_embeddings().weight) == rows
+    assert model.config.vocab_size == rows
+    model(**tokenizer("distillation of a tokenizer", return_tensors="pt"))
+    if student != {"tokenizer": "train", "initial_weights": "random"}:
+        assert "has 2 tokens beyond the 300 embeddings of its model" in caplog.text
+    if student == {"tokenizer": "source"}:
+        old = load_model(ModelRef(source=source)).get_input_embeddings().weight
+        new = model.get_input_embeddings().weight
+        assert torch.equal(new[:300], old)
+        assert (new[300:] - old.mean(0)).norm(dim=-1).max() < 2 * old.std() * old.shape[1] ** 0.5
+
+
+def test_a_composite_model_with_a_new_tokenizer(tmp_path: Path) -> None:
+    """Gemma 3 with its vision part: sizes and special tokens stand in the config of its text part."""
+    model = walk.tiny_model("gemma3")
+    model.save_pretrained(tmp_path)
+    source_tokenizer("random:llama").save_pretrained(tmp_path)
+    for weights in ("source", "random"):
+        config = run_config(str(tmp_path), tokenizer="train", initial_weights=weights)
+        student = build_student(config, SMALLER)
+        assert student.config.get_text_config().vocab_size == len(student.get_input_embeddings().weight) == 280
+        student.save_pretrained(tmp_path / weights)
+        assert same(student, load_model(ModelRef(source=str(tmp_path / weights))))
 
 
 def test_a_model_that_does_not_exist() -> None:

@@ -56,7 +56,9 @@ def shrunk(values: dict[str, Any]) -> dict[str, Any]:
     count = next((values[name] for name in SIZES if SIZES[name] == LAYERS and isinstance(values.get(name), int)), None)
     small: dict[str, Any] = {}
     for name, value in values.items():
-        if isinstance(value, dict) and name.endswith("_config"):
+        if name == "per_layer_config":
+            value = {}  # sizes of single layers
+        elif isinstance(value, dict) and name.endswith("_config"):
             value = shrunk(value)
         elif name in SIZES and isinstance(value, int):
             value = min(value, SIZES[name])
@@ -80,20 +82,45 @@ _MLA = {"num_key_value_heads": HEADS, "head_dim": 8}  # one key a head, whose ro
 _MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 8}
 _SHARED = {"num_kv_shared_layers": 2, "layer_types": ["sliding_attention", "full_attention"] * 2}
 OVERRIDES: dict[str, dict[str, Any]] = {
-    **dict.fromkeys(
-        ("axk1", "axk2", "deepseek_v2", "deepseek_v3", "deepseek_v32", "glm_moe_dsa", "longcat_flash", "minicpm3"), _MLA
-    ),
-    **dict.fromkeys(("sarvam_mla", "youtu", "bailing_hybrid", "kimi_linear", "glm4_moe_lite"), _MLA),
+    **dict.fromkeys(("axk1", "axk2", "deepseek_v2", "deepseek_v3", "deepseek_v32", "glm_moe_dsa", "minicpm3"), _MLA),
+    **dict.fromkeys(("sarvam_mla", "youtu", "kimi_linear", "glm4_moe_lite"), _MLA),
+    "bailing_hybrid": _MLA
+    | {
+        "num_expert_group": 1,
+        "layer_types": ["linear_attention", "full_attention"] * 2,
+        "mlp_layer_types": ["dense"] * 4,
+    }
+    | {"linear_head_dim": 8, "linear_num_heads": HEADS, "qk_head_dim": 16},
+    "cohere_compass_text": {
+        "rope_parameters": dict.fromkeys(
+            ("full_attention", "sliding_attention"), {"rope_type": "default", "rope_theta": 10000.0}
+        )
+    },
+    "dots1": {"n_shared_experts": 1},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
+    "longcat_flash": _MLA | {"qk_head_dim": 16, "expert_ffn_hidden_size": 16, "zero_expert_num": 2},
+    "gemma4_text": {"hidden_size_per_layer_input": 8},
+    "reformer": {"is_decoder": True},
+    "xlnet": {"d_head": WIDTH // HEADS},
+    "xmod": {"default_language": "en_XX"},
+    "qwen4_exp_text": {"num_experts": 4, "num_experts_per_tok": 2},
     "bamba": _MAMBA | {"attn_layer_indices": [1]},
     "granitemoehybrid": _MAMBA | {"layer_types": ["mamba", "attention"] * 2},
     "mamba2": {"num_heads": 8, "head_dim": 8, "n_groups": 1},
-    "zamba2": {"n_mamba_heads": 8, "mamba_headdim": 8, "layers_block_type": ["mamba", "hybrid"] * 2},
+    "zamba2": {
+        "n_mamba_heads": 8,
+        "mamba_headdim": 8,
+        "attention_hidden_size": 2 * WIDTH,
+        "attention_head_dim": 2 * WIDTH // HEADS,
+        "layers_block_type": ["mamba", "hybrid"] * 2,
+    },
     "gemma3n_text": _SHARED
     | {"hidden_size_per_layer_input": 8, "laurel_rank": 4, "intermediate_size": [64] * 4}
     | {"activation_sparsity_pattern": [0.0] * 4, "vocab_size_per_layer_input": VOCABULARY},
     **dict.fromkeys(("axk2", "deepseek_v32", "glm_moe_dsa"), _MLA | {"index_topk": 8, "index_n_heads": 2}),
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
-    "dory": {"n_input_layers": 1, "n_recurrent_layers": 2, "n_output_layers": 1},
+    "dory": {"n_input_layers": 1, "n_recurrent_layers": 2, "n_output_layers": 1}
+    | {"layer_types": ["sliding_attention", "mlp", "full_attention", "mlp"]},
     "phi3": {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 1.0}},
 }
 
