@@ -37,9 +37,11 @@ def check_model(ref: ModelRef) -> None:
     source = Path(ref.source).expanduser()
     if source.suffix == ".gguf" and ref.sha256 and source.is_file():
         require_sha256(str(source), remembered("sha256", [source], lambda: file_sha256(source)), ref.sha256)
-    elif source.is_dir():
+    if source.is_dir() or ref.source.startswith(("package:", "random:")):
         check_folder(folder, ref)
-    elif not ref.source.startswith(("package:", "random:")) and source.suffix != ".gguf":
+    elif source.suffix == ".gguf":
+        check_config(folder, ref)
+    else:
         _check_repository(ref, folder)
 
 

@@ -4,28 +4,34 @@ from __future__ import annotations
 
 import json
 import re
+import tempfile
 import zipfile
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sra_core.config import ModelRef
 from sra_core.errors import ModelError
 from sra_core.models.cache import remembered
+from sra_core.models.reading import first_line, read_model
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from transformers import PreTrainedConfig
 
 __all__ = [
     "ADAPTER_FILES",
     "check_config",
     "check_folder",
+    "load_pickled",
     "pickled_files",
     "read_json",
     "refuse_no_numbers",
     "refuse_pointers",
     "weight_files",
     "weight_names",
+    "without_adapter",
 ]
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
@@ -34,6 +40,8 @@ _SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.(safetensors|bin)$")
 _POINTER = b"version https://git-lfs"
 _SAMPLED = 2**30
 """Bytes of weights up to which every number is looked at for NaN; beyond, the first ones of each tensor."""
+_ENCODERS = ("bert-generation", "cpmant", "xlm", "xlnet")
+"""Beside those that fill masks: in transformers' mapping of causal models, and yet they look at later tokens."""
 _READ_BY_TRANSFORMERS = ("mxfp4", "fp8")
 _QUANTIZED = {"bitsandbytes": "bitsandbytes", "gptq": "GPTQ", "awq": "AWQ", "hqq": "HQQ"}
 _AGAIN = "download or copy the model again"
@@ -45,9 +53,10 @@ _MERGE = (
 
 
 def check_folder(folder: Path, ref: ModelRef) -> None:
-    """Refuse a folder whose config or weights cannot be read; reads headers, and of weights what shows NaN.
+    """Refuse a folder whose config or weights cannot be read, or whose files lack tensors of the model.
 
-    What passed once is not looked at again while no file of the folder changes.
+    Reads headers, whose names a model without memory is asked for, and of weights what shows NaN. What passed once is
+    not looked at again while no file of the folder changes.
 
     Raises:
         ModelError: Names the file and what is wrong with it.
@@ -56,6 +65,7 @@ def check_folder(folder: Path, ref: ModelRef) -> None:
     def look() -> bool:
         check_config(folder, ref)
         files = weight_files(folder, ref.allow_pickle)
+        pickled = files[0].suffix == ".bin"
         if (folder / ADAPTER_FILES[0]).is_file():
             files.append(_adapter_weights(folder))
         whole = sum(path.stat().st_size for path in files) <= _SAMPLED
@@ -65,10 +75,14 @@ def check_folder(folder: Path, ref: ModelRef) -> None:
             else:
                 _check_safetensors(path)
                 _check_numbers(path, whole)
+        # Packed weights have other names than the model that they make: its quantizer knows them, when it loads.
+        if "quantization_config" not in read_json(folder / "config.json"):
+            with without_adapter(folder) as plain:
+                read_model(plain, ref, device_map="meta", use_safetensors=not pickled)
         return True
 
     present = [path for path in folder.iterdir() if path.is_file()]
-    remembered(f"weights, {ref.allow_pickle=}, {ref.trust_remote_code=}", present, look)
+    remembered(f"whole model, {ref.allow_pickle=}, {ref.trust_remote_code=}", present, look)
 
 
 def check_config(folder: Path, ref: ModelRef) -> None:
@@ -83,7 +97,7 @@ def check_config(folder: Path, ref: ModelRef) -> None:
     config = read_json(folder / "config.json")
     _refuse_quantized(folder, config)
     if config.get("is_encoder_decoder"):
-        raise ModelError(f"{folder} holds an encoder-decoder ({config.get('model_type')})", "give a decoder-only model")
+        raise _encoder_decoder(folder, config)
     if "auto_map" in config and ref.trust_remote_code:
         return
     kind = config.get("model_type")
@@ -100,6 +114,42 @@ def check_config(folder: Path, ref: ModelRef) -> None:
     if CONFIG_MAPPING[kind] not in MODEL_FOR_CAUSAL_LM_MAPPING or heads:
         what = heads[0] if heads else kind
         raise ModelError(f"{folder} holds no causal language model ({what})", "give a decoder-only model")
+    built = _built(folder, CONFIG_MAPPING[kind], config)
+    if built.is_encoder_decoder:
+        raise _encoder_decoder(folder, config)
+    if _looks_ahead(kind, built):
+        raise ModelError(
+            f"{folder} holds an encoder ({kind}), whose tokens look at later ones",
+            "give a decoder-only model; encoders have no place in this method",
+        )
+
+
+def _encoder_decoder(folder: Path, config: dict[str, Any]) -> ModelError:
+    """transformers would load the decoder of a BART alone, which never learned to be alone."""
+    return ModelError(
+        f"{folder} holds an encoder-decoder ({config.get('model_type')})",
+        "give a decoder-only model; encoders and encoder-decoders have no place in this method",
+    )
+
+
+def _built(folder: Path, kind: type[PreTrainedConfig], config: dict[str, Any]) -> PreTrainedConfig:
+    """The config with what it leaves to its class."""
+    try:
+        return kind.from_dict(config)
+    except Exception as error:  # each class checks its fields in its own way
+        raise ModelError(
+            f"transformers refuses the config.json of {folder}: {first_line(error)}", "correct it, or " + _AGAIN
+        ) from error
+
+
+def _looks_ahead(kind: str, config: PreTrainedConfig) -> bool:
+    from transformers import MODEL_FOR_MASKED_LM_MAPPING
+
+    if type(config).is_encoder_decoder:  # a decoder that was cut out of a BART, and says so
+        return False
+    fills_masks = kind in _ENCODERS or type(config) in MODEL_FOR_MASKED_LM_MAPPING
+    causal = getattr(config, "is_decoder", False) or getattr(config, "causal", False)
+    return fills_masks and not causal and getattr(config, "attn_type", "bi") == "bi"
 
 
 def weight_files(folder: Path, allow_pickle: bool = False) -> list[Path]:
@@ -154,9 +204,12 @@ def _indexed(index: Path) -> list[str]:
     """The files that an index names; none where there is no index."""
     if not index.is_file():
         return []
-    weights = read_json(index).get("weight_map")
+    found = read_json(index)
+    weights = found.get("weight_map")
     if not isinstance(weights, dict):
         raise ModelError(f"{index} names no weights", _AGAIN)
+    if not isinstance(found.get("metadata"), dict):
+        raise ModelError(f"{index} has no metadata, without which transformers does not read it", 'add "metadata": {}')
     return sorted(set(weights.values()))
 
 
@@ -270,6 +323,42 @@ def _check_pickle(path: Path) -> None:
         start = file.read(2)
     if not (zipfile.is_zipfile(path) or start[:1] == b"\x80"):  # torch's form since 1.6, and the one before
         raise ModelError(f"{path} is cut short or no file of torch ({path.stat().st_size:,} bytes)", _AGAIN)
+    load_pickled(path, "meta")
+
+
+def load_pickled(path: Path, device: str) -> dict[str, Tensor]:
+    """The tensors of a pickled file on a device, by torch's ``weights_only``; on ``meta`` their names and shapes alone.
+
+    Raises:
+        ModelError: It holds more than tensors, or is cut short.
+    """
+    import torch
+
+    try:
+        state = torch.load(path, map_location=device, weights_only=True, mmap=zipfile.is_zipfile(path))
+    except Exception as error:  # of unpickling anything may come
+        raise ModelError(
+            f"{path} holds more than tensors, or is cut short: torch's weights_only refuses it",
+            "use a revision with safetensors, or another model",
+        ) from error
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise ModelError(f"{path} holds no plain state dict of tensors", _SAVED)
+    return state
+
+
+@contextmanager
+def without_adapter(folder: Path) -> Iterator[Path]:
+    """The folder without the adapter beside its weights, which transformers would apply."""
+    if not (folder / ADAPTER_FILES[0]).is_file():
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="base-") as work:
+        plain = Path(work) / folder.name
+        plain.mkdir()
+        for path in folder.iterdir():
+            if path.is_file() and path.name not in ADAPTER_FILES:
+                (plain / path.name).symlink_to(path.resolve())
+        yield plain
 
 
 def _check_numbers(path: Path, whole: bool) -> None:

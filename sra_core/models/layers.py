@@ -2,47 +2,33 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from sra_core.config import ModelRef
-from sra_core.errors import ConfigError, ModelError
+from sra_core.errors import ConfigError
 from sra_core.models.cache import remembered
+from sra_core.models.folders import check_config
 from sra_core.models.references import resolve
 
-__all__ = ["layer_count_of", "refuse_encoder_decoder", "resolve_layer"]
+__all__ = ["layer_count_of", "resolve_layer"]
 
 
 def layer_count_of(ref: ModelRef) -> int:
     """The number of decoder layers, from the config of the model that a reference names.
 
     Raises:
-        ModelError: The reference names nothing that can be had, or an encoder-decoder.
+        ModelError: The reference names nothing that can be had, or no decoder.
     """
     folder = Path(resolve(ref, weights=False))
-    refuse_encoder_decoder(folder, ref.source)
 
     def read() -> int:
         from transformers import AutoConfig
 
+        check_config(folder, ref)
         config = AutoConfig.from_pretrained(folder, trust_remote_code=ref.trust_remote_code)
         return int(config.get_text_config().num_hidden_layers)
 
     return remembered("layers", [folder / "config.json"], read)
-
-
-def refuse_encoder_decoder(folder: Path, name: str) -> None:
-    """Refuse a BART or T5 by its config: transformers would load its decoder alone, which never learned to be alone.
-
-    Raises:
-        ModelError: it is an encoder-decoder.
-    """
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    if config.get("is_encoder_decoder"):
-        raise ModelError(
-            f"{name} is an encoder-decoder ({config.get('model_type')})",
-            "give a decoder-only model; encoders and encoder-decoders have no place in this method",
-        )
 
 
 def resolve_layer(count: int, layer: int) -> int:

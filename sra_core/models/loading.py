@@ -10,8 +10,7 @@ from sra_core.alignment.tokens import refuse_random
 from sra_core.config import ModelRef
 from sra_core.errors import ConfigError, ModelError, TokenizerError
 from sra_core.models.folders import check_folder, read_json, refuse_no_numbers, refuse_pointers
-from sra_core.models.layers import refuse_encoder_decoder
-from sra_core.models.reading import read_weights
+from sra_core.models.reading import code_remedy, first_line, read_model
 from sra_core.models.references import resolve
 
 if TYPE_CHECKING:
@@ -40,8 +39,8 @@ def load_tokenizer(ref: ModelRef) -> PreTrainedTokenizerFast:
     except Exception as error:  # the loader raises whatever its backends raise; the folder is what the user can mend
         _refuse_unconverted(ref, folder, error)
         raise ModelError(
-            f"{ref.source} holds no tokenizer that transformers can load: {_first_line(error)}",
-            _code_remedy(ref, folder) or "add its tokenizer.json, or name another model's tokenizer",
+            f"{ref.source} holds no tokenizer that transformers can load: {first_line(error)}",
+            code_remedy(ref, folder) or "add its tokenizer.json, or name another model's tokenizer",
         ) from error
     if not tokenizer.is_fast:
         raise TokenizerError(
@@ -76,17 +75,7 @@ def load_model(ref: ModelRef, dtype: str = "float32", device: str = "cpu") -> Pr
 
     folder = Path(resolve(ref))
     check_folder(folder, ref)
-    options = {"dtype": getattr(torch, dtype), "use_safetensors": True, "trust_remote_code": ref.trust_remote_code}
-    try:
-        refuse_encoder_decoder(folder, ref.source)
-        model = read_weights(folder, ref.source, **options)
-    except ModelError:
-        raise
-    except Exception as error:  # any kind: wrong class, torn file, missing code; the message carries the cause
-        raise ModelError(
-            f"{ref.source} is no causal language model that transformers can load: {_first_line(error)}",
-            _code_remedy(ref, folder) or "give a decoder-only model with its config.json and safetensors weights",
-        ) from error
+    model = read_model(folder, ref, dtype=getattr(torch, dtype), use_safetensors=True)
     refuse_no_numbers(model.named_parameters(), ref.source)
     device = pick_device(device)
     if device.startswith("cuda") and dtype == "float32":
@@ -161,15 +150,3 @@ def _check_offsets(ref: ModelRef, tokenizer: PreTrainedTokenizerFast) -> None:
             f"the tokenizer of {ref.source} gives offsets that do not cover a plain text in order",
             "use a model whose tokenizer.json keeps offsets; this one's normalizer or model loses them",
         )
-
-
-def _code_remedy(ref: ModelRef, folder: Path) -> str:
-    if ref.trust_remote_code or not (folder / "config.json").is_file():
-        return ""
-    own_code = "auto_map" in (folder / "config.json").read_text(encoding="utf-8")
-    return "read the code that the model ships and, if you trust it, set trust_remote_code" if own_code else ""
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__

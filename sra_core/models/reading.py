@@ -8,17 +8,35 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sra_core.config import ModelRef
 from sra_core.errors import ModelError
 from sra_core.models.bars import no_progress_bars
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["read_weights"]
+__all__ = ["code_remedy", "first_line", "read_model", "read_weights"]
 
 logger = logging.getLogger(__name__)
 
 _SHOWN = 4  # names in a message
+
+
+def read_model(folder: Path, ref: ModelRef, **options: Any) -> PreTrainedModel:
+    """The model of a folder in transformers' format, as `read_weights`; whatever else fails is told for the reference.
+
+    Raises:
+        ModelError: as `read_weights`; or transformers cannot load it.
+    """
+    try:
+        return read_weights(folder, ref.source, trust_remote_code=ref.trust_remote_code, **options)
+    except ModelError:
+        raise
+    except Exception as error:  # any kind: wrong class, torn file, missing code; the message carries the cause
+        raise ModelError(
+            f"{ref.source} is no causal language model that transformers can load: {first_line(error)}",
+            code_remedy(ref, folder) or "give a decoder-only model with its config.json and safetensors weights",
+        ) from error
 
 
 def read_weights(folder: Path, name: str, **options: Any) -> PreTrainedModel:
@@ -72,6 +90,19 @@ def _without_report() -> Iterator[None]:
 
 def _is_no_report(record: logging.LogRecord) -> bool:
     return "LOAD REPORT" not in record.getMessage()
+
+
+def code_remedy(ref: ModelRef, folder: Path) -> str:
+    """What to do where a model ships code that is not trusted; empty where it ships none."""
+    if ref.trust_remote_code or not (folder / "config.json").is_file():
+        return ""
+    own_code = "auto_map" in (folder / "config.json").read_text(encoding="utf-8")
+    return "read the code that the model ships and, if you trust it, set trust_remote_code" if own_code else ""
+
+
+def first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
 
 
 def _some(names: Collection[str]) -> str:

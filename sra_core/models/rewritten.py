@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -15,7 +14,7 @@ from sra_core.errors import ModelError
 from sra_core.models.bars import no_progress_bars
 from sra_core.models.cache import made_once, remembered, slug
 from sra_core.models.convert import file_sha256
-from sra_core.models.folders import ADAPTER_FILES, check_folder, weight_files
+from sra_core.models.folders import ADAPTER_FILES, check_folder, load_pickled, weight_files, without_adapter
 from sra_core.models.reading import read_weights
 
 __all__ = ["PICKLED", "rewritten"]
@@ -58,7 +57,6 @@ def _texts(folder: Path) -> list[Path]:
 
 def _unpickle(folder: Path, files: list[Path], target: Path, ref: ModelRef) -> None:
     """Write the tensors of pickled files, one safetensors file each, with their index."""
-    import torch
     from safetensors.torch import save_file
 
     check_folder(folder, ref)
@@ -66,17 +64,7 @@ def _unpickle(folder: Path, files: list[Path], target: Path, ref: ModelRef) -> N
         shutil.copyfile(path, target / path.name)
     names: dict[str, str] = {}
     for number, path in enumerate(files, 1):
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # of unpickling anything may come
-            raise ModelError(
-                f"{path} holds more than tensors, or is cut short: torch's weights_only refuses it",
-                "use a revision with safetensors, or another model",
-            ) from error
-        if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-            raise ModelError(
-                f"{path} holds no plain state dict of tensors", "give the folder that save_pretrained wrote"
-            )
+        state = load_pickled(path, "cpu")
         name = "model.safetensors" if len(files) == 1 else f"model-{number:05}-of-{len(files):05}.safetensors"
         # Tied weights share their memory, which safetensors refuses: each name gets its own.
         tensors = {key: value.contiguous().clone() for key, value in state.items()}
@@ -94,12 +82,7 @@ def _merge(folder: Path, target: Path, ref: ModelRef) -> None:
     import torch
     from peft import PeftModel
 
-    with tempfile.TemporaryDirectory(prefix="base-", dir=target) as work:
-        base = Path(work) / folder.name
-        base.mkdir()
-        for path in folder.iterdir():
-            if path.is_file() and path.name not in ADAPTER_FILES:
-                (base / path.name).symlink_to(path.resolve())
+    with without_adapter(folder) as base:
         plain = rewritten(base, ref)
         try:
             options = {"dtype": torch.float32, "use_safetensors": True, "trust_remote_code": ref.trust_remote_code}

@@ -24,7 +24,7 @@ from sra_core.alignment import AlignedExample, AlignmentAudit, render_html
 from sra_core.cache import Holdings
 from sra_core.config import ModelRef, ObjectiveConfig, RunConfig, TrainingConfig
 from sra_core.corpus import Corpus, Example, Rejected
-from sra_core.doctor import doubtful_teacher
+from sra_core.doctor import check_layers, check_models, doubtful_teacher
 from sra_core.errors import DataError, SraError
 from sra_core.models import (
     TeacherCapture,
@@ -109,9 +109,13 @@ def plan_run(config: RunConfig, samples: int = SAMPLE) -> Plan:
         samples: Examples to look at.
 
     Raises:
+        ModelError: A model that a run cannot use: told in seconds, before the corpus is read.
+        ConfigError: A layer that teacher or student do not have.
         DataError: The corpus has no example that can be used.
     """
     config = settled(config)
+    check_models(config)
+    check_layers(config)
     quiet_libraries()
     doubt = doubtful_teacher(config)
     plan, libraries = Plan(warnings=[doubt] if doubt else []), psutil.Process().memory_info().rss

@@ -16,12 +16,14 @@ from huggingface_hub import HfApi
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from sra_core import stages
 from sra_core.config import ModelRef, RunConfig
 from sra_core.config.load import load_config
 from sra_core.doctor import check_models, examine
 from sra_core.errors import ModelError, TokenizerError
 from sra_core.models import check_model, check_tokenizer, load_model, load_tokenizer, model_identity, resolve
 from sra_core.models.gguf import header_digest
+from sra_core.plan import plan_run
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 123456\n"
 
@@ -80,6 +82,11 @@ def sharded_with_a_lost_shard(folder: Path) -> None:
 
 def index_that_promises_more(folder: Path) -> None:
     names = dict.fromkeys([*load_file(folder / "model.safetensors"), "model.more"], "model.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": names}))
+
+
+def index_without_metadata(folder: Path) -> None:
+    names = dict.fromkeys(load_file(folder / "model.safetensors"), "model.safetensors")
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
 
 
@@ -122,6 +129,7 @@ FOLDERS: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "no index": (sharded_without_index, "holds model-00001-of-00002.safetensors and no index of its 2 files", "again"),
     "lost shard": (sharded_with_a_lost_shard, "lacks weight files: model-00001-of-", "again"),
     "index": (index_that_promises_more, "lacks model.more, which model.safetensors.index.json says it holds", "again"),
+    "index alone": (index_without_metadata, "index.json has no metadata", 'add "metadata": {}'),
     "pointer": (
         lambda folder: (folder / "model.safetensors").write_text(POINTER),
         "model.safetensors is a Git LFS pointer",
@@ -171,6 +179,26 @@ FOLDERS: dict[str, tuple[Callable[[Path], object], str, str]] = {
         r"holds an encoder-decoder \(bart\)",
         "give a decoder-only model",
     ),
+    "encoder-decoder that leaves it to its class": (
+        lambda folder: edit(folder, model_type="mbart"),
+        r"holds an encoder-decoder \(mbart\)",
+        "give a decoder-only model",
+    ),
+    "encoder": (
+        lambda folder: edit(folder, model_type="roberta", architectures=None),
+        r"holds an encoder \(roberta\), whose tokens look at later ones",
+        "give a decoder-only model",
+    ),
+    "encoder of another family": (
+        lambda folder: edit(folder, model_type="cpmant", architectures=["CpmAntForCausalLM"]),
+        r"holds an encoder \(cpmant\)",
+        "give a decoder-only model",
+    ),
+    "fields of another kind": (
+        lambda folder: edit(folder, num_hidden_layers="two"),
+        "transformers refuses the config.json of .*num_hidden_layers",
+        "correct it",
+    ),
     "classifier": (
         lambda folder: edit(folder, architectures=["LlamaForSequenceClassification"]),
         r"no causal language model \(LlamaForSequenceClassification\)",
@@ -189,6 +217,45 @@ def test_a_folder_is_refused_for_its_own_cause(kind: str, folder: Path, monkeypa
             check_model(reference(folder))
     with pytest.raises(ModelError, match=problem):
         load_model(reference(folder))
+
+
+LOST = "model.layers.1.mlp.up_proj.weight"
+STATES: dict[str, tuple[Callable[[dict[str, Any]], dict[str, Any]], str]] = {
+    "one is missing": (lambda kept: {k: v for k, v in kept.items() if k != LOST}, f"lack 1 tensors .*: {LOST}"),
+    "a wrapper's prefix": (
+        lambda kept: {f"module.{k}": v for k, v in kept.items()},
+        r"lack 21 tensors .*; 21 tensors .* are no part of Llama.*: module.lm_head",
+    ),
+    "the base model alone": (
+        lambda kept: {k.removeprefix("model."): v for k, v in kept.items() if k != "lm_head.weight"},
+        "lack 1 tensors of LlamaForCausalLM, which would be random numbers: lm_head.weight",
+    ),
+    "another shape": (lambda kept: kept | {LOST: torch.ones(3)}, rf"not shaped as .*: {LOST} is \(3,\)"),
+}
+
+
+@pytest.mark.parametrize("form", ["safetensors", "pickled", "with an adapter"])
+@pytest.mark.parametrize("kind", STATES)
+def test_tensors_that_the_files_lack_are_told_from_headers(kind: str, form: str, folder: Path) -> None:
+    spoil, problem = STATES[kind]
+    if form == "with an adapter":
+        with_adapter(folder, 0.1)
+    save_file(spoil(load_file(folder / "model.safetensors")), folder / "model.safetensors", {"format": "pt"})
+    if form == "pickled":
+        pickled(folder)
+    with pytest.raises(ModelError, match=problem):
+        check_model(reference(folder, allow_pickle=True))
+
+
+@pytest.mark.parametrize("model", ["gpt2", "gemma3_text", "mixtral"])
+def test_what_the_files_leave_to_the_model_is_not_missing(model: str) -> None:
+    """Tied heads, and experts that are stored one by one."""
+    check_model(ModelRef(source=f"random:{model}"))
+
+
+def test_random_models_are_looked_at_too() -> None:
+    with pytest.raises(ModelError, match=r"holds an encoder \(bert\)"):
+        check_model(ModelRef(source="random:bert"))
 
 
 def test_a_whole_folder_passes_and_is_not_looked_at_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,7 +298,7 @@ def test_pickled_shards(folder: Path) -> None:
         file = f"pytorch_model-0000{number}-of-00002.bin"
         torch.save({name: state[name] for name in part}, folder / file)
         files |= dict.fromkeys(part, file)
-    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": files}))
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"metadata": {}, "weight_map": files}))
     model = load_model(reference(folder, allow_pickle=True))
     assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in state.items())
 
@@ -479,8 +546,6 @@ def smoke(tmp_path: Path, **parts: Any) -> RunConfig:
 
 
 def test_a_run_is_refused_before_it_prepares(folder: Path, tmp_path: Path) -> None:
-    from sra_core import stages
-
     not_numbers(folder)
     config = smoke(tmp_path, student={"source": str(folder)})
     with pytest.raises(ModelError, match="NaN"):
@@ -491,3 +556,19 @@ def test_a_run_is_refused_before_it_prepares(folder: Path, tmp_path: Path) -> No
     assert bad[0].startswith("student: ")
     assert "NaN" in bad[0]
     check_models(smoke(tmp_path))
+
+
+@pytest.mark.parametrize("side", ["teacher", "student"])
+@pytest.mark.parametrize(("model_type", "kind"), [("roberta", "encoder"), ("bart", "encoder-decoder")])
+def test_models_that_are_no_decoders_are_refused_everywhere(
+    model_type: str, kind: str, side: str, folder: Path, tmp_path: Path
+) -> None:
+    edit(folder, model_type=model_type, architectures=None)
+    config = smoke(tmp_path, **{side: {"source": str(folder)}})
+    bad = [finding.text for finding in examine(config) if finding.level == "bad"]
+    assert len(bad) == 1
+    assert f"holds an {kind} (" in bad[0]
+    for refused in (stages.run, plan_run):
+        with pytest.raises(ModelError, match=rf"holds an {kind} \("):
+            refused(config)
+    assert not (tmp_path / "store" / "prepared").exists()
