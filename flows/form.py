@@ -162,7 +162,9 @@ def _short(dotted: str) -> Any:
     box = next((each for each in schema.get("anyOf", ()) if each["type"] != "null"), schema)
     shown = {name: value for name, value in box.items() if name not in ("default", "fingerprint")}
     shown["description"] = f"`{dotted}`: {field.description}"
-    return Annotated[field.annotation | MISSING | None, WithJsonSchema({**shown, **_WITHOUT_SECRETS})]
+    if shown["type"] == "string" and "enum" not in shown:
+        shown |= _WITHOUT_SECRETS
+    return Annotated[field.annotation | MISSING | None, WithJsonSchema(shown)]
 
 
 def own_name(name: str | None) -> str | None:
