@@ -538,7 +538,7 @@ def main(arguments: list[str] | None = None) -> int:
         report(settings)
         _say(f"logs in {settings.home}; trigger a run at {settings.prefect_url}/deployments")
         if settings.prefect_database is None:
-            _say("on SQLite, which serves a few people; for a team set SERVICES_PREFECT_DATABASE (docs/operations.md)")
+            _say("on SQLite, which answers triggers that overlap with 503; teams take PostgreSQL (docs/operations.md)")
     return 0
 
 

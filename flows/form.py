@@ -15,6 +15,7 @@ from pydantic import MISSING, TypeAdapter, WithJsonSchema
 from sra_core.config import MAIN_FIELDS, RunConfig, merged, nested
 from sra_core.config.load import load_config, recipe_names
 from sra_core.config.reference import field_of
+from sra_core.config.secrets import NO_SECRETS
 
 __all__ = ["NO_RECIPE", "asks_for_config", "described", "own_name", "settle"]
 
@@ -26,6 +27,9 @@ EMPTY = (None, "", MISSING)
 _PINS = {"teacher": ("revision", "sha256"), "student": ("revision", "sha256"), "corpus": ("revision", "subset")}
 """What belongs to one source and makes no sense for another."""
 
+_WITHOUT_SECRETS = {"if": {}, "then": NO_SECRETS}
+"""Prefect keeps the parameters even of a run that fails at once: secrets are refused before there is a run. (The form
+draws no box for what stands under `then`.)"""
 _GREEK = (
     "alpha|beta|gamma|delta|epsilon|zeta|eta|theta|iota|kappa|lambda|mu|nu|xi|omicron|pi|rho|sigma|tau|upsilon|phi|chi|"
     "psi|omega"
@@ -52,6 +56,7 @@ Overrides = Annotated[
         dict[str, Any],
         'Any other field by its dotted name (docs/reference.md lists them), such as `{"distill.warmup": 0.2, '
         '"evaluate.generate": 50}`. Wins over everything else.',
+        **_WITHOUT_SECRETS,
     ),
 ]
 
@@ -74,6 +79,7 @@ class _Sections:
             "description": 'Sections of the run config as JSON, such as `{"distill": {"lora": {"rank": 8}}}`: a whole '
             "config of an earlier run, say. Wins over the recipe; the fields above win over it.",
             "patternProperties": {f"^{name}$": part for name, part in parts.items()},
+            **_WITHOUT_SECRETS,
         }
 
 
@@ -156,6 +162,8 @@ def _short(dotted: str) -> Any:
     box = next((each for each in schema.get("anyOf", ()) if each["type"] != "null"), schema)
     shown = {name: value for name, value in box.items() if name not in ("default", "fingerprint")}
     shown["description"] = f"`{dotted}`: {field.description}"
+    if shown["type"] == "string" and "enum" not in shown:
+        shown |= _WITHOUT_SECRETS
     return Annotated[field.annotation | MISSING | None, WithJsonSchema(shown)]
 
 

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from sra_core.errors import ConfigError
 
-__all__ = ["KNOWN_SHAPES", "MASK", "SECRET_NAME", "SECRET_QUERY", "USER_INFO", "refuse_secrets"]
+__all__ = ["KNOWN_SHAPES", "MASK", "NO_SECRETS", "SECRET_NAME", "SECRET_QUERY", "USER_INFO", "refuse_secrets"]
 
 MASK = "***"
 SECRET_NAME = re.compile(
@@ -25,6 +25,35 @@ SECRET_QUERY = re.compile(
 KNOWN_SHAPES = re.compile(r"\b(hf_[A-Za-z0-9]{16,}|AKIA[A-Z0-9]{16}|gh[pousr]_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_\-]{20,})")
 _LOGIN = re.compile(rf"(?<=://){_PASSWORD}|(?<=http://)[^/\s@]+@|(?<=https://)[^/\s@]+@")
 """User names alone belong to some addresses: abfs://container@account."""
+_SECRETS = (_LOGIN, SECRET_QUERY, KNOWN_SHAPES)
+
+
+def _as_word(pattern: re.Pattern[str]) -> str:
+    return f"(?{'i' if pattern.flags & re.IGNORECASE else ''}:{pattern.pattern})"
+
+
+_EXPECTED = {"const": "text without a password, key or token (set it as a variable of the worker)"}
+"""What a validator says of a secret; other ways to refuse would repeat it."""
+NO_SECRETS = {
+    "$id": "urn:sra:no-secrets",
+    "$dynamicAnchor": "value",
+    "if": {"type": "string", "pattern": "|".join(map(_as_word, _SECRETS))},
+    "then": _EXPECTED,
+    "items": {"$dynamicRef": "#value"},
+    "patternProperties": {
+        "": {"$dynamicRef": "#value"},
+        _as_word(SECRET_NAME): {"$dynamicRef": "#secret"},
+    },
+    "$defs": {
+        "secret": {
+            "$dynamicAnchor": "secret",
+            "if": {"type": "string", "minLength": 1},
+            "then": _EXPECTED,
+            "items": {"$dynamicRef": "#secret"},
+        },
+    },
+}
+"""JSON schema of values in which `refuse_secrets` finds nothing. (Plain references would be taken for pydantic's own.)"""
 _INSTEAD = {
     "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
     "gs": "GOOGLE_APPLICATION_CREDENTIALS",
@@ -62,7 +91,7 @@ def refuse_secrets(values: Any, field: tuple[str, ...] = ()) -> None:
 def _is_secret(name: str, text: str) -> bool:
     if text and SECRET_NAME.search(name):
         return True
-    return any(pattern.search(text) for pattern in (_LOGIN, SECRET_QUERY, KNOWN_SHAPES))
+    return any(pattern.search(text) for pattern in _SECRETS)
 
 
 def _instead(field: tuple[str, ...], text: str) -> str:

@@ -18,6 +18,7 @@ from sra_core.config import LoraConfig, RunConfig
 from sra_core.config.load import load_config, recipe_names
 from sra_core.config.reference import field_of
 from sra_core.errors import AlignmentError, ConfigError, DataError, ModelError, ShardError, StorageError, TrainingError
+from tests.config.test_secrets import ORDINARY, SECRETS
 
 FLOWS = [
     prepare.prepare,
@@ -164,6 +165,32 @@ def test_bad_values_are_refused_when_a_run_is_triggered() -> None:
     assert _errors(benchmark.benchmark, config={"bench": {"seeds": [1]}}) == ""
     whole = load_config("paper").model_dump(mode="json", exclude={"bench"})
     assert _errors(pipeline.pipeline, recipe="smoke", config=whole, seed=None, epochs=2) == ""
+
+
+def _dotted(values: dict[str, Any]) -> dict[str, Any]:
+    ((section, part),) = values.items()
+    return {f"{section}.{name}": value for name, value in part.items()} if isinstance(part, dict) else values
+
+
+@pytest.mark.parametrize("values", [values for values, _, _ in SECRETS])
+def test_secrets_are_refused_when_a_run_is_triggered_and_not_repeated(values: dict[str, Any]) -> None:
+    for parameters in ({"config": values}, {"overrides": _dotted(values)}, {"overrides": values}):
+        refused = _errors(pipeline.pipeline, **parameters)
+        assert "text without a password, key or token" in refused
+        assert not any(secret in refused for secret in ("SE/CR", "ET@", "pw@", "ghtoken", "sig=", "abc", "hf_A"))
+
+
+def test_a_secret_is_refused_in_the_fields_shown_by_themselves() -> None:
+    for flow in FLOWS:
+        for name in ("name", "teacher", "student", "corpus"):
+            assert f"$.{name} 'text without" in _errors(flow, **{name: "https://ann:pw@host/x"})
+            assert _errors(flow, **{name: "https://host/x"}) == ""
+
+
+@pytest.mark.parametrize("values", ORDINARY)
+def test_ordinary_values_are_taken_when_a_run_is_triggered(values: dict[str, Any]) -> None:
+    for parameters in ({"config": values}, {"overrides": _dotted(values)}):
+        assert _errors(pipeline.pipeline, **parameters) == ""
 
 
 def test_empty_fields_reach_the_work_as_the_recipe(monkeypatch: pytest.MonkeyPatch) -> None:

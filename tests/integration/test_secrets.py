@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import stat
 import subprocess
 import sys
@@ -45,16 +44,20 @@ def test_planted_secrets_stay_where_they_were_planted(
             "corpus.source": "https://ann:planted@host/texts.jsonl",
             "distill.deepspeed": {"wandb": {"api_key": "planted"}},
         }
-        runs = [stack.trigger("prepare", recipe="smoke", overrides={name: text}) for name, text in refused.items()]
+        deployment = stack.deployment("prepare")["id"]
+        for name, text in refused.items():
+            section, _, field = name.partition(".")
+            inside = {section: {field: text} if field else text}
+            for sent in ({"overrides": {name: text}}, {"config": inside}, {"overrides": inside}):
+                answer = stack.prefect.post(f"/deployments/{deployment}/create_flow_run", json={"parameters": sent})
+                assert answer.status_code == 409, "refused before there is a run that would keep it"
+                assert name.split(".")[0] in answer.text
+                assert "set it as a variable of the worker" in answer.text
+                assert PLANTED not in answer.text
         away = stack.trigger("prepare", recipe="smoke", overrides={"corpus.source": "ann/none"})
         stack.wait(good, "COMPLETED", seconds=300)
-        for flow_run, name in zip(runs, refused, strict=True):
-            stack.wait(flow_run, "FAILED", seconds=300)
-            message = stack.flow_run(flow_run)["state"]["message"]
-            assert name in message
-            assert re.search("set (the variable|[A-Z_]+)", message), "it says what to use instead"
         stack.wait(away, "FAILED", seconds=300)
-        everything = _seen_in_prefect(stack, [good, away, *runs])
+        everything = _seen_in_prefect(stack)
         assert PLANTED not in everything
         assert PLANTED not in json.dumps([stack.runs(), stack.post("/automations/filter")])
         listed = [" ".join(process.info["cmdline"] or []) for process in psutil.process_iter(["cmdline"])]
@@ -63,14 +66,12 @@ def test_planted_secrets_stay_where_they_were_planted(
         assert PLANTED not in place.read_text(errors="replace"), place
 
 
-def _seen_in_prefect(stack: Stack, flow_runs: list[str]) -> str:
-    """States, logs, artifacts and tasks; what a person typed into the form is theirs to see."""
+def _seen_in_prefect(stack: Stack) -> str:
+    """All flow runs with their parameters, states, logs, artifacts and tasks."""
     seen = []
-    for flow_run in flow_runs:
-        run = stack.flow_run(flow_run)
-        states = stack.prefect.get("/flow_run_states/", params={"flow_run_id": flow_run}).json()
-        seen += [run["state"], run["name"], run["labels"], states]
-        seen += [stack.log(flow_run), stack.artifacts(flow_run), stack.task_runs(flow_run)]
+    for run in stack.post("/flow_runs/filter"):
+        seen += [run, stack.prefect.get("/flow_run_states/", params={"flow_run_id": run["id"]}).json()]
+        seen += [stack.log(run["id"]), stack.artifacts(run["id"]), stack.task_runs(run["id"])]
     return json.dumps(seen)
 
 
