@@ -138,9 +138,10 @@ class PrefectWatcher(Watcher):
         if not begins and done < total and now - self._shown < _EVERY:
             return
         self._shown = now
-        left = f", {duration((total - done) / rate)} left" if rate and done < total else ""
-        count = f"{done} of {total} {unit}" if total else f"{done} {unit}"
-        text = f"{count}, {rate:.3g} a second{left}" + (f", {escape_markdown(note)}" if note else "")
+        parts = [f"{done} of {total} {unit}" if total else f"{done} {unit}"]
+        parts += [f"{rate:.3g} a second"] if rate else []
+        parts += [f"{duration((total - done) / rate)} left"] if rate and done < total else []
+        text = ", ".join([*parts, escape_markdown(note)] if note else parts)
         self._endless = "" if total else text
         percent = 100.0 * done / total if total else 0.0
         self._write("progress", "progress", percent, text)

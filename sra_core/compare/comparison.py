@@ -267,7 +267,7 @@ def _shared(metric: str, systems: dict[str, ModelScores]) -> _Scored | None:
 def _metric_result(
     metric: Metric, scored: _Scored, pairs: Sequence[tuple[str, str]], resamples: int, seed: int
 ) -> MetricResult:
-    pairs = [pair for pair in pairs if all(name in scored.values for name in pair)]
+    pairs = [pair for pair in pairs if scored.values.keys() >= set(pair)]
     strata = scored.strata
     options: dict[str, Any] = {"resamples": resamples, "seed": seed}
     return MetricResult(

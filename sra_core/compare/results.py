@@ -274,16 +274,18 @@ NAMED = 3
 
 def _differences(runs: Sequence[EvaluatedRun]) -> list[list[str]]:
     """The settings of each run that are not the same in all of these, as ``geometry=0``."""
-    names = list(dict.fromkeys(name for run in runs for name in run.lineage))
-    differing = [name for name in names if len({run.lineage.get(name) for run in runs}) > 1]
+    values: dict[str, set[str | None]] = {}
+    for name in dict.fromkeys(name for run in runs for name in run.lineage):
+        values[name] = {run.lineage.get(name) for run in runs}
+    differing = [name for name, found in values.items() if len(found) > 1]
     settings = [name for name in differing if not name.startswith("version of ")][:NAMED]
     leaves = [name.rpartition(".")[2].rpartition(": ")[2] for name in settings]
     told = [leaf if leaves.count(leaf) == 1 else name for name, leaf in zip(settings, leaves, strict=True)]
-    found = []
+    differences = []
     for run in runs:
-        values = [run.lineage.get(name, "none") for name in settings]
-        found.append([f"{name}={value}" for name, value in zip(told, values, strict=True)])
-    return found
+        own = [run.lineage.get(name, "none") for name in settings]
+        differences.append([f"{name}={value}" for name, value in zip(told, own, strict=True)])
+    return differences
 
 
 def _read_scores(folder: Path, system: str, datasets: list[str]) -> ModelScores | None:

@@ -65,7 +65,7 @@ def test_a_student_starts_with_the_end_of_its_answers(
 def test_a_teacher_is_adapted_and_scored_with_it(folder: Path, tmp_path: Path) -> None:
     config = config_of(folder)
     config.evaluate.device, config.cache.compute_dtype = "cpu", "float32"
-    adapt._save_initial(config, tmp_path / "initial")
+    adapt._named_teacher(config).save_pretrained(tmp_path / "initial")
     end = load_tokenizer(config.teacher).convert_tokens_to_ids("<|im_end|>")
     assert end in GenerationConfig.from_pretrained(tmp_path / "initial").eos_token_id
     nothing: Any = None

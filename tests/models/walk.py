@@ -92,9 +92,9 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     }
     | {"linear_head_dim": 8, "linear_num_heads": HEADS, "qk_head_dim": 16},
     "cohere_compass_text": {
-        "rope_parameters": dict.fromkeys(
-            ("full_attention", "sliding_attention"), {"rope_type": "default", "rope_theta": 10000.0}
-        )
+        "rope_parameters": {
+            kind: {"rope_type": "default", "rope_theta": 10000.0} for kind in ("full_attention", "sliding_attention")
+        }
     },
     "dots1": {"n_shared_experts": 1},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
