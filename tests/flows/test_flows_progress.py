@@ -80,7 +80,7 @@ def test_a_new_phase_begins_a_new_count_and_no_rate_is_negative(
     ):
         watch.progress(done, total, unit)
     told = [text for _, text in _progress(artifacts)]
-    assert told[1] == "0 of 2 answers, 0 a second"
+    assert told[1] == "0 of 2 answers"
     assert len(told) == 5
     assert not any("-" in text for text in told)
 
