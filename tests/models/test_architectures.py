@@ -1,7 +1,8 @@
 """What becomes of each architecture, pinned: run exactly in which way, or refused with which words.
 
 `ARCHITECTURES=write pytest -m slow tests/models/test_architectures.py` walks all of transformers' causal-LM mapping and
-writes the pins and the table of docs/models.md anew; architectures that can't be built tiny are left out.
+writes the pins and the table of docs/models.md anew; architectures that can't be built tiny are left out, and those
+that `walk.LEFT_OUT` names with its reasons.
 """
 
 from __future__ import annotations

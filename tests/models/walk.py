@@ -46,9 +46,17 @@ SIZES: dict[str, int] = {
 }
 
 
+LEFT_OUT = {
+    "falcon_h1": "its tiny model does not come to an end",
+    "kimi_linear": "its plain implementation takes a minute",
+    "xlm": "it stays too large for a test",
+}
+
+
 def names() -> list[str]:
-    """Model types of the mapping, in order."""
-    return sorted(name for name, kind in CONFIG_MAPPING.items() if kind in MODEL_FOR_CAUSAL_LM_MAPPING)
+    """Model types of the mapping that can be walked, in order."""
+    known = (name for name, kind in CONFIG_MAPPING.items() if kind in MODEL_FOR_CAUSAL_LM_MAPPING)
+    return sorted(set(known) - set(LEFT_OUT))
 
 
 def shrunk(values: dict[str, Any]) -> dict[str, Any]:
@@ -79,6 +87,8 @@ def shrunk(values: dict[str, Any]) -> dict[str, Any]:
 ASKED = ("head_dim", "n_routed_experts", "num_experts_per_tok", "num_key_value_heads")  # unset in some configs
 
 _MLA = {"num_key_value_heads": HEADS, "head_dim": 8}  # one key a head, whose rotary part alone `head_dim` names
+_ROPE = {"rope_type": "default", "rope_theta": 10000.0}
+_CONVOLUTIONS = {"layer_types": ["conv", "full_attention"] * 2}
 _MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 8}
 _SHARED = {"num_kv_shared_layers": 2, "layer_types": ["sliding_attention", "full_attention"] * 2}
 OVERRIDES: dict[str, dict[str, Any]] = {
@@ -91,36 +101,22 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "mlp_layer_types": ["dense"] * 4,
     }
     | {"linear_head_dim": 8, "linear_num_heads": HEADS, "qk_head_dim": 16},
-    "cohere_compass_text": {
-        "rope_parameters": {
-            kind: {"rope_type": "default", "rope_theta": 10000.0} for kind in ("full_attention", "sliding_attention")
-        }
-    },
+    "cohere_compass_text": {"rope_parameters": {"full_attention": _ROPE, "sliding_attention": _ROPE}},
     "dots1": {"n_shared_experts": 1},
-    "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
+    "lfm2": _CONVOLUTIONS,
+    "lfm2_moe": _CONVOLUTIONS,
     "longcat_flash": _MLA | {"qk_head_dim": 16, "expert_ffn_hidden_size": 16, "zero_expert_num": 2},
     "gemma4_text": {"hidden_size_per_layer_input": 8},
-    "reformer": {"is_decoder": True},
     "xlnet": {"d_head": WIDTH // HEADS},
     "xmod": {"default_language": "en_XX"},
-    "qwen4_exp_text": {"num_experts": 4, "num_experts_per_tok": 2},
     "bamba": _MAMBA | {"attn_layer_indices": [1]},
     "granitemoehybrid": _MAMBA | {"layer_types": ["mamba", "attention"] * 2},
     "mamba2": {"num_heads": 8, "head_dim": 8, "n_groups": 1},
-    "zamba2": {
-        "n_mamba_heads": 8,
-        "mamba_headdim": 8,
-        "attention_hidden_size": 2 * WIDTH,
-        "attention_head_dim": 2 * WIDTH // HEADS,
-        "layers_block_type": ["mamba", "hybrid"] * 2,
-    },
     "gemma3n_text": _SHARED
     | {"hidden_size_per_layer_input": 8, "laurel_rank": 4, "intermediate_size": [64] * 4}
     | {"activation_sparsity_pattern": [0.0] * 4, "vocab_size_per_layer_input": VOCABULARY},
     **dict.fromkeys(("axk2", "deepseek_v32", "glm_moe_dsa"), _MLA | {"index_topk": 8, "index_n_heads": 2}),
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
-    "dory": {"n_input_layers": 1, "n_recurrent_layers": 2, "n_output_layers": 1}
-    | {"layer_types": ["sliding_attention", "mlp", "full_attention", "mlp"]},
     "phi3": {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 1.0}},
 }
 
