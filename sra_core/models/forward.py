@@ -115,7 +115,7 @@ def mapped_states(
     for text in input_ids.split(starts.diff().tolist()):
         whole = torch.tensor([0, len(text)], device=text.device)
         parts.append(_states(model, text, Texts.of(whole, len(text), len(text)), wanted, False, attention))
-    hidden, weights = {}, {}
+    hidden, weights = dict[int, Tensor](), dict[int, Tensor]()
     for layer in wanted:
         hidden[layer] = torch.cat([part.hidden[layer] for part in parts])
         weights[layer] = torch.cat([part.weights[layer] for part in parts])
