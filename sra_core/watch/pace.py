@@ -23,4 +23,5 @@ class Pace:
             self._phase, self._first = (total, unit), (done, now)
         self._last = done
         count, seconds = done - self._first[0], now - self._first[1]
-        return (count / seconds if count and seconds > 0 else 0.0), begins
+        # What arrives at once was done before it was told, such as the steps of a training that was resumed at its end.
+        return (count / seconds if count and seconds > 0.01 else 0.0), begins
