@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import logging
+import time
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,9 @@ def test_with_a_known_end_it_says_how_much_is_left(artifacts: Artifacts, monkeyp
     watch = watcher.PrefectWatcher()
     watch.begin("distill", "f", RunConfig(), "plan", reused=False)
     watch.progress(0, 40, "steps")
+    watch.progress(10, 40, "steps")
+    assert _progress(artifacts)[-1][1] == "10 of 40 steps", "what arrives at once has no rate"
+    time.sleep(0.02)
     watch.progress(10, 40, "steps", "loss 2")
     percent, text = _progress(artifacts)[-1]
     assert percent == 25.0
