@@ -31,7 +31,7 @@ def alone(stack: Stack) -> dict[str, Any]:
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "dropped" not in done.stdout + done.stderr
-    (run,) = [run for run in stack.runs() if run["name"] == "alone prepare"]
+    (run,) = [run for run in stack.runs() if run["name"] == "smoke · sra · seed 77 · alone · prepare"]
     return run
 
 
