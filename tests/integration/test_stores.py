@@ -52,7 +52,9 @@ def test_the_server_shows_what_a_command_line_run_kept(stack: Stack, alone: dict
 def test_the_ui_takes_a_free_port_shows_what_the_server_kept_and_ends_whole(
     stack: Stack, alone: dict[str, Any]
 ) -> None:
-    (served,) = [run for run in stack.runs() if run["name"] == "smoke · sra · seed 0 · prepare" and "reused" not in run["tags"]][:1]
+    (served,) = [
+        run for run in stack.runs() if run["name"] == "smoke · sra · seed 0 · prepare" and "reused" not in run["tags"]
+    ][:1]
     with socket.socket() as taken:
         taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
