@@ -43,7 +43,7 @@ WAYS = ("sra", "sft", "gold")
 
 
 def settled(options: argparse.Namespace) -> RunConfig:
-    """The recipe in float32, its teacher's states kept so that any objective finds them."""
+    """The recipe in float32, without tracking."""
     changes: dict[str, Any] = {"tracking": {"enabled": False}, "distill": {"precision": "float32"}}
     if options.store:
         changes["store"] = options.store

@@ -62,7 +62,7 @@ class SpanMap:
         return SpanMap(self.teacher[first:], self.student[first:], self.chars[first:])
 
     def shifted(self, teacher: int, student: int, chars: int = 0) -> SpanMap:
-        """The same spans moved by so many tokens on each side, and characters."""
+        """The same spans moved by so many tokens on each side, and their cuts by so much in the unit of ``chars``."""
         moved = np.int32(teacher), np.int32(student), np.int32(chars)
         return SpanMap(self.teacher + moved[0], self.student + moved[1], self.chars + moved[2])
 

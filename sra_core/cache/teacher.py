@@ -10,7 +10,7 @@ from sra_core.models import TeacherCapture, choose_layout, load_model, pick_devi
 from sra_core.models.forward import compile_layers
 from sra_core.shards import StageFolder
 
-__all__ = ["load_teacher", "make_capture"]
+__all__ = ["capture_of", "load_teacher", "make_capture"]
 
 
 def load_teacher(config: RunConfig, device: str | None = None) -> Any:
@@ -24,7 +24,11 @@ def load_teacher(config: RunConfig, device: str | None = None) -> Any:
 
 def make_capture(config: RunConfig, folder: StageFolder, model: Any) -> TeacherCapture:
     """The capture that fills a cache folder."""
-    holds = Holdings.model_validate(folder.identity["holds"])
+    return capture_of(config, Holdings.model_validate(folder.identity["holds"]), model)
+
+
+def capture_of(config: RunConfig, holds: Holdings, model: Any) -> TeacherCapture:
+    """The capture that makes what a cache is to hold."""
     return TeacherCapture(
         model,
         holds.layers,

@@ -21,13 +21,12 @@ import torch
 from numpy.typing import NDArray
 
 from sra_core.alignment import AlignedExample, AlignmentAudit, render_html
-from sra_core.cache import Holdings
+from sra_core.cache import Holdings, capture_of
 from sra_core.config import ModelRef, ObjectiveConfig, RunConfig, TrainingConfig
 from sra_core.corpus import Corpus, Example, Rejected
 from sra_core.doctor import check_layers, check_models, doubtful_teacher
 from sra_core.errors import DataError, SraError
 from sra_core.models import (
-    TeacherCapture,
     build_student,
     choose_layout,
     layer_count,
@@ -255,14 +254,7 @@ def _plan_cache(config: RunConfig, plan: Plan, sample: _Sample, folder: Path) ->
     choose_layout(model, config.layout, config.alignment.max_length)
     loading = time.perf_counter() - started
     holds, head = Holdings.of(config), lm_head(model)
-    run = TeacherCapture(
-        model,
-        holds.layers,
-        config.cache.tokens_per_batch,
-        weighted_pooling=holds.pooling == "attention",
-        token_states=holds.tokens,
-        attention=holds.pooling != "unweighted",
-    )
+    run = capture_of(config, holds, model)
     timed = _calibration(sample.rows)
     run(timed[:1])
     started = time.perf_counter()

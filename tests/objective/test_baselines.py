@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sra_core.config import ObjectiveConfig
 from sra_core.errors import AlignmentError, ConfigError
-from sra_core.objective import TeacherNeeds, build_objective, chunks, student_layers, teacher_needs
+from sra_core.objective import TeacherNeeds, build_objective, student_layers, teacher_needs
 from sra_core.objective.alm import binary_kl
 from sra_core.objective.divergences import DIVERGENCES
 from sra_core.objective.mined import align_tokens, edit_distances
@@ -44,12 +44,6 @@ def check(world: World, terms: dict[str, Tensor], expected: dict[str, Tensor], l
         assert value.abs() > 1e-6, f"{name} tests nothing"
         assert_same(terms[name], value, leaves)
     assert_same(terms["loss"], 0.3 * terms["ce"] + 0.7 * sum(expected.values()), leaves)
-
-
-@pytest.fixture(params=[1 << 22, 40], ids=["one chunk", "small chunks"])
-def at_once(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chunks, "LOGITS_AT_ONCE", request.param)
-    monkeypatch.setattr(chunks, "ROWS_AT_LEAST", 1)
 
 
 @pytest.mark.usefixtures("at_once")

@@ -7,7 +7,7 @@ import torch
 
 from sra_core.config import ObjectiveConfig
 from sra_core.errors import ConfigError
-from sra_core.objective import TeacherNeeds, build_objective, chunks, teacher_needs
+from sra_core.objective import TeacherNeeds, build_objective, teacher_needs
 from tests.objective import plain_span_baselines as plain
 from tests.objective.make import NARROW, World, assert_same, make
 
@@ -18,12 +18,6 @@ WORLDS: list[dict[str, Any]] = [{}, {"seed": 9, "bias": True, "softcap": 3.0}, {
 def terms_of(world: World, name: str, **settings: Any) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     objective = build_objective(ObjectiveConfig(name=name, alpha=0.3, **settings), world.context).double()
     return objective(world.batch, world.student), world.leaves
-
-
-@pytest.fixture(params=[1 << 22, 40], ids=["one chunk", "small chunks"])
-def at_once(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chunks, "LOGITS_AT_ONCE", request.param)
-    monkeypatch.setattr(chunks, "ROWS_AT_LEAST", 1)
 
 
 @pytest.mark.usefixtures("at_once")
