@@ -18,9 +18,11 @@ from sra_core.models import (
     load_model,
     load_tokenizer,
     resolve_layer,
+    train_tokenizer,
 )
-from sra_core.objective import build_objective, student_layers
+from sra_core.objective import Head, ObjectiveContext, build_objective, student_layers
 from sra_core.shards import Manifest, PreparedSet, TeacherSet
+from sra_core.shards.prepared import STUDENT_TOKENIZER, TEACHER_TOKENIZER
 from sra_core.training.context import distill_data, objective_context, student_in_teacher
 from sra_core.training.module import DistillModule
 from sra_core.watch import Watcher
@@ -113,6 +115,48 @@ def test_xtoken_reads_student_tokens_as_the_teacher_writes_them(across: tuple[Ru
         torch.testing.assert_close(table[token], expected / expected.sum())
         told += 1
     assert told > 50
+
+
+def test_xtoken_weighs_the_pieces_of_a_token_by_halves(tmp_path: Path) -> None:
+    """A teacher that knows bytes alone: the token for `abc` stands for three of its tokens, longer ones for four."""
+    own, teacher = train_tokenizer(["abcde abcde"] * 9, 300), train_tokenizer([], 257)
+    own.save_pretrained(tmp_path / STUDENT_TOKENIZER)
+    teacher.save_pretrained(tmp_path / TEACHER_TOKENIZER)
+    none = torch.empty(0, dtype=torch.long)
+    head = Head(torch.zeros(len(teacher), 2))
+    context = ObjectiveContext([], 2, 2, None, none, none, teacher_full_head=head)
+    table = student_in_teacher(tmp_path, context, len(own)).to_dense()
+    words = set(own.get_vocab().values()) - set(own.all_special_ids)
+    longest = max(words, key=lambda token: len(own.decode([token])))
+    pieces = teacher(own.decode([longest]), add_special_tokens=False)["input_ids"]
+    assert len(pieces) > 4
+    assert table[longest, pieces[:4]].tolist() == pytest.approx([8 / 15, 4 / 15, 2 / 15, 1 / 15])
+    assert table[longest].count_nonzero() == 4
+
+
+def test_spans_of_several_tokens_are_left_out_where_that_is_asked_for(across: tuple[RunConfig, Manifest]) -> None:
+    config, prepared = named(across[0], "sra"), across[1]
+    cache = serving(config, prepared)
+    whole, some = (
+        distill_data(
+            config.model_copy(update={"objective": config.objective.model_copy(update={"spans": spans})}),
+            PreparedSet(prepared, "train"),
+            TeacherSet(cache, "train"),
+            context_layers(cache),
+        ).batch(range(7), 0)
+        for spans in ("all", "one_to_one")
+    )
+    single, number = [], 0
+    for row in list(PreparedSet(prepared, "train"))[:7]:
+        for teacher, student in zip(row.teacher_spans.tolist(), row.student_spans.tolist(), strict=True):
+            single += [number] if teacher[1] - teacher[0] == student[1] - student[0] == 1 else []
+            number += 1
+    assert 0 < len(single) < number == len(whole.span_text)
+    assert some.span_range.tolist() == whole.span_range[single].tolist()
+    assert some.span_text.tolist() == whole.span_text[single].tolist()
+    for layer, spans in some.teacher.items():
+        torch.testing.assert_close(spans.centers, whole.teacher[layer].centers[single])
+        torch.testing.assert_close(spans.mass, whole.teacher[layer].mass[single])
 
 
 @pytest.mark.parametrize("name", [*ACROSS, *SAME])

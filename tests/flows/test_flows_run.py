@@ -24,7 +24,8 @@ from flows import common, retries
 from flows.distill import distill
 from flows.pipeline import pipeline
 from sra_core.config import RunConfig
-from sra_core.errors import ConfigError, ShardError
+from sra_core.doctor import check_layers, check_models
+from sra_core.errors import ConfigError, ShardError, SraError
 from sra_core.run import Run
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
@@ -252,6 +253,20 @@ def test_a_missing_tool_of_evaluation_stops_the_flow_before_its_first_stage(
     stub_stages.missing = [ConfigError("lm-eval is not installed", "install it")]
     with pytest.raises(ConfigError, match="install it"):
         pipeline("smoke", overrides=settings)
+    assert stub_stages.calls == []
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [({"objective.layers": [[9, 2]]}, "9"), ({"student.source": "/no/such/model"}, "/no/such/model")],
+)
+def test_a_wrong_layer_or_model_stops_the_flow_before_its_first_stage(
+    stub_stages: Any, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch, wrong: dict[str, Any], message: str
+) -> None:
+    monkeypatch.setattr(common, "check_models", check_models)
+    monkeypatch.setattr(common, "check_layers", check_layers)
+    with pytest.raises(SraError, match=message):
+        pipeline("smoke", overrides={**settings, **wrong})
     assert stub_stages.calls == []
 
 

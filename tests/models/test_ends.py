@@ -15,7 +15,7 @@ from sra_core.config import DistillConfig, ModelRef, RunConfig, StudentConfig, T
 from sra_core.config.load import load_config
 from sra_core.evaluate.contenders import Scoring
 from sra_core.evaluate.generation import stop_tokens
-from sra_core.models import answer_ends, build_student, load_tokenizer, train_tokenizer
+from sra_core.models import answer_ends, bits_per_byte, build_student, load_model, load_tokenizer, train_tokenizer
 from sra_core.shards import PreparedSet
 from sra_core.training import export_model
 from sra_core.watch import Watcher
@@ -95,3 +95,20 @@ def test_prepared_examples_end_so_and_it_is_told(folder: Path, tmp_path: Path) -
         assert tokenizer.decode(row.teacher_ids[row.teacher_response :]) == "An apple.<|im_end|>"
     line = "answers end with <|im_end|>, as its chat template writes; texts with <|endoftext|>"
     assert [each for each in told.lines if line in each] == [f"teacher: {line}", f"student: {line}"]
+
+
+def test_what_the_teacher_knows_leaves_the_end_of_answers_out(folder: Path, tmp_path: Path) -> None:
+    """The token that ends a turn stands for no bytes: counting it made the teacher look worse than it is."""
+    data = tmp_path / "talk.jsonl"
+    data.write_text("".join(f'{{"instruction": "Name fruit {k}.", "response": "Apple {k}."}}\n' for k in range(60)))
+    parts = {"source": str(folder), "template": "chat"}
+    settings = {"store": str(tmp_path), "corpus": {"source": str(data)}, "teacher": parts}
+    layers = {"objective": {"layers": [[2, 2]]}, "tracking": {"enabled": False}}
+    config = load_config("smoke", {**settings, **layers, "student": {**parts, "tokenizer": "source"}})
+    made = stages.prepare(config)
+    found = stages.cache(config).metrics["cache/teacher_bits_per_byte"]
+    rows, model = list(PreparedSet(made, "validation")), load_model(config.teacher)
+    end = load_tokenizer(config.teacher).convert_tokens_to_ids("<|im_end|>")
+    assert len(rows) <= 16
+    assert found == pytest.approx(bits_per_byte(model, rows, "teacher", eos_token_id=end), rel=1e-4)
+    assert found != pytest.approx(bits_per_byte(model, rows, "teacher", eos_token_id=0), rel=1e-4)
