@@ -7,9 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sra_core.compare import teacher_lead
 from sra_core.config import ModelRef, RunConfig, TeacherConfig, hashed
-from sra_core.models import choose_layout, known_before, load_model, load_tokenizer, model_identity, pick_device
+from sra_core.models import load_model, load_tokenizer, model_identity, pick_device
 from sra_core.run import Run
 from sra_core.shards import SCHEMA_VERSION, STUDENT, Manifest, StageFolder
 from sra_core.shards.prepared import STUDENT_TOKENIZER
@@ -104,6 +103,9 @@ def distill_student(
 
 def _lead(job: Job, upstream: Sequence[Manifest], watch: Watcher) -> dict[str, float]:
     """What the teacher of the cache knows more than the student as it starts: told, and kept as metrics."""
+    from sra_core.compare import teacher_lead
+    from sra_core.models import choose_layout, known_before  # torch: a finished run is told in seconds without it
+
     cache = next((manifest for manifest in upstream if manifest.stage == "cache"), None)
     prepared = next(manifest for manifest in upstream if manifest.stage == "prepare")
     if cache is None or job.training.zero_stage == 3:

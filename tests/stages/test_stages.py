@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -232,3 +234,15 @@ def test_scores_of_another_model_are_not_reused(own_store: RunConfig) -> None:
     wrong = table.set_column(table.schema.get_field_index("nats"), "nats", pa.array([1.0] * len(table)))
     pq.write_table(wrong.replace_schema_metadata({b"sra": b"another model"}), path)
     assert stages.evaluate(own_store).metrics == before.metrics
+
+
+def test_a_finished_run_loads_neither_torch_nor_transformers(smoke_run: SmokeRun) -> None:
+    """It is told in seconds: what a stage computes with is imported where it computes."""
+    code = (
+        "import sys; from sra_core import stages; from sra_core.config.load import load_config; "
+        "done = stages.run(load_config('smoke', {'store': sys.argv[1], 'tracking': {'enabled': False}})); "
+        "print(*sorted({'torch', 'transformers', 'datasets'} & set(sys.modules)), len(done))"
+    )
+    command = [sys.executable, "-c", code, str(smoke_run.store)]
+    told = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert told.stdout.split() == [str(len(smoke_run.results))]
