@@ -35,7 +35,7 @@ def identity(run: Run) -> dict[str, Any]:
         "prepared": run.fingerprint("prepare"),
         "teacher": model_identity(config.teacher),
         "adapt": {name: value for name, value in hashed(config.adapt).items() if name != "enabled"},
-        "seed": config.seed,
+        "seed": config.adapt.seed,
     }
 
 
@@ -56,7 +56,7 @@ def adapt_teacher(config: RunConfig, prepared: Manifest, folder: StageFolder, wa
     quiet_libraries()
     work = folder.path / WORK
     job = Job(
-        config=config,
+        config=config.model_copy(update={"seed": config.adapt.seed}),
         prepared=Path(prepared.folder),
         teacher=None,
         initial=work / "initial",

@@ -194,6 +194,7 @@ def bench_quality(
     """Train and score every variant with every seed; run it again, or beside itself, to go on with what is missing."""
     from sra_core import stages
     from sra_core.bench import Bench, BenchLines, bench_report, listing, markdown, run_cells, terminal
+    from sra_core.plan import stage_seconds
     from sra_core.watch.mlflow import benchmark_run
 
     config = _config(recipe, settings)
@@ -207,6 +208,7 @@ def bench_quality(
             lambda stage, run, tracked, name: stages.STAGES[stage](run, _watcher(run.config, tracked)),
             parent,
             BenchLines(),
+            stage_seconds,
         )
         found = bench_report(grid, _watcher(config, parent), parent)
         for part in terminal(found):

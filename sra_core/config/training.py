@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from sra_core.config.part import AUTO, DType, Part, runtime
+from sra_core.config.part import AUTO, DType, Part, runtime, where_set
 
 __all__ = ["AdaptConfig", "DistillConfig", "LoraConfig", "TrainingConfig"]
 
@@ -129,6 +129,10 @@ class AdaptConfig(TrainingConfig):
     """Fine-tuning of the teacher on the corpus before its states are captured, as the paper does."""
 
     enabled: bool = Field(False, description="Adapt the teacher first (`sra adapt`); off takes it as it is.")
+    seed: int = where_set(
+        0,
+        "Seed of the adaptation. Not the run's own: students of several seeds learn from one teacher, adapted and captured once.",
+    )
     epochs: float = Field(3.0, gt=0, description="Passes over the training examples.")
     learning_rate: float = Field(1e-4, gt=0, description="Peak learning rate of the teacher.")
     min_learning_rate: float = Field(1e-6, ge=0, description="Floor of the cosine schedule.")

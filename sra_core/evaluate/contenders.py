@@ -233,7 +233,7 @@ class Scoring:
         from sra_core.evaluate.tasks import score_tasks
 
         settings = self.config.evaluate
-        asked = [settings.lm_eval, settings.lm_eval_folder, settings.lm_eval_limit]
+        asked = [settings.lm_eval, settings.lm_eval_chat, settings.lm_eval_folder, settings.lm_eval_limit]
         self.watch.message(f"{TITLES[contender.name]}: lm-eval {', '.join(settings.lm_eval)}")
         make = lambda: score_tasks(*self._model(contender), settings)  # noqa: E731
         return self._table(TASKS.format(contender.name), contender, asked, make)

@@ -65,10 +65,11 @@ from sra_core.training.context import distill_data, objective_context
 from sra_core.training.module import DistillModule
 from sra_core.watch import Watcher
 
-__all__ = ["SAMPLE", "plan_run"]
+__all__ = ["SAMPLE", "plan_run", "stage_seconds"]
 
 SAMPLE = 200
 """Examples that a plan looks at."""
+_FEW = 48
 _CALIBRATION_TOKENS = 4096  # teacher tokens of the timed capture
 _SPLITS = ("train", "validation", "test")
 _ADAM_BYTES = 16  # of a trained parameter: weight, gradient and two moments, all float32
@@ -137,6 +138,11 @@ def plan_run(config: RunConfig, samples: int = SAMPLE) -> Plan:
         plan.memory[stage] += libraries if device == "cpu" else 0
     _compare(config, plan)
     return plan
+
+
+def stage_seconds(config: RunConfig) -> dict[str, float]:
+    """Seconds of the stages that run a model, from fewer examples than a plan looks at: a guess for a grid of runs."""
+    return plan_run(config, samples=_FEW).seconds
 
 
 def _shards(config: RunConfig, examples: float) -> int:
