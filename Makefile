@@ -42,6 +42,7 @@ test: $(TOOLS)  ## Run the tests (no network beyond set-up; no GPU)
 	@echo "Next: \`make test-all\` adds the tests that start servers and kill processes; \`make demo\` shows the main job."
 
 test-all: $(TOOLS)  ## Run every test, the slow ones and those with real servers too
+	$(call step,Installing the evaluation harness,$(INSTALL) --editable '.[dev,lm-eval]')
 	$(call step,Running every test,$(BIN)/python -m pytest -q -n $(WORKERS) -m 'not gpu')
 
 lint: $(TOOLS)  ## Check style and types
