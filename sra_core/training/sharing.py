@@ -29,10 +29,10 @@ def numbers_that_fit(examples: int, processes: int, size: int, forward: int | No
     shares = examples // (forward or 1)
     if shares % processes:
         fitting = ", ".join(str(number) for number in range(1, shares + 1) if shares % number == 0)
-        return f"{processes} processes cannot share the {examples} examples of a step equally; these can: {fitting}"
+        return f"choose processes among {fitting}, which can share the {examples} examples of a step equally"
     share = examples // processes
     batch = forward or max(number for number in range(1, min(size, share) + 1) if share % number == 0)
-    return f"with processes {processes} set batch_size to {batch} and accumulation to {share // batch}"
+    return f"set processes to {processes}, batch_size to {batch} and accumulation to {share // batch}"
 
 
 def refuse_other_numbers(training: TrainingConfig, part: str, environment: Mapping[str, str] = os.environ) -> None:

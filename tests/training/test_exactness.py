@@ -186,7 +186,7 @@ def test_a_kill_while_a_checkpoint_is_converted_leaves_it_whole(tmp_path: Path) 
     [
         (
             {},
-            "a step would take 8 examples, not 4.*with processes 2 set batch_size to 2 and accumulation to 1; or train",
+            "a step would take 8 examples, not 4.*set processes to 2, batch_size to 2 and accumulation to 1; or train",
         ),
         ({"zero_stage": 3}, "under ZeRO 3 each process keeps its part of every parameter"),
     ],

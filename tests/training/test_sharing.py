@@ -46,12 +46,12 @@ def test_where_terms_are_means_over_a_forward_its_examples_are_named_too() -> No
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        ((16, 2, 16), "with processes 2 set batch_size to 8 and accumulation to 1"),
-        ((16, 1, 4), "with processes 1 set batch_size to 4 and accumulation to 4"),
-        ((24, 2, 5), "with processes 2 set batch_size to 4 and accumulation to 3"),
-        ((16, 2, 16, 4), "with processes 2 set batch_size to 4 and accumulation to 2"),
-        ((12, 5, 4), "5 processes cannot share the 12 examples of a step equally; these can: 1, 2, 3, 4, 6, 12"),
-        ((12, 4, 4, 6), "4 processes cannot share the 12 examples of a step equally; these can: 1, 2"),
+        ((16, 2, 16), "set processes to 2, batch_size to 8 and accumulation to 1"),
+        ((16, 1, 4), "set processes to 1, batch_size to 4 and accumulation to 4"),
+        ((24, 2, 5), "set processes to 2, batch_size to 4 and accumulation to 3"),
+        ((16, 2, 16, 4), "set processes to 2, batch_size to 4 and accumulation to 2"),
+        ((12, 5, 4), "choose processes among 1, 2, 3, 4, 6, 12, which can share the 12 examples of a step equally"),
+        ((12, 4, 4, 6), "choose processes among 1, 2, which can share the 12 examples of a step equally"),
     ],
 )
 def test_the_numbers_that_fit_are_named(arguments: tuple[int, ...], told: str) -> None:
@@ -66,7 +66,7 @@ def test_torchrun_has_to_start_as_many_as_the_config_says() -> None:
         ConfigError, match=r"started 4 .* distill.processes is 2: .* take 32 examples, not 16"
     ) as caught:
         refuse_other_numbers(training, "distill", {**TORCHRUN, "WORLD_SIZE": "4"})
-    assert caught.value.remedy == "with processes 4 set batch_size to 4 and accumulation to 1"
+    assert caught.value.remedy == "set processes to 4, batch_size to 4 and accumulation to 1"
 
 
 def job_of(store: Path, name: str, saved: bool = False, **distill: Any) -> Job:
@@ -99,7 +99,7 @@ def test_starting_over_for_other_processes_alone_is_refused(tmp_path: Path) -> N
         "with 1 it would be 4, another training"
     )
     assert caught.value.remedy == (
-        "to go on with it, with processes 1 set batch_size to 4 and accumulation to 2; "
+        "to go on with it, set processes to 1, batch_size to 4 and accumulation to 2; "
         f"to start over, delete {stopped.folder}"
     )
     with StoreLock(stopped.folder.parent):
