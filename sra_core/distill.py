@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sra_core.config import ModelRef, RunConfig, TeacherConfig, hashed
+from sra_core.config import ModelRef, RunConfig, TeacherConfig, hashed, hashed_steps
 from sra_core.models import load_model, load_tokenizer, model_identity, pick_device
+from sra_core.objective import teacher_needs
 from sra_core.run import Run
 from sra_core.shards import SCHEMA_VERSION, STUDENT, Manifest, StageFolder
 from sra_core.shards.prepared import STUDENT_TOKENIZER
@@ -44,7 +45,8 @@ def identity(run: Run) -> dict[str, Any]:
         **{stage: run.fingerprint(stage) for stage in run.trained_from},
         "student": {**hashed(config.student), "source": model_identity(config.student_origin)},
         "objective": hashed(config.objective),
-        "distill": hashed(config.distill),
+        # Objectives that compare tokens take means over the tokens of a forward, the others over texts.
+        "distill": hashed_steps(config.distill, per_forward=teacher_needs(config.objective).token_states),
         "seed": config.seed,
     }
 
@@ -65,7 +67,16 @@ def distill_student(
         TrainingError: Training stopped; its checkpoints stay for the next try.
     """
     from sra_core.models import initial_student
-    from sra_core.training import WORK, Job, launch, quiet_libraries, read_history, start_projectors, step_costs
+    from sra_core.training import (
+        WORK,
+        Job,
+        launch,
+        quiet_libraries,
+        read_history,
+        refuse_other_steps,
+        start_projectors,
+        step_costs,
+    )
 
     quiet_libraries()
     results = {manifest.stage: Path(manifest.folder) for manifest in upstream}
@@ -78,11 +89,12 @@ def distill_student(
         initial=work / "initial",
         folder=work,
     )
+    refuse_other_steps(job)
     job.keep_initial(lambda: initial_student(config.model_copy(update={"teacher": teacher}), prepared)[0])
     lead = _lead(job, upstream, watch)
     starts = start_projectors(job, watch)
     result = dict(launch(job, watch))
-    layout = result.pop("layout")
+    notes = {name: result.pop(name) for name in ("layout", "processes")}
     written = _export(job, upstream, result, folder.path)
     shutil.copyfile(job.history, folder.path / HISTORY)
     history = read_history(job.history)
@@ -95,7 +107,7 @@ def distill_student(
             for name, value in {**result, **lead, **starts.metrics, **step_costs(history), **_cosines(history)}.items()
             if value is not None
         },
-        notes={"layout": layout, **starts.notes},
+        notes={**notes, **starts.notes},
     )
     folder.remove(WORK)
     return manifest

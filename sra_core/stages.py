@@ -62,11 +62,12 @@ def adapt(config: RunConfig | Run, watch: Watcher | None = None) -> Manifest:
         ManifestMismatch: The prepared examples of this config are missing.
         TrainingError: Training stopped; running again resumes from the last checkpoint.
     """
-    from sra_core.training import join_stage
+    from sra_core.training import join_stage, refuse_other_numbers
 
     run, watch = Run.of(config), watch or Watcher()
     if not run.config.adapt.enabled:
         raise ConfigError("the teacher is not to be adapted", "set adapt.enabled")
+    refuse_other_numbers(run.config.adapt, "adapt")
     prepared = run.result("prepare")
     folder = run.folder("adapt")
     join_stage(folder)
@@ -119,9 +120,10 @@ def distill(config: RunConfig | Run, watch: Watcher | None = None) -> Manifest:
         ManifestMismatch: The prepared examples or the cache of this config are missing.
         TrainingError: Training stopped; running again resumes from the last checkpoint.
     """
-    from sra_core.training import join_stage
+    from sra_core.training import join_stage, refuse_other_numbers
 
     run, watch = Run.of(config), watch or Watcher()
+    refuse_other_numbers(run.config.distill, "distill")
     upstream = [run.result(stage) for stage in run.trained_from]
     folder = run.folder("distill")
     join_stage(folder)

@@ -6,9 +6,9 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from sra_core.config.part import AUTO, DType, Part, runtime, where_set
+from sra_core.config.part import AUTO, DType, Part, hashed, runtime, where_set
 
-__all__ = ["AdaptConfig", "DistillConfig", "LoraConfig", "TrainingConfig"]
+__all__ = ["AdaptConfig", "DistillConfig", "LoraConfig", "TrainingConfig", "hashed_steps"]
 
 
 class LoraConfig(Part):
@@ -36,10 +36,10 @@ class TrainingConfig(Part):
         description="Put examples of similar length into the same step. Saves padding where the model is run padded (`layout`); steps teach less: on the quickstart 0.08 bits a byte after as many of them.",
     )
     accumulation: int = Field(1, ge=1, description="Batches in one optimizer step.")
-    micro_batch: int | Literal["auto"] | None = Field(
+    micro_batch: int | Literal["auto"] | None = runtime(
         None,
+        "Unset takes the whole batch. A divisor of `batch_size` takes it in parts, `auto` halves it until memory suffices; the examples of a step stay the same.",
         title="Examples in one forward",
-        description="Unset takes the whole batch. A divisor of `batch_size` takes it in parts, `auto` halves it until memory suffices; the examples of a step stay the same.",
     )
     learning_rate: float = Field(5e-4, gt=0, description="Peak learning rate of the model.")
     min_learning_rate: float = Field(5e-6, ge=0, description="Floor of the cosine schedule.")
@@ -60,7 +60,11 @@ class TrainingConfig(Part):
         False,
         description="Keep the optimizer (under ZeRO 3 the parameters too) in the memory of the CPU; needs ZeRO 1 to 3.",
     )
-    processes: int = Field(1, ge=1, description="Training processes on each machine; one a GPU.")
+    processes: int = Field(
+        1,
+        ge=1,
+        description="Training processes, on all machines together; one a GPU. A step takes `batch_size` x `accumulation` x `processes` examples: where that stays the same, another number of processes goes on with the same training.",
+    )
     lora: LoraConfig | None = Field(None, description="Train adapters instead of all weights.")
     deepspeed: dict[str, Any] = Field({}, description="DeepSpeed settings merged over the ones made from this config.")
     validate_every: int = Field(50, ge=1, description="Steps between measurements of held-out bits per byte.")
@@ -92,6 +96,11 @@ class TrainingConfig(Part):
     compile: bool = runtime(
         False, "Compile the model's layers with torch.compile; the first steps then take minutes.", title="Compile"
     )
+
+    @property
+    def step_examples(self) -> int:
+        """Examples of one optimizer step, over all processes."""
+        return self.batch_size * self.accumulation * self.processes
 
     @model_validator(mode="after")
     def _micro_batch_divides(self) -> TrainingConfig:
@@ -146,3 +155,18 @@ class AdaptConfig(TrainingConfig):
         if not self.merge and self.lora is None:
             raise ValueError("merge: off keeps the adapter alone, and there is none; set adapt.lora or merge")
         return self
+
+
+def hashed_steps(training: TrainingConfig, *, per_forward: bool) -> dict[str, Any]:
+    """`hashed`, with a step as one process would take it: who shares its examples is no part of a result's name.
+
+    Args:
+        training: How to train.
+        per_forward: Whether terms are means over a forward: then its examples belong together, and their number is
+            part of the name.
+    """
+    together = training.step_examples
+    if per_forward:
+        together = training.micro_batch if isinstance(training.micro_batch, int) else training.batch_size
+    step = {"batch_size": together, "accumulation": training.step_examples // together}
+    return {**hashed(training), **step, "micro_batch": None, "processes": 1}

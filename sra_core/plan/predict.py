@@ -376,8 +376,7 @@ def _plan_steps(plan: Plan, stage: str, settings: TrainingConfig, module: Distil
     places = [np.arange(start, start + micro) % len(data.prepared) for start in range(0, 3 * micro, micro)]
     batches = [data.batch(place, 0).to(device) for place in places]
     step = _seconds(module, batches) * settings.accumulation * settings.batch_size / micro
-    size = settings.batch_size * settings.accumulation * settings.processes
-    steps = total_steps(settings, round(plan.counts["train"]), size)
+    steps = total_steps(settings, round(plan.counts["train"]), settings.step_examples)
     longest = max(len(batch.input_ids) for batch in batches)
     plan.seconds[stage] = steps * step
     plan.devices[stage], plan.memory[stage] = device.type, _training_memory(settings, module, longest)

@@ -91,8 +91,7 @@ def _fit(job: Job, module: DistillModule, watch: Watcher) -> list[Fit]:
     teacher = TeacherSet(read_manifest(job.teacher), "train") if job.teacher else None
     layers = load_head(job.teacher).layers if job.teacher else 0
     data = distill_data(job.config, prepared, teacher, layers, job.side)
-    size = training.batch_size * training.accumulation * training.processes
-    seen = total_steps(training, len(prepared), size) * size
+    seen = total_steps(training, len(prepared), training.step_examples) * training.step_examples
     count = min(len(prepared), MOST_TEXTS, max(FEWEST_TEXTS, round(_SHARE * seen)))
     order = np.random.default_rng(job.config.seed).permutation(len(prepared))[:count]
     batches = np.array_split(order, max(2, -(-count // training.batch_size)))

@@ -12,7 +12,7 @@ from sra_core.config import AdaptConfig, DistillConfig, RunConfig
 from sra_core.errors import ConfigError
 from sra_core.training import Job, deepspeed_settings
 from sra_core.training.module import parameter_groups
-from sra_core.training.runtime import make_optimizer
+from sra_core.training.runtime import make_optimizer, start_processes
 
 
 def settings(**fields: Any) -> dict[str, Any]:
@@ -140,3 +140,11 @@ def test_a_job_survives_its_file(tmp_path: Any) -> None:
     assert job.training is job.config.adapt
     assert job.objective.name == "sft"
     assert job.side == "teacher"
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    monkeypatch.setenv("LOCAL_RANK", "8")
+    with pytest.raises(ConfigError, match="training process 8 of this machine has no GPU: there are 8") as caught:
+        start_processes("cuda", "bfloat16")
+    assert caught.value.remedy.startswith("set processes to 8 here, or let torchrun")
