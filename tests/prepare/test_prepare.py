@@ -49,7 +49,7 @@ def digests(manifest: Manifest) -> dict[str, str]:
 def test_spans_are_those_of_the_response_retokenized(smoke_run: SmokeRun) -> None:
     """Read a shard back and align its texts anew with the tokenizers that lie beside it."""
     manifest = smoke_run.results["prepare"]
-    teacher, student = load_tokenizers(Path(manifest.folder))
+    teacher, student = load_tokenizers(smoke_run.config, Path(manifest.folder))
     checked = 0
     for row in PreparedSet(manifest, "train"):
         sides = []
@@ -162,7 +162,7 @@ def test_the_gate_stops_the_run_before_the_cache(smoke_run: SmokeRun) -> None:
 
 def test_truncation_keeps_both_sides_on_the_same_text(smoke_run: SmokeRun) -> None:
     manifest = smoke_run.results["prepare"]
-    tokenizers = load_tokenizers(Path(manifest.folder))
+    tokenizers = load_tokenizers(smoke_run.config, Path(manifest.folder))
     limits = smoke_run.config.alignment
     assert manifest.counts["truncated"] > 0
     for row in PreparedSet(manifest, "train"):
