@@ -12,7 +12,7 @@ from sra_core.config import ModelRef
 from sra_core.models.cache import remembered
 from sra_core.models.convert import file_sha256
 from sra_core.models.folders import read_json, weight_files
-from sra_core.models.loading import load_tokenizer
+from sra_core.models.loading import looked_at
 from sra_core.models.references import resolve
 from sra_core.models.rewritten import PICKLED
 
@@ -68,7 +68,8 @@ def tokenizer_identity_of(ref: ModelRef) -> dict[str, Any]:
     files = [path for path in folder.glob("*") if path.is_file() and path.suffix not in _WEIGHTS]
 
     def read() -> dict[str, Any]:
-        found = tokenizer_identity(load_tokenizer(ref))
+        with looked_at(ref) as tokenizer:
+            found = tokenizer_identity(tokenizer)
         settings = folder / "tokenizer_config.json"
         if ref.trust_remote_code and settings.is_file() and "auto_map" in read_json(settings):
             found["code"] = _code(folder)

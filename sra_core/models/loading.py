@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sra_core.alignment.tokens import refuse_random
 from sra_core.config import ModelRef
@@ -16,8 +19,9 @@ from sra_core.models.references import resolve
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-__all__ = ["load_model", "load_tokenizer", "pick_device"]
+__all__ = ["load_model", "load_tokenizer", "looked_at", "pick_device"]
 
+_spare: OrderedDict[str, Any] = OrderedDict()
 _PROBE = "Spans of a text, und noch mehr: 42.\n"
 
 
@@ -32,6 +36,9 @@ def load_tokenizer(ref: ModelRef) -> PreTrainedTokenizerFast:
     from transformers import AutoTokenizer
 
     folder = Path(resolve(ref, weights=False))
+    key = _state(ref, folder)
+    if (spare := _spare.pop(key, None)) is not None:
+        return spare
     refuse_pointers(folder)
     _require_tokenizer_files(ref, folder)
     _refuse_stand_in(ref, folder)
@@ -39,6 +46,8 @@ def load_tokenizer(ref: ModelRef) -> PreTrainedTokenizerFast:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=ref.trust_remote_code)
     except Exception as error:  # the loader raises whatever its backends raise; the folder is what the user can mend
         _refuse_unconverted(ref, folder, error)
+        if (folder / "tokenizer.json").is_file():
+            read_json(folder / "tokenizer.json")  # a torn one is told as such
         raise ModelError(
             f"{ref.source} holds no tokenizer that transformers can load: {first_line(error)}",
             code_remedy(ref, folder) or "add its tokenizer.json, or name another model's tokenizer",
@@ -58,6 +67,26 @@ def load_tokenizer(ref: ModelRef) -> PreTrainedTokenizerFast:
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+@contextmanager
+def looked_at(ref: ModelRef) -> Iterator[PreTrainedTokenizerFast]:
+    """A tokenizer for someone who only reads it, and leaves it to the next one who loads it: that takes a second.
+
+    Raises:
+        ModelError, TokenizerError: As `load_tokenizer`.
+    """
+    tokenizer = load_tokenizer(ref)
+    yield tokenizer
+    while len(_spare) > 1:  # the other side's may wait too
+        _spare.popitem(last=False)
+    _spare[_state(ref, Path(resolve(ref, weights=False)))] = tokenizer
+
+
+def _state(ref: ModelRef, folder: Path) -> str:
+    """What a loaded tokenizer depends on."""
+    files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in folder.iterdir() if path.is_file()]
+    return f"{folder.resolve()} {ref.trust_remote_code} {sorted(files)}"
 
 
 def load_model(ref: ModelRef, dtype: str = "float32", device: str = "cpu") -> PreTrainedModel:
@@ -111,9 +140,7 @@ def pick_device(name: str) -> str:
 
 def _require_tokenizer_files(ref: ModelRef, folder: Path) -> None:
     names = {path.name for path in folder.iterdir()}
-    if "tokenizer.json" in names:
-        read_json(folder / "tokenizer.json")
-    elif not names & {"vocab.json", "vocab.txt", "tokenizer_config.json"} and not _models(folder):
+    if not names & {"tokenizer.json", "vocab.json", "vocab.txt", "tokenizer_config.json"} and not _models(folder):
         raise ModelError(
             f"{ref.source} holds no tokenizer (tokenizer.json)",
             "copy the tokenizer's files of the model that it was trained from into the folder, or give that model",

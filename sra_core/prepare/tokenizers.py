@@ -32,7 +32,9 @@ def save_tokenizers(config: RunConfig, corpus: Corpus, folder: Path, watch: Watc
     if ref is None:
         watch.message(f"training the student's tokenizer ({config.student.vocabulary_size} entries)")
     student = _train_student_tokenizer(config, corpus) if ref is None else load_tokenizer(ref)
-    teacher = load_tokenizer(config.teacher)
+    place = {"source", "revision", "trust_remote_code"}
+    same = ref is not None and ref.model_dump(include=place) == config.teacher.model_dump(include=place)
+    teacher = student if same else load_tokenizer(config.teacher)
     require_embeddings(config.teacher, teacher, config.teacher.template == "chat")
     teacher.save_pretrained(folder / TEACHER_TOKENIZER)
     student.save_pretrained(folder / STUDENT_TOKENIZER)
