@@ -11,12 +11,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sra_core.config import ModelRef, RunConfig, hashed_steps
-from sra_core.models import load_model, load_tokenizer, model_identity, name_answer_end
+from sra_core.config import RunConfig, hashed_steps
+from sra_core.models import load_kept_tokenizer, load_model, load_tokenizer, model_identity, name_answer_end
 from sra_core.models.cache import made_once, slug
 from sra_core.run import Run
 from sra_core.shards import SCHEMA_VERSION, Manifest, StageFolder
-from sra_core.shards.prepared import TEACHER_TOKENIZER
 from sra_core.watch import Watcher
 
 __all__ = ["adapt_teacher", "identity", "with_adapted_teacher"]
@@ -122,7 +121,7 @@ def _export(job: Any, result: Mapping[str, Any], folder: Path) -> str:
 
     adapt = job.config.adapt
     trained = KeptWeights(job.weights, rank=0).path(int(result["best_step"]))
-    tokenizer = load_tokenizer(ModelRef(source=str(job.prepared / TEACHER_TOKENIZER)))
+    tokenizer = load_kept_tokenizer(job.config, job.prepared, "teacher")
     adapter = None if adapt.merge else folder / ADAPTER
     export_model(
         adapt,

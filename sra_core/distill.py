@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sra_core.config import ModelRef, RunConfig, TeacherConfig, hashed, hashed_steps
-from sra_core.models import load_model, load_tokenizer, model_identity, pick_device
+from sra_core.models import load_kept_tokenizer, load_model, model_identity, pick_device
 from sra_core.objective import teacher_needs
 from sra_core.run import Run
 from sra_core.shards import SCHEMA_VERSION, STUDENT, Manifest, StageFolder
-from sra_core.shards.prepared import STUDENT_TOKENIZER
 from sra_core.training import learning_curves
 from sra_core.watch import Watcher
 
@@ -122,9 +121,10 @@ def _lead(job: Job, upstream: Sequence[Manifest], watch: Watcher) -> dict[str, f
     prepared = next(manifest for manifest in upstream if manifest.stage == "prepare")
     if cache is None or job.training.zero_stage == 3:
         return {}
-    student = load_model(ModelRef(source=str(job.initial)), "float32", pick_device(job.training.device))
+    ref = ModelRef(source=str(job.initial), trust_remote_code=job.trusted)
+    student = load_model(ref, "float32", pick_device(job.training.device))
     choose_layout(student, job.config.layout)
-    known = known_before(student, prepared, "student")
+    known = known_before(job.config, student, prepared, "student")
     lead = teacher_lead(cache, known.nats, known.bytes) if known else None
     if lead is None:
         return {}
@@ -161,7 +161,7 @@ def _export(job: Job, upstream: Sequence[Manifest], result: Mapping[str, Any], f
 
     training = job.config.distill
     weights = KeptWeights(job.weights, rank=0)
-    tokenizer = load_tokenizer(ModelRef(source=str(job.prepared / STUDENT_TOKENIZER)))
+    tokenizer = load_kept_tokenizer(job.config, job.prepared, "student")
     card = model_card(job.config, upstream, result, read_history(job.history))
     adapter = folder / ADAPTER if training.keep_adapter and training.lora else None
     best = weights.path(int(result["best_step"]))

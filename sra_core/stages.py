@@ -180,15 +180,17 @@ def run(config: RunConfig | Run, watch: Watcher | None = None) -> dict[str, Mani
 
     Raises:
         ModelError: A model that cannot be used: found before anything runs, as are the following.
-        ConfigError: A layer that teacher or student do not have, or a tool of evaluation that is not installed.
+        ConfigError: A layer that teacher or student do not have, a device that this machine lacks, or a tool of
+            evaluation that is not installed.
         DataError: A data set of evaluation that cannot be read.
     """
-    from sra_core.doctor import check_datasets, check_layers, check_models, check_tools
+    from sra_core.doctor import check_datasets, check_devices, check_layers, check_models, check_tools
 
     settled = Run.of(config)
     check_models(settled.config)  # before the run is identified, which reads and converts whole models
     if not settled.finished:
         check_layers(settled.config)
+        check_devices(settled.config)
         check_tools(settled.config)
         check_datasets(settled.config)
     return {name: STAGES[name](settled, watch) for name in settled.stages}

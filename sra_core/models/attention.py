@@ -74,8 +74,15 @@ class FlatForward:
 
     def __init__(self, model: nn.Module, texts: Texts) -> None:
         self.texts = texts
+        self._elsewhere: dict[torch.device, Texts] = {}
         self.attended = 0
         self.implementations = _implementations(model, decoder_of(model).modules())
+
+    def texts_on(self, device: torch.device) -> Texts:
+        """The texts, for a layer on this device; moved once."""
+        if device not in self._elsewhere:
+            self._elsewhere[device] = self.texts.to(device)
+        return self._elsewhere[device]
 
     def __call__(self, function: Callable, *args: Any) -> Any:
         """``function(*args)`` in which texts are kept apart."""
@@ -254,7 +261,7 @@ class _Attention:
         kw: dict[str, Any],
     ) -> tuple[Tensor, None]:
         """Each of (1, heads, N, width) and more tokens that belong to no text; (1, N, heads, width) comes back."""
-        texts = forward.texts
+        texts = forward.texts_on(operands[0].device)
         forward.attended += 1
         tokens = operands[0].shape[2]
         if any(len(each) != 1 or each.shape[2] != tokens for each in operands) or kw.get("position_bias") is not None:

@@ -22,18 +22,19 @@ from numpy.typing import NDArray
 
 from sra_core.alignment import AlignedExample, AlignmentAudit, render_html
 from sra_core.cache import Holdings, capture_of
-from sra_core.config import ModelRef, ObjectiveConfig, RunConfig, TrainingConfig
+from sra_core.config import ObjectiveConfig, RunConfig, TrainingConfig
 from sra_core.corpus import Corpus, Example, Rejected
-from sra_core.doctor import check_layers, check_models, doubtful_teacher
+from sra_core.doctor import check_devices, check_layers, check_models, doubtful_teacher
 from sra_core.errors import DataError, SraError
 from sra_core.models import (
     build_student,
     choose_layout,
+    input_embeddings,
     layer_count,
     lm_head,
     load_head,
+    load_kept_tokenizer,
     load_model,
-    load_tokenizer,
     load_tokenizers,
     make_encoder,
     pick_device,
@@ -116,6 +117,7 @@ def plan_run(config: RunConfig, samples: int = SAMPLE) -> Plan:
     config = settled(config)
     check_models(config)
     check_layers(config)
+    check_devices(config)
     quiet_libraries()
     doubt = doubtful_teacher(config)
     plan, libraries = Plan(warnings=[doubt] if doubt else []), psutil.Process().memory_info().rss
@@ -185,7 +187,7 @@ def _take_sample(config: RunConfig, folder: Path, samples: int) -> _Sample:
 
 def _audit_bytes(config: RunConfig, folder: Path, encoded: Sequence[AlignedExample | Rejected]) -> int:
     """What the audit of the sample takes on disk; that of the whole corpus is hardly larger."""
-    tokenizers = load_tokenizers(folder)
+    tokenizers = load_tokenizers(config, folder)
     audit = AlignmentAudit(shared_tokens(config, folder))
     for item in encoded:
         if isinstance(item, AlignedExample):
@@ -255,7 +257,8 @@ def _prepared_parts(sample: _Sample) -> list[float]:
 
 def _plan_cache(config: RunConfig, plan: Plan, sample: _Sample, folder: Path) -> MemoryTeacher:
     """Returns the captured rows: those of the first examples of ``sample``, which is a training sample."""
-    device, started = pick_device(config.cache.device), time.perf_counter()
+    device, started = config.cache.device, time.perf_counter()
+    device = device if device == "spread" else pick_device(device)
     model = load_model(config.teacher, config.cache.compute_dtype, device)
     choose_layout(model, config.layout, config.alignment.max_length)
     loading = time.perf_counter() - started
@@ -275,7 +278,7 @@ def _plan_cache(config: RunConfig, plan: Plan, sample: _Sample, folder: Path) ->
         lambda rows: _teacher_size(config, holds, width, rows), kept, parts, sample, _shards(config, len(sample))
     )
     shared = shared_tokens(config, folder)
-    embedding = model.get_input_embeddings().weight if holds.tokens else None
+    embedding = input_embeddings(model) if holds.tokens else None
     files = save_head(folder, head, shared, layer_count(model), embedding)
     plan.bytes["cache"] += sum((folder / name).stat().st_size for name in files)
     return MemoryTeacher(kept)
@@ -353,7 +356,7 @@ def _plan_adaptation(config: RunConfig, plan: Plan, sample: _Sample, folder: Pat
 
 def _plan_training(config: RunConfig, plan: Plan, sample: _Sample, teacher: MemoryTeacher | None, folder: Path) -> None:
     settings, device = config.distill, pick_device(config.distill.device)
-    tokenizer = load_tokenizer(ModelRef(source=str(folder / STUDENT_TOKENIZER)))
+    tokenizer = load_kept_tokenizer(config, folder, "student")
     student = build_student(config, tokenizer, [row.prompt + row.response for row in sample.rows[:32]])
     plan.bytes["distill"] = _bytes_of(student) / 4 * _number(settings)
     plan.bytes["distill"] += _bytes_below(folder / STUDENT_TOKENIZER)

@@ -4,14 +4,14 @@ Nothing here loads torch or transformers on import, so a worker process is at wo
 """
 
 from sra_core.prepare.stage import AUDIT_PAGE, audit_of, identity, prepare_corpus, report_audit
-from sra_core.prepare.tokenizers import save_tokenizers, student_tokenizer_ref
+from sra_core.prepare.tokenizers import refuse_chat_without_template, save_tokenizers
 
 __all__ = [
     "AUDIT_PAGE",
     "audit_of",
     "identity",
     "prepare_corpus",
+    "refuse_chat_without_template",
     "report_audit",
     "save_tokenizers",
-    "student_tokenizer_ref",
 ]

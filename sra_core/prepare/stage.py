@@ -34,7 +34,7 @@ from sra_core.prepare.tasks import (
     hold_tools,
     save_tools,
 )
-from sra_core.prepare.tokenizers import save_tokenizers, student_tokenizer_ref, tell_templates
+from sra_core.prepare.tokenizers import save_tokenizers, tell_templates
 from sra_core.processes import Pool
 from sra_core.run import Run
 from sra_core.shards import SCHEMA_VERSION, Manifest, ShardEntry, StageFolder, atomic_write
@@ -73,7 +73,7 @@ class Prepared:
 def identity(run: Run) -> dict[str, Any]:
     """All that determines the bytes of prepared examples."""
     config = run.config
-    ref = student_tokenizer_ref(config)
+    ref = config.student_tokenizer_origin
     student = {"train": config.student.vocabulary_size} if ref is None else tokenizer_identity_of(ref)
     return {
         "schema": SCHEMA_VERSION,

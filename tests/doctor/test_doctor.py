@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,8 @@ import pytest
 
 from sra_core.config.load import load_config
 from sra_core.doctor import check_layers, check_tools, doubtful_teacher, examine
-from sra_core.errors import ConfigError
+from sra_core.errors import ConfigError, SraError
+from sra_core.plan import plan_run
 
 
 def test_a_config_that_can_run_has_nothing_bad(tmp_path: Path) -> None:
@@ -34,6 +37,49 @@ def test_what_a_run_would_fail_at_is_named(tmp_path: Path) -> None:
 def test_a_layer_that_a_model_lacks_is_refused_from_the_configs_alone(layers: list[list[int]], which: int) -> None:
     with pytest.raises(ConfigError, match=f"no layer {which} in a model of"):
         check_layers(load_config("smoke", {"objective": {"layers": layers}}))
+
+
+def rows(*responses: str) -> str:
+    return "".join(json.dumps({"instruction": "Say it.", "response": response}) + "\n" for response in responses)
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str | None, str]] = {
+    "no file": ({}, None, "no such file or folder"),
+    "no JSON": ({}, '{"instruction": "a"', "data.jsonl, line 1"),
+    "no row": ({}, "", "holds no rows"),
+    "no layout": ({}, '{"colour": "red", "size": 3}\n', "colour"),
+    "no response": ({}, rows("", " "), "holds no training example .*empty_response': 2"),
+    "no room": (
+        {"alignment": {"max_length": 8, "max_prompt": 4, "truncate": "drop"}},
+        rows("a long answer " * 9),
+        "none of the first 1 training examples",
+    ),
+    "no such column": ({"corpus": {"columns": {"response": "answer"}}}, rows("yes"), "answer"),
+    "no chat template": ({"student": {"template": "chat", "tokenizer": "train"}}, rows("yes"), "no chat template"),
+    "too few layers": ({"student": {"keep_layers": 99}}, rows("yes"), "cannot keep 99 of"),
+    "no layer to keep": ({"cache": {"layers": [99]}}, rows("yes"), "layer 99 in a model of .*cache.layers"),
+    "no such device": (
+        {"distill": {"device": "cuda:97"}},
+        rows("yes"),
+        r"distill\.device: there is no .*97",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_a_plan_refuses_the_doctor_refuses_too(name: str, tmp_path: Path) -> None:
+    changes, text, said = REFUSED[name]
+    data = tmp_path / "data.jsonl"
+    if text is not None:
+        data.write_text(text)
+    corpus = {"source": str(data), "validation_share": 0, "test_share": 0} | changes.get("corpus", {})
+    config = load_config("smoke", {**changes, "store": str(tmp_path / "store"), "corpus": corpus})
+    with pytest.raises(SraError):
+        plan_run(config, samples=4)
+    bad = [finding.text for finding in examine(config) if finding.level == "bad"]
+    assert len(bad) == 1
+    assert re.search(said, bad[0])
+    assert " -> " in bad[0]
 
 
 def test_a_tool_that_is_not_installed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -134,7 +134,7 @@ def test_what_there_is_to_learn_is_told_before_training_and_kept(own_store: RunC
         assert re.fullmatch(LEAD, line), "untrained both, but the teacher's longer tokens make fewer guesses a byte"
     rows = list(PreparedSet(run.result("prepare"), "validation"))
     prepared = Path(run.result("prepare").folder)
-    teacher, student = load_tokenizers(prepared)
+    teacher, student = load_tokenizers(own_store, prepared)
     start, _ = initial_student(own_store, run.result("prepare"))
     expected = {
         "teacher": bits_per_byte(load_model(own_store.teacher), rows, "teacher", eos_token_id=teacher.eos_token_id),
