@@ -1,0 +1,99 @@
+"""The picture of one prepared example's spans, shaded by the teacher's attention where a cache holds it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sra_core.alignment import draw_spans, spell_spans
+from sra_core.errors import ConfigError, SraError
+from sra_core.run import Run
+from sra_core.shards import Manifest, PreparedRow, PreparedSet, TeacherSet
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["check_figure", "example_figure", "write_figure"]
+
+_FORMATS = (".svg", ".png", ".pdf")
+_OPENING = 12
+"""Spans at the start of an example that say whether it is one to show."""
+
+
+def check_figure(path: Path) -> None:
+    """Refuse a figure that cannot be written, before anything runs for it.
+
+    Raises:
+        ConfigError: The name does not say a format that is known, or the folder is not there.
+    """
+    if path.suffix.lower() not in _FORMATS:
+        raise ConfigError(f"--figure {path}: not a picture's name", f"let it end in {', '.join(_FORMATS)}")
+    if not path.absolute().parent.is_dir():
+        raise ConfigError(f"--figure {path}: there is no such folder", "make the folder, or name another")
+
+
+def write_figure(figure: Figure, path: Path) -> None:
+    """Write a figure in the format that the name says; the same figure gives the same bytes."""
+    from matplotlib import rc_context
+
+    dated = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
+    with rc_context({"svg.hashsalt": "sra"}):
+        figure.savefig(path, dpi=200, metadata=dated.get(path.suffix.lower()))
+
+
+def example_figure(run: Run, example: str = "") -> Figure:
+    """Draw the spans of one prepared example.
+
+    Args:
+        run: A run whose prepare stage is done. Where its cache stage is done too, the spans of a training example are
+            shaded by their mass at the last layer that is kept.
+        example: Its id; empty takes the first training example that has a span of several tokens near its start.
+
+    Raises:
+        ConfigError: There is no such example.
+        ManifestMismatch: Nothing is prepared.
+    """
+    from sra_core.models import load_tokenizers
+
+    manifest = run.result("prepare")
+    split, place, row = _chosen(manifest, example)
+    tokenizers = load_tokenizers(Path(manifest.folder))
+    spans = spell_spans((row.teacher_ids, row.student_ids), (row.teacher_spans, row.student_spans), tokenizers)
+    return draw_spans(spans, _mass(run, place, row) if split == "train" else None)
+
+
+def _chosen(manifest: Manifest, example: str) -> tuple[str, int, PreparedRow]:
+    """Split, place in it and row of an example."""
+    first: tuple[str, int, PreparedRow] | None = None
+    for split in ("train", "validation", "test"):
+        for place, row in enumerate(PreparedSet(manifest, split)):
+            first = first or (split, place, row)
+            if row.id == example or (not example and _shows_a_join(row)):
+                return split, place, row
+    if example or first is None:
+        raise ConfigError(
+            f"--example {example!r}: no prepared example has this id",
+            "take one that `sra audit` names, such as a longest span's",
+        )
+    return first
+
+
+def _shows_a_join(row: PreparedRow) -> bool:
+    sizes = [np.diff(ranges[:_OPENING]) for ranges in (row.teacher_spans, row.student_spans)]
+    return bool(max(size.max() for size in sizes) > 1)
+
+
+def _mass(run: Run, place: int, row: PreparedRow) -> NDArray[np.float32] | None:
+    """(K,) masses of a training example at the last layer of the cache; None where there is no cache yet."""
+    try:
+        kept = TeacherSet(run.result("cache"), "train")
+    except SraError:  # nothing is captured: the spans are as true without
+        return None
+    found = kept[place]
+    if found.id != row.id or not kept.layers:
+        return None
+    mass: NDArray[np.float32] = found.mass[kept.layers[-1]]
+    return mass
