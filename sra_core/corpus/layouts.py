@@ -30,9 +30,9 @@ def unknown_layout(config: CorpusConfig, row: Row, problem: NoLayout) -> DataErr
         )
     if rows and not config.columns and not any(map(means, columns)):
         return DataError(
-            f"{row.path}, line {row.line}: one object that holds a list of rows under `{rows[0]}`, where one row a "
+            f"{row.path}, line {row.line}: one object that holds a list of rows under `{rows[0]}`, where one row per "
             "line is read",
-            f"write the rows one a line: jq -c '.{rows[0]}[]' {row.path} > data.jsonl",
+            f"write the rows one per line: jq -c '.{rows[0]}[]' {row.path} > data.jsonl",
         )
     return DataError(
         f"{row.path}, line {row.line}: columns {columns} fit no layout known ({known_layouts(config)})",

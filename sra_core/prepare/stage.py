@@ -145,7 +145,7 @@ def prepare_corpus(
     overall = report.overall
     watch.message(
         f"spans cover {overall.coverage:.2%} of the response bytes, {overall.one_to_one:.0%} of them one token to one; "
-        f"{overall.teacher.mean:.2f} teacher and {overall.student.mean:.2f} student tokens a span"
+        f"{overall.teacher.mean:.2f} teacher and {overall.student.mean:.2f} student tokens per span"
     )
     return manifest
 

@@ -231,7 +231,7 @@ class Trainer:
         self._publish({f"train/{name}": value for name, value in values.items()})
         note = f"loss {values['loss']:.4g}"
         if math.isfinite(self.progress.best):
-            note += f", held out {self.progress.best:.4g} bits a byte"
+            note += f", held out {self.progress.best:.4g} bits per byte"
         self.events.append(kind="progress", done=step, total=self.total, note=note)
 
     def _publish(self, values: Mapping[str, float]) -> None:

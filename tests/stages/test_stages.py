@@ -25,7 +25,7 @@ from sra_core.watch import Watcher
 from tests.conftest import SmokeRun
 
 LEAD = (
-    r"there is something to learn: on 6 validation texts the teacher takes \d\.\d{3} bits a byte, "
+    r"there is something to learn: on 6 validation texts the teacher takes \d\.\d{3} bits per byte, "
     r"the student as it starts \d\.\d{3}"
 )
 
