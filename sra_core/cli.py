@@ -265,7 +265,7 @@ def config(recipe: Recipe, settings: Settings = None) -> None:
 @app.command()
 def verify(recipe: Recipe, settings: Settings = None) -> None:
     """Read every byte of a run's stage results and compare checksums; a damaged stage mends itself when run again."""
-    from sra_core.run import Run
+    from sra_core.runs import Run
 
     settled, damaged = Run(_config(recipe, settings)), False
     for name in settled.stages:

@@ -8,6 +8,7 @@ from sra_core.alignment.offsets import check_offsets, mend_offsets
 from sra_core.alignment.render import render_figures, render_html, render_markdown, render_terminal
 from sra_core.alignment.report import AlignmentReport, GroupFigures, LongestSpan, SideFigures, SpanView, WorstExample
 from sra_core.alignment.tokens import BareTokenizer, token_bytes
+from sra_core.alignment.views import TextSpans
 from sra_core.alignment.vocabulary import SharedVocabulary, shared_vocabulary
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "SideFigures",
     "SpanMap",
     "SpanView",
+    "TextSpans",
     "WorstExample",
     "align",
     "answer_end",
