@@ -153,6 +153,6 @@ def _encoder(teacher: PreTrainedTokenizerFast, student: PreTrainedTokenizerFast)
 def _example(text: str, number: int) -> Example:
     if not isinstance(text, str):
         raise DataError(
-            f"text {number} is a {type(text).__name__}, not a str", 'give a list of texts, as in ["One text."]'
+            f"text {number} is of type {type(text).__name__}, not str", 'give a list of texts, as in ["One text."]'
         )
     return Example(id=f"text {number}", instruction="", response=text, source="texts")
