@@ -142,7 +142,7 @@ def audit(
     """Show how well the two tokenizers align on the corpus, before any teacher runs."""
     from sra_core.alignment import render_terminal
     from sra_core.prepare import AUDIT_PAGE, audit_of, check_figure, example_figure, write_figure
-    from sra_core.run import Run
+    from sra_core.runs import Run
 
     if figure:
         check_figure(figure)
@@ -306,7 +306,7 @@ def config(recipe: Recipe, settings: Settings = None) -> None:
 @app.command()
 def verify(recipe: Recipe, settings: Settings = None) -> None:
     """Check every file of a run's results against its checksum; run a damaged stage again to repair it."""
-    from sra_core.run import Run
+    from sra_core.runs import Run
 
     settled, damaged = Run(_config(recipe, settings)), False
     for name in settled.stages:

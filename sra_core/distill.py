@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from sra_core.config import ModelRef, RunConfig, TeacherConfig, hashed
 from sra_core.models import load_model, load_tokenizer, model_identity, pick_device
-from sra_core.run import Run
+from sra_core.runs import Run
 from sra_core.shards import SCHEMA_VERSION, STUDENT, Manifest, StageFolder
 from sra_core.shards.prepared import STUDENT_TOKENIZER
 from sra_core.training import learning_curves

@@ -14,7 +14,7 @@ from typing import Literal
 
 from sra_core.config import ModelRef, RunConfig
 from sra_core.errors import SraError
-from sra_core.run import settled
+from sra_core.runs import settled
 from sra_core.shards import Remote, is_url, local_copy
 
 __all__ = [

@@ -13,17 +13,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from sra_core.alignment.cuts import IntArray
 from sra_core.alignment.render import visible
 from sra_core.alignment.report import SpanView
-from sra_core.alignment.tokens import Spelling, backend_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from transformers import PreTrainedTokenizerFast
 
-__all__ = ["draw_spans", "spell_spans"]
+__all__ = ["draw_spans"]
 
 _INK, _SOFT, _RULE = "#1f2328", "#59636e", "#8c959f"
 _TEACHER, _STUDENT = "#dbeafe", "#fdead7"
@@ -51,28 +48,13 @@ class _Cell:
     """0 to 1, of its mass among those shown; 0.35 where no masses are given."""
 
 
-def spell_spans(
-    ids: tuple[Sequence[int], Sequence[int]],
-    spans: tuple[IntArray, IntArray],
-    tokenizers: tuple[PreTrainedTokenizerFast, PreTrainedTokenizerFast],
-) -> list[SpanView]:
-    """The tokens of each span as text, for people; a piece of a character as \\xNN.
-
-    Args:
-        ids: Token ids of the teacher and of the student, each (T,).
-        spans: Token ranges of the teacher and of the student, each (K, 2), as in `SpanMap`.
-        tokenizers: Of the teacher and of the student.
-    """
-    sides = []
-    for tokens, ranges, tokenizer in zip(ids, spans, tokenizers, strict=True):
-        spelling = Spelling(backend_of(tokenizer))
-        pieces = [spelling[int(token)].decode("utf-8", "backslashreplace") for token in tokens]
-        sides.append([pieces[start:end] for start, end in np.asarray(ranges).tolist()])
-    return [SpanView("".join(student), teacher, student) for teacher, student in zip(*sides, strict=True)]
-
-
 def draw_spans(spans: Sequence[SpanView], mass: npt.ArrayLike | None = None) -> Figure:
     """Draw spans with the tokens of both sides, as many as three lines hold.
+
+    >>> from sra_core import align
+    >>> from sra_core.alignment import draw_spans
+    >>> spans = align("deepseek-ai/DeepSeek-V3", "Qwen/Qwen2.5-0.5B", "In 2026 the naïve approach fails.")
+    >>> draw_spans(spans.views).savefig("spans.svg")
 
     Args:
         spans: K spans in the order of the text.

@@ -90,6 +90,11 @@ def load_config(
 ) -> RunConfig:
     """Build a run config from a recipe, the environment and overrides, later ones winning field by field.
 
+    >>> from sra_core import load_config
+    >>> config = load_config("quickstart", {"distill": {"batch_size": 16}})
+    >>> config.distill.batch_size
+    16
+
     Args:
         recipe: A shipped recipe's name or a YAML file; None starts from the defaults.
         overrides: Nested values as in the config, such as ``{"distill": {"epochs": 2}}``.

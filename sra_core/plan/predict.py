@@ -44,7 +44,7 @@ from sra_core.models import (
 from sra_core.objective import Batch, build_objective, student_layers
 from sra_core.plan.plan import Plan
 from sra_core.prepare import save_tokenizers
-from sra_core.run import Run, settled
+from sra_core.runs import Run, settled
 from sra_core.shards import (
     PREPARED_SCHEMA,
     STUDENT_TOKENIZER,

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from sra_core.alignment import draw_spans, spell_spans
+from sra_core.alignment import SpanView, draw_spans
+from sra_core.alignment.tokens import Spelling, backend_of
+from sra_core.alignment.views import shown
 from sra_core.errors import ConfigError, SraError
-from sra_core.run import Run
+from sra_core.runs import Run
 from sra_core.shards import Manifest, PreparedRow, PreparedSet, TeacherSet
 
 if TYPE_CHECKING:
@@ -56,13 +58,22 @@ def example_figure(run: Run, example: str = "") -> Figure:
         ConfigError: There is no such example.
         ManifestMismatch: Nothing is prepared.
     """
-    from sra_core.models import load_tokenizers
-
     manifest = run.result("prepare")
     split, place, row = _chosen(manifest, example)
-    tokenizers = load_tokenizers(Path(manifest.folder))
-    spans = spell_spans((row.teacher_ids, row.student_ids), (row.teacher_spans, row.student_spans), tokenizers)
-    return draw_spans(spans, _mass(run, place, row) if split == "train" else None)
+    return draw_spans(_spans(row, Path(manifest.folder)), _mass(run, place, row) if split == "train" else None)
+
+
+def _spans(row: PreparedRow, folder: Path) -> list[SpanView]:
+    """The tokens of each span of an example as text."""
+    from sra_core.models import load_tokenizers
+
+    sides = []
+    ids, ranges = (row.teacher_ids, row.student_ids), (row.teacher_spans, row.student_spans)
+    for tokens, spans, tokenizer in zip(ids, ranges, load_tokenizers(folder), strict=True):
+        spelling = Spelling(backend_of(tokenizer))
+        pieces = [shown(spelling[token]) for token in tokens.tolist()]
+        sides.append([pieces[start:end] for start, end in spans.tolist()])
+    return [SpanView("".join(student), teacher, student) for teacher, student in zip(*sides, strict=True)]
 
 
 def _chosen(manifest: Manifest, example: str) -> tuple[str, int, PreparedRow]:

@@ -36,7 +36,7 @@ from sra_core.prepare.tasks import (
 )
 from sra_core.prepare.tokenizers import save_tokenizers, student_tokenizer_ref, tell_templates
 from sra_core.processes import Pool
-from sra_core.run import Run
+from sra_core.runs import Run
 from sra_core.shards import SCHEMA_VERSION, Manifest, ShardEntry, StageFolder, atomic_write
 from sra_core.shards.files import HashingWriter
 from sra_core.shards.prepared import STUDENT_TOKENIZER, TEACHER_TOKENIZER

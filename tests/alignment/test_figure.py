@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 from matplotlib.patches import Rectangle
 
-from sra_core.alignment import SpanView, align, draw_spans, spell_spans
-from tests.alignment.tokenizers import byte_level, unigram
+from sra_core.alignment import SpanView, draw_spans
 
 SPANS = [
     SpanView("Hello", ["Hel", "lo"], ["H", "el", "lo"]),
@@ -79,15 +78,3 @@ def test_a_long_text_takes_three_lines_and_says_what_is_left_out() -> None:
 def test_nothing_and_one_token_wider_than_a_line_are_drawn(spans: list[SpanView]) -> None:
     figure = draw_spans(spans, [0.5] * len(spans))
     assert len(figure.axes[0].patches) == 4 * len(spans)
-
-
-def test_spans_are_spelled_token_by_token() -> None:
-    teacher, student, text = byte_level(), unigram(), "the quick brown fox"
-    sides = [tokenizer(text, return_offsets_mapping=True, add_special_tokens=False) for tokenizer in (teacher, student)]
-    spans = align(*(side.offset_mapping for side in sides))
-    ids = tuple(side.input_ids for side in sides)
-    found = spell_spans(ids, (spans.teacher, spans.student), (teacher, student))
-    assert len(found) == len(spans)
-    assert [len(each.teacher) for each in found] == (spans.teacher[:, 1] - spans.teacher[:, 0]).tolist()
-    assert [len(each.student) for each in found] == (spans.student[:, 1] - spans.student[:, 0]).tolist()
-    assert "".join(token for each in found for token in each.teacher).strip() == text

@@ -12,7 +12,7 @@ from sra_core.bench.grid import Bench
 from sra_core.config import BenchConfig, ObjectiveConfig
 from sra_core.config.load import load_config
 from sra_core.errors import ConfigError
-from sra_core.run import Run
+from sra_core.runs import Run
 from tests.bench.make import config, finish, grid
 
 EVERY = tuple(name for name in get_args(ObjectiveConfig.model_fields["name"].annotation) if len(name) > 2)

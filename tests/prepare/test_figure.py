@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from sra_core.errors import ConfigError
+from sra_core.models import load_tokenizers
 from sra_core.prepare import check_figure, example_figure, write_figure
-from sra_core.run import Run
+from sra_core.runs import Run
 from sra_core.shards import PreparedSet, TeacherSet
 from tests.conftest import SmokeRun
 
@@ -28,6 +29,21 @@ def test_the_example_is_the_one_asked_for_and_its_shades_are_the_teachers_masses
     mass = kept.mass[3][: len(shades)]  # the last layer of recipe smoke's pairs
     assert [sorted(shades).index(each) for each in shades] == [sorted(mass).index(each) for each in mass]
     assert any(f"{len(row.teacher_spans):,} spans" in text.get_text() for text in figure.axes[0].texts)
+
+
+def test_every_token_of_a_span_is_drawn_by_its_text(smoke_run: SmokeRun) -> None:
+    run = Run(smoke_run.config)
+    manifest = run.result("prepare")
+    row = PreparedSet(manifest, "train")[1]
+    drawn = [text.get_text() for text in example_figure(run, row.id).axes[0].texts]
+    for ids, (start, end), tokenizer in zip(
+        (row.teacher_ids, row.student_ids),
+        (row.teacher_spans[0], row.student_spans[0]),
+        load_tokenizers(Path(manifest.folder)),
+        strict=True,
+    ):
+        wanted = [tokenizer.decode([token]).replace(" ", "·") for token in ids[start:end].tolist()]
+        assert all(token in drawn for token in wanted)
 
 
 def test_without_a_cache_and_outside_training_spans_have_one_shade(smoke_run: SmokeRun) -> None:
