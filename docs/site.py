@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parent.parent
 PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/RESULTS.md", "docs/*.md", "deploy/**/*.md")
-SHOWN = ("docs/images/*",)
+SHOWN = ("docs/images/*", "docs/site.css")
 NOTEBOOK = ROOT / "docs" / "tour.ipynb"
 
 
