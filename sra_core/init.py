@@ -14,7 +14,7 @@ import yaml
 from sra_core.alignment import AlignedExample, PairEncoder
 from sra_core.config import ModelRef, RunConfig, nested
 from sra_core.config.load import load_config
-from sra_core.corpus import Corpus, Example
+from sra_core.corpus import Corpus, Example, Rejected
 from sra_core.doctor import check_layers, check_models, doubtful_teacher
 from sra_core.errors import ConfigError, DataError
 
@@ -180,8 +180,9 @@ def _lengths(config: RunConfig, examples: list[Example]) -> list[Guess]:
     encoded = encoder(examples)
     aligned = [each for each in encoded if isinstance(each, AlignedExample)]
     if not aligned:
+        told = next(each.detail for each in encoded if isinstance(each, Rejected))
         raise DataError(
-            f"none of the first {len(examples)} examples of {config.corpus.source} can be aligned: {encoded[0].detail}",
+            f"none of the first {len(examples)} examples of {config.corpus.source} can be aligned: {told}",
             "correct the data, or name other models",
         )
     prompt = _most([max(each.teacher_response, each.student_response) for each in aligned])
