@@ -116,9 +116,8 @@ def _examples(config: RunConfig) -> list[Example]:
     items = Corpus(config.corpus).first(_SAMPLE)
     examples = [item for item in items if isinstance(item, Example)]
     if not examples:
-        raise DataError(
-            f"{config.corpus.source} holds no example: {items[0].detail}", "correct the data, or name other"
-        )
+        told = next(item.detail for item in items if isinstance(item, Rejected))
+        raise DataError(f"{config.corpus.source} holds no example: {told}", "correct the data, or name other")
     return examples
 
 

@@ -144,3 +144,10 @@ def test_without_a_terminal_the_options_that_lack_are_named(tmp_path: Path) -> N
     assert "not given: student, data" in done.stderr
     assert "add --student ... --data ..." in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_data_without_an_example_is_refused_with_the_reason(tmp_path: Path) -> None:
+    path = tmp_path / "pictures.jsonl"
+    path.write_text('{"question": "a", "answer": "b", "image": "x.png"}\n')
+    with pytest.raises(DataError, match="holds no example: column `image` holds"):
+        guesses("x", TEACHER, STUDENT, str(path))
