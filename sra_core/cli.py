@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 from rich.markdown import Markdown
+from rich.markup import escape
 from rich.table import Table
 
 from sra_core import __version__
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 __all__ = ["app", "main"]
 
 app = typer.Typer(
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 bench = typer.Typer(help="Benchmarks: variants of one recipe, each with several seeds, compared.", no_args_is_help=True)
@@ -36,8 +36,22 @@ app.add_typer(bench, name="bench")
 console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)
 
+
+def _recipes(incomplete: str) -> list[str]:
+    """What a shell offers where a recipe is asked for: shipped ones, and YAML files."""
+    from sra_core.config.load import recipe_names
+
+    above, slash, _ = incomplete.rpartition("/")
+    files = [f"{above}{slash}{path.name}" for path in sorted(Path(above or slash or ".").glob("*.y*ml"))]
+    return [name for name in [*recipe_names(), *files] if name.startswith(incomplete)]
+
+
 Recipe = Annotated[
-    str, typer.Argument(help="A recipe that comes with the package (`sra recipes` lists them), or your own YAML file.")
+    str,
+    typer.Argument(
+        help="A recipe that comes with the package (`sra recipes` lists them), or your own YAML file.",
+        autocompletion=_recipes,
+    ),
 ]
 Settings = Annotated[
     list[str] | None,
@@ -341,6 +355,43 @@ def ui(recipe: Recipe = "quickstart", settings: Settings = None) -> None:
 
 
 @app.command()
+def init(
+    path: Annotated[Path, typer.Argument(help="The recipe to write, such as mine.yaml.")],
+    teacher: Annotated[str | None, typer.Option(help="Hub id, local folder or GGUF file of the teacher.")] = None,
+    student: Annotated[
+        str | None, typer.Option(help="Likewise of the student; `teacher` takes half of the teacher's layers.")
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help="JSONL, Parquet or CSV file, a folder of these, a hub data set, or `python-docs`."),
+    ] = None,
+) -> None:
+    """Write a recipe for a teacher, a student and data; on a terminal, what is not given is asked."""
+    from sra_core.init import guesses, require_new, write_recipe
+
+    require_new(path)
+    given = {
+        "teacher": ("Teacher (hub id, folder or GGUF file)", teacher),
+        "student": ("Student (likewise, or `teacher` for half of its layers)", student),
+        "data": ("Data (file, folder or hub data set, or `python-docs`)", data),
+    }
+    missing = [name for name, (_, value) in given.items() if not value]
+    if missing and not sys.stdin.isatty():
+        problem = f"not given: {', '.join(missing)}; and there is no terminal to ask on"
+        raise ConfigError(problem, f"add {' '.join(f'--{name} ...' for name in missing)}")
+    told = {name: value or typer.prompt(question) for name, (question, value) in given.items()}
+    found = guesses(path.stem, **told)
+    write_recipe(path, found)
+    console.print(f"{path} is written. What was guessed, and from what (the file says it too):\n", soft_wrap=True)
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for guess in found:
+        if guess.why:
+            table.add_row(f"  {guess.field}", escape(str(guess.value)), f"[dim]{escape(guess.why)}")
+    console.print(table)
+    console.print(as_typed(f"\nNext: `sra doctor {path}`, `sra plan {path}`, `sra run {path}`"), soft_wrap=True)
+
+
+@app.command()
 def doctor(recipe: Recipe = "quickstart", settings: Settings = None) -> None:
     """Say what a recipe lacks on this machine, and what will be slow."""
     from sra_core.doctor import examine
@@ -359,7 +410,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     signal.signal(signal.SIGINT, _interrupted)
     try:
-        app()
+        app(prog_name="sra")
     except SraError as error:
         errors.print(f"[red]{type(error).__name__}[/]: ", end="")
         errors.print(as_typed(error.problem), markup=False, soft_wrap=True)

@@ -37,6 +37,7 @@ FLOORS = [
     "distill",
     "evaluate",
     "doctor",
+    "init",
     "stages",
     "check_cache",
     "plan",

@@ -82,7 +82,7 @@ def _missing_file(path: Path) -> str:
     near = difflib.get_close_matches(path.name, there, n=1)
     if near:
         return f"did you mean {folder / near[0]}?"
-    return f"correct the path, or start from a shipped recipe: `sra config quickstart > {path}`"
+    return f"correct the path, or have it written: `sra init {path}`"
 
 
 def load_config(

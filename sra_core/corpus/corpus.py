@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,14 @@ class Corpus:
                 detail = f"corpus.max_{split} keeps {limits[split].size} examples, those with the lowest hashes"
                 item = Rejected(item.id, "over_limit", detail)
             yield split, item
+
+    def first(self, count: int) -> list[Example | Rejected]:
+        """The first items as they are read, without a pass over all rows: no limit is applied, duplicates are there.
+
+        Raises:
+            DataError: As in iteration.
+        """
+        return [item for _, _, item in islice(self._items(True), count)]
 
     @property
     def brought(self) -> frozenset[str]:
