@@ -91,7 +91,7 @@ class ObjectiveConfig(Part):
         True, description="Weigh spans by the teacher's mass in the loss (WSL); off weighs all alike."
     )
     logit_chunk: int | None = runtime(
-        None, "Spans a chunk of the logit term; unset picks one that bounds memory.", ge=1
+        None, "Spans per chunk of the logit term; unset picks one that bounds memory.", ge=1
     )
 
     @model_validator(mode="after")

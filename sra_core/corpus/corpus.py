@@ -141,7 +141,7 @@ class Corpus:
                 limits[split].offer(rank)
         trusted = "source" in self._config.columns or named.repeat
         if not trusted:
-            told = f"the values of {_listed(named.columns)} tell rows apart: they are no sources, each file is one"
+            told = f"the values of {_listed(named.columns)} tell rows apart: they are not sources, each file is one"
             self._remarks = [f"{self._config.source}: {told} (corpus.columns.source takes them all the same)"]
         return limits, trusted
 

@@ -25,7 +25,7 @@ def unknown_layout(config: CorpusConfig, row: Row, problem: NoLayout) -> DataErr
     rows = [column for column in columns if _holds_rows(row.values[column])]
     if rows and {"role", "from"} & row.values[rows[0]][0].keys():
         return DataError(
-            f"{row.path}, line {row.line}: `{rows[0]}` holds turns, and is no column of turns that is known",
+            f"{row.path}, line {row.line}: `{rows[0]}` holds turns, but is not a column of turns that is known",
             f"name it: --set corpus.columns='{{messages: {rows[0]}}}'",
         )
     if rows and not config.columns and not any(map(means, columns)):

@@ -12,7 +12,7 @@ __all__ = ["counted"]
 
 _KEPT = {"kept_train": "training", "kept_validation": "validation", "kept_test": "test"}
 _HAPPENED = {
-    "left_out_by_corpus_max": "{} beyond corpus.max_train and its kin",
+    "left_out_by_corpus_max": "{} left out by corpus.max_train, max_validation or max_test",
     "truncated": "{} cut to alignment.max_length",
     "prompt_cut": "{} with a prompt cut to alignment.max_prompt",
     "special_as_text": "{} with a special token typed in them, kept as text",

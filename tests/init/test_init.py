@@ -131,7 +131,7 @@ def test_a_terminal_is_asked_what_is_not_given(tmp_path: Path, data: str) -> Non
     os.close(ours), os.close(theirs)
     assert done.returncode == 0, done.stderr
     assert "Student (likewise, or `teacher` for half of its layers)" in done.stdout
-    assert "Next: sra doctor mine.yaml" in done.stdout
+    assert "sra doctor mine.yaml`, `" in done.stdout
     assert load_config(str(tmp_path / "mine.yaml")).student.source == STUDENT
 
 

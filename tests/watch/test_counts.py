@@ -19,7 +19,7 @@ def test_prepared_examples_add_up_in_one_sentence() -> None:
     counts |= {"prompt_cut": 0, "kept_test": 48, "dropped_empty_response": 3, "dropped_too_long": 1}
     assert counted(made("prepare", **counts)) == (
         "kept 600 training, 32 validation, 48 test examples of 2,556; dropped 4 (3 empty_response, 1 too_long); "
-        "1,872 beyond corpus.max_train and its kin; 36 cut to alignment.max_length"
+        "1,872 left out by corpus.max_train, max_validation or max_test; 36 cut to alignment.max_length"
     )
 
 
