@@ -164,8 +164,9 @@ def audit(
     console.print(render_terminal(audit_of(manifest)))
     console.print(f"\nThe whole report, for a browser: {manifest.folder}/{AUDIT_PAGE}", soft_wrap=True)
     if figure:
-        write_figure(example_figure(Run(_config(recipe, settings)), example), figure)
-        console.print(f"The spans of one example, drawn: {figure.absolute()}", soft_wrap=True)
+        whole = write_figure(example_figure(Run(_config(recipe, settings)), example), figure)
+        hint = "" if whole else " (letters that the font lacks are boxes; an .svg leaves them to its reader's fonts)"
+        console.print(f"The spans of one example, drawn: {figure.absolute()}{hint}", soft_wrap=True)
 
 
 @app.command()

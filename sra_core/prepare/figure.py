@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,18 +33,39 @@ def check_figure(path: Path) -> None:
         ConfigError: The name does not say a format that is known, or the folder is not there.
     """
     if path.suffix.lower() not in _FORMATS:
-        raise ConfigError(f"--figure {path}: not a picture's name", f"let it end in {', '.join(_FORMATS)}")
+        raise ConfigError(f"--figure {path} has no ending of a picture", f"let it end in {', '.join(_FORMATS)}")
     if not path.absolute().parent.is_dir():
-        raise ConfigError(f"--figure {path}: there is no such folder", "make the folder, or name another")
+        raise ConfigError(f"--figure {path}: there is no folder {path.parent}", "make the folder, or name another")
 
 
-def write_figure(figure: Figure, path: Path) -> None:
-    """Write a figure in the format that the name says; the same figure gives the same bytes."""
+def write_figure(figure: Figure, path: Path) -> bool:
+    """Write a figure in the format that the name says; the same figure gives the same bytes.
+
+    Letters become outlines, which look the same everywhere. Where matplotlib's font lacks a letter (Chinese, Hindi), an
+    SVG keeps its texts as texts, for the fonts of whoever looks at it.
+
+    Returns:
+        Whether every letter can be seen: other formats show boxes for those that the font lacks.
+    """
     from matplotlib import rc_context
 
+    lacks = _lacks_a_letter(figure)
     dated = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
-    with rc_context({"svg.hashsalt": "sra"}):
+    kept = "none" if lacks else "path"
+    with rc_context({"svg.hashsalt": "sra", "svg.fonttype": kept}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
         figure.savefig(path, dpi=200, metadata=dated.get(path.suffix.lower()))
+    return not lacks or path.suffix.lower() == ".svg"
+
+
+def _lacks_a_letter(figure: Figure) -> bool:
+    from matplotlib.font_manager import findfont, get_font
+
+    for text in figure.axes[0].texts:
+        font = get_font(findfont(text.get_fontproperties()))
+        if any(not font.get_char_index(ord(letter)) for letter in text.get_text()):
+            return True
+    return False
 
 
 def example_figure(run: Run, example: str = "") -> Figure:

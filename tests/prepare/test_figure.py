@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from sra_core.alignment import SpanView, draw_spans
 from sra_core.errors import ConfigError
 from sra_core.models import load_tokenizers
 from sra_core.prepare import check_figure, example_figure, write_figure
@@ -64,7 +65,10 @@ def test_an_unknown_example_and_a_file_that_cannot_be_are_refused(smoke_run: Smo
     with pytest.raises(ConfigError, match="'no such': no prepared example") as refused:
         example_figure(Run(smoke_run.config), "no such")
     assert "sra audit" in refused.value.remedy
-    for path, said in ((tmp_path / "spans.txt", "spans.txt"), (tmp_path / "nowhere" / "spans.svg", "no such folder")):
+    for path, said in (
+        (tmp_path / "spans.txt", "no ending of a picture"),
+        (tmp_path / "nowhere" / "spans.svg", "no folder"),
+    ):
         with pytest.raises(ConfigError, match=said):
             check_figure(path)
     check_figure(tmp_path / "SPANS.SVG")
@@ -80,3 +84,14 @@ def test_the_same_spans_give_the_same_bytes(smoke_run: SmokeRun, tmp_path: Path,
         written.append((tmp_path / name).read_bytes())
     assert written[0].startswith(start)
     assert written[0] == written[1]
+
+
+def test_letters_that_the_font_lacks_stay_text_in_an_svg_and_are_told_of_elsewhere(tmp_path: Path) -> None:
+    figure = draw_spans([SpanView("天气", ["天气"], ["天", "气"])])
+    assert write_figure(figure, tmp_path / "spans.svg")
+    assert "天气" in (tmp_path / "spans.svg").read_text()
+    assert not write_figure(figure, tmp_path / "spans.png")
+    plain = draw_spans([SpanView("fine", ["fine"], ["fi", "ne"])])
+    assert write_figure(plain, tmp_path / "plain.png")
+    assert write_figure(plain, tmp_path / "plain.svg")
+    assert "<text" not in (tmp_path / "plain.svg").read_text()
