@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import logging
 import shlex
 import signal
 import sys
@@ -407,6 +408,7 @@ def doctor(recipe: Recipe = "quickstart", settings: Settings = None) -> None:
 def main() -> None:
     """Entry point: errors that the user can mend are printed with their remedy, not as a traceback."""
     quiet_telemetry()
+    _tell_of_models()
     # As an exception, so that on the way out child processes are ended, claims let go and runs closed as killed.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     signal.signal(signal.SIGINT, _interrupted)
@@ -417,6 +419,13 @@ def main() -> None:
         errors.print(as_typed(error.problem), markup=False, soft_wrap=True)
         errors.print(f"  -> {as_typed(error.remedy)}", markup=False, soft_wrap=True)
         sys.exit(1)
+
+
+def _tell_of_models() -> None:
+    """One line for each model that is fetched or converted: that takes minutes, and no stage has begun to tell."""
+    logging.getLogger("sra_core.models").setLevel(logging.INFO)
+    if logging.lastResort:
+        logging.lastResort.setLevel(logging.INFO)  # it writes to the standard error of the moment, above a bar
 
 
 def _interrupted(number: int, frame: FrameType | None) -> None:

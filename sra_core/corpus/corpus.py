@@ -109,6 +109,16 @@ class Corpus:
                 item = Rejected(item.id, "over_limit", detail)
             yield split, item
 
+    @property
+    def admitted(self) -> int:
+        """How many examples iteration hands out, of all splits; found in a pass over all rows, which it needs as well.
+
+        Raises:
+            DataError: As in iteration.
+        """
+        limits, _ = self._first_pass
+        return sum(limit.admitted for limit in limits.values())
+
     def first(self, count: int) -> list[Example | Rejected]:
         """The first items as they are read, without a pass over all rows: no limit is applied, duplicates are there.
 

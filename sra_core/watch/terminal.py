@@ -64,7 +64,8 @@ class TerminalWatcher(Watcher):
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         if self._progress is None:
-            columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            left = TimeRemainingColumn(elapsed_when_finished=True)
+            columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), left)
             self._progress = Progress(*columns, TextColumn("{task.fields[note]}"), console=self._console)
             self._progress.start()
             self._task = self._progress.add_task(unit, total=total or None, note=note)
