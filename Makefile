@@ -58,8 +58,9 @@ docs: $(READY)  ## Make the pages that come from the code: every field of the co
 	$(BIN)/sra fields --markdown > docs/reference.md
 	$(BIN)/python docs/rooms.py
 
+# Not --quiet: it drops the warnings before --strict counts them.
 docs-site: $(TOOLS)  ## Build the pages as a site in build/site; a link that leads nowhere fails
-	$(call step,Building the site,NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet)
+	$(call step,Building the site,NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict)
 	@echo "Next: open build/site/index.html through a server: $(BIN)/python -m http.server --directory build/site"
 
 picture: $(READY)  ## Draw the picture of the README anew (runs the demo's teacher if there is no cache yet)

@@ -82,7 +82,7 @@ def _device(config: RunConfig) -> Iterator[Finding]:
 def _precision(config: RunConfig) -> Iterator[Finding]:
     asked, found = config, settled(config)
     rows = [
-        ("the teacher is captured", asked.cache.compute_dtype, found.cache.compute_dtype),
+        ("the teacher runs", asked.cache.compute_dtype, found.cache.compute_dtype),
         ("the student is trained", asked.distill.precision, found.distill.precision),
     ]
     if config.adapt.enabled:
