@@ -436,8 +436,18 @@ def _scoring_seconds(
         return time.perf_counter() - started
 
     def answered(tokens: int) -> float:
-        limits = {"max_prompt": answers.max_prompt, "max_new_tokens": tokens, "batch_size": settings.batch_size}
-        return timed(lambda: generate(model, tokenizer, rows, side, **limits))
+        return timed(
+            lambda: generate(
+                model,
+                tokenizer,
+                rows,
+                side,
+                sampling=answers.sampling,
+                max_new_tokens=tokens,
+                max_prompt=answers.max_prompt,
+                batch_size=settings.batch_size,
+            )
+        )
 
     examples = min(len(sample), settings.examples or len(sample))
     seconds = timed(lambda: response_likelihood(model, rows, side, eos_token_id=answer_ends(model)))
