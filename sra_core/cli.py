@@ -224,6 +224,35 @@ def compare(
         console.print(f"In MLflow: run {track_comparison(config, comparison, page)}", soft_wrap=True)
 
 
+@app.command()
+def publish(
+    run: Annotated[str, typer.Argument(help="Evaluation folder, its fingerprint or an MLflow run id.")],
+    to: Annotated[str, typer.Option(metavar="OWNER/NAME", help="Repository on the hub; made if it is not there.")],
+    public: Annotated[bool, typer.Option("--public", help="Let everybody see it; unset it is private.")] = False,
+    licence_allows_it: Annotated[
+        bool,
+        typer.Option(
+            "--licence-allows-it",
+            help="You have read the terms of the teacher and of the student's source, and they let you publish this.",
+        ),
+    ] = False,
+    recipe: Annotated[str, typer.Option(help="Recipe that tells store and tracking server.")] = "quickstart",
+    settings: Settings = None,
+) -> None:
+    """Upload the student of a finished run, with its card, to the Hugging Face hub (with HF_TOKEN or `hf auth login`).
+
+    Refused where the licence of a model that it is made from forbids it.
+    """
+    from sra_core.publish import publish as upload
+    from sra_core.publish import require_licences, student_of
+
+    config = _config(recipe, settings)
+    student = student_of(config, _finished(config, run)[1])
+    console.print("\n".join(f"Licence of the {line}" for line in require_licences(student, licence_allows_it)))
+    address = upload(student, to, public=public)
+    console.print(f"The student is at {address} ({'public' if public else 'private'})", soft_wrap=True)
+
+
 @bench.command("quality")
 def bench_quality(
     recipe: Recipe,

@@ -65,9 +65,20 @@ def distill_student(
         TrainingError: Training stopped; its checkpoints stay for the next try.
     """
     from sra_core.models import initial_student
-    from sra_core.training import WORK, Job, launch, quiet_libraries, read_history, start_projectors, step_costs
+    from sra_core.training import (
+        LICENCE_NOTE,
+        WORK,
+        Job,
+        launch,
+        licences_of,
+        quiet_libraries,
+        read_history,
+        start_projectors,
+        step_costs,
+    )
 
     quiet_libraries()
+    licences = licences_of(config)
     results = {manifest.stage: Path(manifest.folder) for manifest in upstream}
     prepared = next(manifest for manifest in upstream if manifest.stage == "prepare")
     work = folder.path / WORK
@@ -83,7 +94,7 @@ def distill_student(
     starts = start_projectors(job, watch)
     result = dict(launch(job, watch))
     layout = result.pop("layout")
-    written = _export(job, upstream, result, folder.path)
+    written = _export(job, upstream, result, folder.path, licences)
     shutil.copyfile(job.history, folder.path / HISTORY)
     history = read_history(job.history)
     manifest = folder.commit(
@@ -95,7 +106,11 @@ def distill_student(
             for name, value in {**result, **lead, **starts.metrics, **step_costs(history), **_cosines(history)}.items()
             if value is not None
         },
-        notes={"layout": layout, **starts.notes},
+        notes={
+            "layout": layout,
+            **starts.notes,
+            **{f"{LICENCE_NOTE}{which}": text for which, text in licences.items()},
+        },
     )
     folder.remove(WORK)
     return manifest
@@ -143,14 +158,16 @@ def _cosines(history: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return before | after
 
 
-def _export(job: Job, upstream: Sequence[Manifest], result: Mapping[str, Any], folder: Path) -> list[str]:
+def _export(
+    job: Job, upstream: Sequence[Manifest], result: Mapping[str, Any], folder: Path, licences: Mapping[str, str]
+) -> list[str]:
     """Write the student, and what else the config keeps; returns the subfolders."""
     from sra_core.training import KeptWeights, export_model, model_card, read_history
 
     training = job.config.distill
     weights = KeptWeights(job.weights, rank=0)
     tokenizer = load_tokenizer(ModelRef(source=str(job.prepared / STUDENT_TOKENIZER)))
-    card = model_card(job.config, upstream, result, read_history(job.history))
+    card = model_card(job.config, upstream, result, read_history(job.history), licences)
     adapter = folder / ADAPTER if training.keep_adapter and training.lora else None
     best = weights.path(int(result["best_step"]))
     trusted = job.trusted

@@ -42,6 +42,7 @@ FLOORS = [
     "check_cache",
     "plan",
     "bench",
+    "publish",
     "api",
     "cli",
 ]
@@ -50,7 +51,19 @@ FLOORS = [
 One arrow runs up on purpose and without an import: ``runs`` asks the room of a stage's name for its identity.
 """
 
-COMMANDS = {"prepare", "adapt", "cache", "distill", "evaluate", "compare", "plan", "bench", "check_cache"}
+COMMANDS = {
+    "prepare",
+    "adapt",
+    "cache",
+    "distill",
+    "evaluate",
+    "compare",
+    "plan",
+    "bench",
+    "check_cache",
+    "init",
+    "publish",
+}
 """Rooms of one command each. What two commands share lies below them."""
 BUILT_ON = {
     ("evaluate", "compare"),

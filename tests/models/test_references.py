@@ -332,6 +332,15 @@ def test_what_the_hub_may_answer(
         resolve(reference("someone/tiny"))
 
 
+def test_a_hub_that_is_not_reached(monkeypatch: pytest.MonkeyPatch) -> None:
+    def answer(*_: object, **__: object) -> None:
+        raise errors.HTTPError("connection refused")  # what the client raises, before there is an answer
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", answer)
+    with pytest.raises(ModelError, match="the hub cannot be reached"):
+        resolve(reference("someone/tiny"))
+
+
 def test_terms_are_told_before_a_first_download(hub: Path, caplog: pytest.LogCaptureFixture) -> None:
     resolve(reference("someone/tiny", terms="Tiny Terms"))
     assert not caplog.records
