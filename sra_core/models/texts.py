@@ -55,6 +55,12 @@ class Texts:
         """T."""
         return self.real.shape[1]
 
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each text; a GPU is waited for."""
+        lengths: list[int] = self.starts.diff().tolist()
+        return lengths
+
     def padded(self, values: Tensor) -> Tensor:
         """(N, ...) values as (B, T, ...), zeros on the right of each text."""
         if len(self) == self.real.numel():

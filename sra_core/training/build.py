@@ -56,7 +56,7 @@ def _engine(job: Job, module: DistillModule, device: torch.device) -> Any:
     groups = parameter_groups(module, training.learning_rate, job.projector_rate, training.weight_decay)
     engine, *_ = deepspeed.initialize(
         model=module,
-        optimizer=make_optimizer(groups, device, training.offload),
+        optimizer=make_optimizer(groups),
         config=deepspeed_settings(training, job.micro, job.forwards, job.part),
     )
     if training.zero_stage == 3:

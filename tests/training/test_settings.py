@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import torch
 from pydantic import ValidationError
 from torch import nn
 
@@ -50,7 +49,7 @@ def test_matrices_decay_norms_and_biases_do_not_and_projectors_have_their_own_ra
     for group, (parameters, rate, decay) in zip(groups, expected, strict=True):
         assert [id(p) for p in group["params"]] == [id(p) for p in parameters]
         assert (group["peak"], group["lr"], group["weight_decay"]) == (rate, rate, decay)
-    optimizer = make_optimizer(groups, torch.device("cpu"), offload=False)
+    optimizer = make_optimizer(groups)
     assert [group["peak"] for group in optimizer.param_groups] == [1e-3, 1e-3, 2e-3]
 
 
