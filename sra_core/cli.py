@@ -228,7 +228,7 @@ def compare(
 def publish(
     run: Annotated[str, typer.Argument(help="Evaluation folder, its fingerprint or an MLflow run id.")],
     to: Annotated[str, typer.Option(metavar="OWNER/NAME", help="Repository on the hub; made if it is not there.")],
-    public: Annotated[bool, typer.Option("--public", help="Let everybody see it; unset it is private.")] = False,
+    public: Annotated[bool, typer.Option("--public", help="Make it public; otherwise it is private.")] = False,
     licence_allows_it: Annotated[
         bool,
         typer.Option(
@@ -236,7 +236,7 @@ def publish(
             help="You have read the terms of the teacher and of the student's source, and they let you publish this.",
         ),
     ] = False,
-    recipe: Annotated[str, typer.Option(help="Recipe that tells store and tracking server.")] = "quickstart",
+    recipe: Annotated[str, typer.Option(help="Recipe whose store and MLflow server are searched for runs.")] = "quickstart",
     settings: Settings = None,
 ) -> None:
     """Upload the student of a finished run, with its card, to the Hugging Face hub (with HF_TOKEN or `hf auth login`).
