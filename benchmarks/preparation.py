@@ -100,7 +100,7 @@ def tokenize_alone(data: Path, bare: bool) -> dict[str, Any]:
 def run_stage(data: Path, workers: int, cores: int) -> dict[str, Any]:
     """The prepare stage in a fresh store, on so many cores (0: all)."""
     from sra_core import stages
-    from sra_core.run import Run
+    from sra_core.runs import Run
 
     if cores and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])

@@ -25,7 +25,7 @@ from sra_core.doctor import check_datasets, check_layers, check_models, check_to
 from sra_core.errors import SraError, StorageError
 from sra_core.plan import stage_seconds
 from sra_core.processes import outlive_readers
-from sra_core.run import Run
+from sra_core.runs import Run
 from sra_core.shards import Manifest
 from sra_core.stages import STAGES
 from sra_core.watch import Watcher, Watchers, mask_logs, redact_text

@@ -14,7 +14,7 @@ from typing import Any
 from sra_core.config import RunConfig, hashed_steps
 from sra_core.models import load_kept_tokenizer, load_model, load_tokenizer, model_identity, name_answer_end
 from sra_core.models.cache import made_once, slug
-from sra_core.run import Run
+from sra_core.runs import Run
 from sra_core.shards import SCHEMA_VERSION, Manifest, StageFolder
 from sra_core.watch import Watcher
 

@@ -16,7 +16,7 @@ from sra_core.config import RunConfig
 from sra_core.errors import ShardError
 from sra_core.models import initial_student, layer_count, load_head, resolve_layer
 from sra_core.objective import build_objective, student_layers
-from sra_core.run import Run
+from sra_core.runs import Run
 from sra_core.shards import (
     Manifest,
     MemoryPrepared,

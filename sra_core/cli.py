@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import logging
 import shlex
 import signal
 import sys
@@ -13,11 +14,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 from rich.markdown import Markdown
+from rich.markup import escape
 from rich.table import Table
 
 from sra_core import __version__
 from sra_core.errors import ConfigError, EvaluationError, ManifestMismatch, ShardError, SraError
-from sra_core.watch import quiet_telemetry
+from sra_core.watch import as_typed, quiet_telemetry, sra_command
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -28,18 +30,38 @@ if TYPE_CHECKING:
 __all__ = ["app", "main"]
 
 app = typer.Typer(
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
-bench = typer.Typer(help="Compare variants of a run, over seeds.", no_args_is_help=True)
+bench = typer.Typer(help="Benchmarks: variants of one recipe, each with several seeds, compared.", no_args_is_help=True)
 app.add_typer(bench, name="bench")
 console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)
 
-Recipe = Annotated[str, typer.Argument(help="Name of a shipped recipe (see `sra recipes`) or a YAML file.")]
+
+def _recipes(incomplete: str) -> list[str]:
+    """What a shell offers where a recipe is asked for: shipped ones, and YAML files."""
+    from sra_core.config.load import recipe_names
+
+    above, slash, _ = incomplete.rpartition("/")
+    files = [f"{above}{slash}{path.name}" for path in sorted(Path(above or slash or ".").glob("*.y*ml"))]
+    return [name for name in [*recipe_names(), *files] if name.startswith(incomplete)]
+
+
+Recipe = Annotated[
+    str,
+    typer.Argument(
+        help="A recipe that comes with the package (`sra recipes` lists them), or your own YAML file.",
+        autocompletion=_recipes,
+    ),
+]
 Settings = Annotated[
     list[str] | None,
-    typer.Option("--set", "-s", metavar="FIELD=VALUE", help="Set any field of the config, as in distill.epochs=2."),
+    typer.Option(
+        "--set",
+        "-s",
+        metavar="FIELD=VALUE",
+        help="Set a field of the recipe, as in distill.epochs=2; see `sra fields`.",
+    ),
 ]
 
 
@@ -65,7 +87,7 @@ def run(recipe: Recipe, settings: Settings = None) -> None:
     with pipeline_run(config) as parent:
         results = stages.run(config, _watcher(config, parent))
     _summary(results["evaluate"].folder)
-    sra = sys.argv[0] if sys.argv[0].endswith("sra") else "sra"
+    sra = sra_command()
     chosen = "".join(f" --set {shlex.quote(each)}" for each in settings or [])
     say = [f"The student:    {results['distill'].folder}/student"]
     if config.tracking.enabled:
@@ -78,13 +100,13 @@ def run(recipe: Recipe, settings: Settings = None) -> None:
 
 @app.command()
 def prepare(recipe: Recipe, settings: Settings = None) -> None:
-    """Tokenize with both tokenizers, map spans, write Arrow shards and the alignment audit."""
+    """Tokenize the corpus for both models and align the spans of text; audit how well they fit."""
     _stage("prepare", recipe, settings)
 
 
 @app.command()
 def adapt(recipe: Recipe, settings: Settings = None) -> None:
-    """Fine-tune the teacher on the corpus before it is captured (where `adapt.enabled` is set)."""
+    """Fine-tune the teacher on the corpus before the cache is made (where `adapt.enabled` is set)."""
     _stage("adapt", recipe, settings)
 
 
@@ -93,10 +115,10 @@ def cache(
     recipe: Recipe,
     settings: Settings = None,
     check: Annotated[
-        int, typer.Option(min=0, help="Compare this many random examples of the cache with the live teacher.")
+        int, typer.Option(min=0, help="Also compare this many random examples of the cache with the live teacher.")
     ] = 0,
 ) -> None:
-    """Capture the teacher's span centres."""
+    """Run the teacher once over the training texts and keep what students learn from (the cache)."""
     _stage("cache", recipe, settings)
     if check:
         from sra_core.check_cache import check_cache
@@ -109,37 +131,54 @@ def cache(
 
 @app.command()
 def distill(recipe: Recipe, settings: Settings = None) -> None:
-    """Train the student with DeepSpeed from the cache."""
+    """Train the student from the cache, with DeepSpeed."""
     _stage("distill", recipe, settings)
 
 
 @app.command()
 def evaluate(recipe: Recipe, settings: Settings = None) -> None:
-    """Score teacher, initial student and student on held-out examples."""
+    """Score teacher, student and the student before training on held-out examples."""
     manifest = _stage("evaluate", recipe, settings)
     _summary(manifest.folder)
 
 
 @app.command()
-def audit(recipe: Recipe, settings: Settings = None) -> None:
+def audit(
+    recipe: Recipe,
+    settings: Settings = None,
+    figure: Annotated[
+        Path | None,
+        typer.Option(help="Also draw how one example is cut into spans, to this file (.svg, .png or .pdf)."),
+    ] = None,
+    example: Annotated[
+        str, typer.Option(help="Id of the example to draw; unset: one with spans of several tokens.")
+    ] = "",
+) -> None:
     """Show how well the two tokenizers align on the corpus, before any teacher runs."""
     from sra_core.alignment import render_terminal
-    from sra_core.prepare import AUDIT_PAGE, audit_of
+    from sra_core.prepare import AUDIT_PAGE, audit_of, check_figure, example_figure, write_figure
+    from sra_core.runs import Run
 
+    if figure:
+        check_figure(figure)
     manifest = _stage("prepare", recipe, settings)
     console.print(render_terminal(audit_of(manifest)))
-    console.print(f"\nThe whole report, for a browser: {manifest.folder}/{AUDIT_PAGE}")
+    console.print(f"\nThe whole report, for a browser: {manifest.folder}/{AUDIT_PAGE}", soft_wrap=True)
+    if figure:
+        whole = write_figure(example_figure(Run(_config(recipe, settings)), example), figure)
+        hint = "" if whole else " (letters that the font lacks are boxes; an .svg leaves them to its reader's fonts)"
+        console.print(f"The spans of one example, drawn: {figure.absolute()}{hint}", soft_wrap=True)
 
 
 @app.command()
 def plan(recipe: Recipe, settings: Settings = None) -> None:
-    """Predict examples, tokens, bytes, memory and hours before anything runs; afterwards, compare with what it took."""
+    """Predict what a run will take: examples, disk, memory, time. After the run, show how far off that was."""
     from sra_core.plan import plan_run
 
     made = plan_run(_config(recipe, settings))
     console.print(made.table())
     for warning in made.warnings:
-        console.print(f"[yellow]warning[/]  {warning}")
+        console.print(f"[yellow]warning[/]  {as_typed(warning)}")
 
 
 @app.command()
@@ -151,14 +190,17 @@ def compare(
         ),
     ],
     page: Annotated[
-        Path | None, typer.Option("--page", "--output", "-o", help="Where the HTML report goes; unset names it here.")
+        Path | None,
+        typer.Option("--page", "--output", "-o", help="Where the HTML page goes; unset: comparison-NAMES.html, here."),
     ] = None,
     reference: Annotated[
-        str | None, typer.Option(help="Name of the run that is paired with each other one; unset takes the first.")
+        str | None, typer.Option(help="Name of the run that every other one is compared with; unset: the first.")
     ] = None,
-    all_pairs: Annotated[bool, typer.Option("--all-pairs", help="Pair every two runs.")] = False,
-    track: Annotated[bool, typer.Option("--track", help="Log tables, figures and page to an MLflow run.")] = False,
-    recipe: Annotated[str, typer.Option(help="Recipe that tells store and tracking server.")] = "quickstart",
+    all_pairs: Annotated[bool, typer.Option("--all-pairs", help="Compare every two runs.")] = False,
+    track: Annotated[bool, typer.Option("--track", help="Also log tables, figures and the page to MLflow.")] = False,
+    recipe: Annotated[
+        str, typer.Option(help="Recipe whose store and MLflow server are searched for runs.")
+    ] = "quickstart",
     settings: Settings = None,
 ) -> None:
     """Compare finished runs on the same examples: tables here, and one HTML page.
@@ -182,16 +224,51 @@ def compare(
         console.print(f"In MLflow: run {track_comparison(config, comparison, page)}", soft_wrap=True)
 
 
+@app.command()
+def publish(
+    run: Annotated[str, typer.Argument(help="Evaluation folder, its fingerprint or an MLflow run id.")],
+    to: Annotated[str, typer.Option(metavar="OWNER/NAME", help="Repository on the hub; made if it is not there.")],
+    public: Annotated[bool, typer.Option("--public", help="Make it public; otherwise it is private.")] = False,
+    licence_allows_it: Annotated[
+        bool,
+        typer.Option(
+            "--licence-allows-it",
+            help="You have read the terms of the teacher and of the student's source, and they let you publish this.",
+        ),
+    ] = False,
+    recipe: Annotated[
+        str, typer.Option(help="Recipe whose store and MLflow server are searched for runs.")
+    ] = "quickstart",
+    settings: Settings = None,
+) -> None:
+    """Upload the student of a finished run, with its card, to the Hugging Face hub (with HF_TOKEN or `hf auth login`).
+
+    Refused where the licence of a model that it is made from forbids it.
+    """
+    from sra_core.publish import publish as upload
+    from sra_core.publish import require_licences, student_of
+
+    config = _config(recipe, settings)
+    student = student_of(config, _finished(config, run)[1])
+    console.print("\n".join(f"Licence of the {line}" for line in require_licences(student, licence_allows_it)))
+    address = upload(student, to, public=public)
+    console.print(f"The student is at {address} ({'public' if public else 'private'})", soft_wrap=True)
+
+
 @bench.command("quality")
 def bench_quality(
     recipe: Recipe,
     settings: Settings = None,
-    cells: Annotated[str, typer.Option(help="Only these variants: names, separated by commas.")] = "",
+    cells: Annotated[str, typer.Option(help="Only these variants, by name, separated by commas.")] = "",
     seeds: Annotated[str, typer.Option(help="Only these seeds, separated by commas.")] = "",
-    show: Annotated[bool, typer.Option("--list", help="Show the cells and their state; run nothing.")] = False,
+    show: Annotated[bool, typer.Option("--list", help="List the cells and which are done; run nothing.")] = False,
     report: Annotated[Path | None, typer.Option(help="Write the report to this Markdown file too.")] = None,
 ) -> None:
-    """Train and score every variant with every seed; run it again, or beside itself, to go on with what is missing."""
+    """Train and score every variant of a recipe with every seed, and test the differences for significance.
+
+    A variant with a seed is a cell. Run the command again, or several times at once, to go on with the cells that are
+    missing.
+    """
     from sra_core import stages
     from sra_core.bench import Bench, BenchLines, bench_report, listing, markdown, run_cells, terminal
     from sra_core.plan import stage_seconds
@@ -234,10 +311,12 @@ def recipes() -> None:
 
 @app.command()
 def fields(
-    section: Annotated[str, typer.Argument(help="Only fields below this one.")] = "",
-    markdown: Annotated[bool, typer.Option("--markdown", help="Print docs/reference.md.")] = False,
+    section: Annotated[
+        str, typer.Argument(help="Only the fields of this section, such as `distill` or `corpus`.")
+    ] = "",
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the page docs/reference.md instead.")] = False,
 ) -> None:
-    """List every field of the config with its default and meaning."""
+    """List the fields of a recipe with their defaults and meanings, all or those of one section."""
     from sra_core.config import RunConfig
     from sra_core.config.reference import fields as all_fields
     from sra_core.config.reference import reference_page
@@ -254,11 +333,20 @@ def fields(
     for row in shown:
         table.add_row(row.name, row.default, row.meaning)
     console.print(table)
+    names = [row.name for row in shown]
+    name = "distill.max_steps" if "distill.max_steps" in names else names[0]
+    *sections, field = name.split(".")
+    recipe = "".join(f"{each}: {{" for each in sections) + f"{field}: VALUE" + "}" * len(sections)
+    hints = [f"Set one for a run:       {sra_command()} run quickstart --set {name}=VALUE"]
+    hints.append(f"Or in your own recipe:   {recipe}")
+    if not section:
+        hints.append(f"The fields of a section: {sra_command()} fields distill")
+    console.print("\n".join(["", *hints]), soft_wrap=True)
 
 
 @app.command()
 def config(recipe: Recipe, settings: Settings = None) -> None:
-    """Print the whole config of a run as YAML, ready to be saved as a recipe."""
+    """Print all settings of a run as YAML, which is a recipe in itself."""
     import yaml
 
     sys.stdout.write(yaml.safe_dump(_config(recipe, settings).model_dump(mode="json"), sort_keys=False, width=100))
@@ -266,8 +354,8 @@ def config(recipe: Recipe, settings: Settings = None) -> None:
 
 @app.command()
 def verify(recipe: Recipe, settings: Settings = None) -> None:
-    """Read every byte of a run's stage results and compare checksums; a damaged stage mends itself when run again."""
-    from sra_core.run import Run
+    """Check every file of a run's results against its checksum; run a damaged stage again to repair it."""
+    from sra_core.runs import Run
 
     settled, damaged = Run(_config(recipe, settings)), False
     for name in settled.stages:
@@ -277,7 +365,7 @@ def verify(recipe: Recipe, settings: Settings = None) -> None:
             console.print(f"[yellow]{name}[/]  {error.problem}")
         except ShardError as error:
             damaged = True
-            console.print(f"[red]{name}[/]  {error.problem}\n  -> {error.remedy}")
+            console.print(f"[red]{name}[/]  {error.problem}\n  -> {as_typed(error.remedy)}")
         else:
             files = len(manifest.shards) + len(manifest.files)
             console.print(f"[green]{name}[/]  {files} files whole  {manifest.folder}")
@@ -287,7 +375,7 @@ def verify(recipe: Recipe, settings: Settings = None) -> None:
 
 @app.command()
 def ui(recipe: Recipe = "quickstart", settings: Settings = None) -> None:
-    """Open the MLflow UI on a recipe's store (loopback only); Ctrl-C ends it."""
+    """Open MLflow on the runs of a recipe's store, on this machine only; Ctrl-C ends it."""
     from sra_core.processes import free_port, start, stop
     from sra_core.watch.mlflow import ui_command
 
@@ -302,13 +390,50 @@ def ui(recipe: Recipe = "quickstart", settings: Settings = None) -> None:
 
 
 @app.command()
+def init(
+    path: Annotated[Path, typer.Argument(help="The recipe to write, such as mine.yaml.")],
+    teacher: Annotated[str | None, typer.Option(help="Hub id, local folder or GGUF file of the teacher.")] = None,
+    student: Annotated[
+        str | None, typer.Option(help="Likewise of the student; `teacher` takes half of the teacher's layers.")
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help="JSONL, Parquet or CSV file, a folder of these, a hub data set, or `python-docs`."),
+    ] = None,
+) -> None:
+    """Write a recipe for a teacher, a student and data; on a terminal, what is not given is asked."""
+    from sra_core.init import guesses, require_new, write_recipe
+
+    require_new(path)
+    given = {
+        "teacher": ("Teacher (hub id, folder or GGUF file)", teacher),
+        "student": ("Student (likewise, or `teacher` for half of its layers)", student),
+        "data": ("Data (file, folder or hub data set, or `python-docs`)", data),
+    }
+    missing = [name for name, (_, value) in given.items() if not value]
+    if missing and not sys.stdin.isatty():
+        problem = f"not given: {', '.join(missing)}; and there is no terminal to ask on"
+        raise ConfigError(problem, f"add {' '.join(f'--{name} ...' for name in missing)}")
+    told = {name: value or typer.prompt(question) for name, (question, value) in given.items()}
+    found = guesses(path.stem, **told)
+    write_recipe(path, found)
+    console.print(f"{path} is written. What was guessed, and from what (the file says it too):\n", soft_wrap=True)
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for guess in found:
+        if guess.why:
+            table.add_row(f"  {guess.field}", escape(str(guess.value)), f"[dim]{escape(guess.why)}")
+    console.print(table)
+    console.print(as_typed(f"\nNext: `sra doctor {path}`, `sra plan {path}`, `sra run {path}`"), soft_wrap=True)
+
+
+@app.command()
 def doctor(recipe: Recipe = "quickstart", settings: Settings = None) -> None:
-    """Say what is missing or slow on this machine."""
+    """Say what a recipe lacks on this machine, and what will be slow."""
     from sra_core.doctor import examine
 
     findings = examine(_config(recipe, settings))
     for finding in findings:
-        console.print(f"[{finding.colour}]{finding.level:>4}[/]  {finding.text}")
+        console.print(f"[{finding.colour}]{finding.level:>4}[/]  {as_typed(finding.text)}")
     if any(finding.level == "bad" for finding in findings):
         raise typer.Exit(1)
 
@@ -316,16 +441,24 @@ def doctor(recipe: Recipe = "quickstart", settings: Settings = None) -> None:
 def main() -> None:
     """Entry point: errors that the user can mend are printed with their remedy, not as a traceback."""
     quiet_telemetry()
+    _tell_of_models()
     # As an exception, so that on the way out child processes are ended, claims let go and runs closed as killed.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     signal.signal(signal.SIGINT, _interrupted)
     try:
-        app()
+        app(prog_name="sra")
     except SraError as error:
         errors.print(f"[red]{type(error).__name__}[/]: ", end="")
-        errors.print(error.problem, markup=False)
-        errors.print(f"  -> {error.remedy}", markup=False)
+        errors.print(as_typed(error.problem), markup=False, soft_wrap=True)
+        errors.print(f"  -> {as_typed(error.remedy)}", markup=False, soft_wrap=True)
         sys.exit(1)
+
+
+def _tell_of_models() -> None:
+    """One line for each model that is fetched or converted: that takes minutes, and no stage has begun to tell."""
+    logging.getLogger("sra_core.models").setLevel(logging.INFO)
+    if logging.lastResort:
+        logging.lastResort.setLevel(logging.INFO)  # it writes to the standard error of the moment, above a bar
 
 
 def _interrupted(number: int, frame: FrameType | None) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from sra_core.config import ModelRef, RunConfig, TeacherConfig, hashed, hashed_steps
 from sra_core.models import load_kept_tokenizer, load_model, model_identity, pick_device
 from sra_core.objective import teacher_needs
-from sra_core.run import Run
+from sra_core.runs import Run
 from sra_core.shards import SCHEMA_VERSION, STUDENT, Manifest, StageFolder
 from sra_core.training import learning_curves
 from sra_core.watch import Watcher
@@ -67,9 +67,11 @@ def distill_student(
     """
     from sra_core.models import initial_student
     from sra_core.training import (
+        LICENCE_NOTE,
         WORK,
         Job,
         launch,
+        licences_of,
         quiet_libraries,
         read_history,
         refuse_other_steps,
@@ -78,6 +80,7 @@ def distill_student(
     )
 
     quiet_libraries()
+    licences = licences_of(config)
     results = {manifest.stage: Path(manifest.folder) for manifest in upstream}
     prepared = next(manifest for manifest in upstream if manifest.stage == "prepare")
     work = folder.path / WORK
@@ -94,7 +97,7 @@ def distill_student(
     starts = start_projectors(job, watch)
     result = dict(launch(job, watch))
     notes = {name: result.pop(name) for name in ("layout", "processes")}
-    written = _export(job, upstream, result, folder.path)
+    written = _export(job, upstream, result, folder.path, licences)
     shutil.copyfile(job.history, folder.path / HISTORY)
     history = read_history(job.history)
     manifest = folder.commit(
@@ -106,7 +109,7 @@ def distill_student(
             for name, value in {**result, **lead, **starts.metrics, **step_costs(history), **_cosines(history)}.items()
             if value is not None
         },
-        notes={**notes, **starts.notes},
+        notes={**notes, **starts.notes, **{f"{LICENCE_NOTE}{which}": text for which, text in licences.items()}},
     )
     folder.remove(WORK)
     return manifest
@@ -155,14 +158,16 @@ def _cosines(history: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return before | after
 
 
-def _export(job: Job, upstream: Sequence[Manifest], result: Mapping[str, Any], folder: Path) -> list[str]:
+def _export(
+    job: Job, upstream: Sequence[Manifest], result: Mapping[str, Any], folder: Path, licences: Mapping[str, str]
+) -> list[str]:
     """Write the student, and what else the config keeps; returns the subfolders."""
     from sra_core.training import KeptWeights, export_model, model_card, read_history
 
     training = job.config.distill
     weights = KeptWeights(job.weights, rank=0)
     tokenizer = load_kept_tokenizer(job.config, job.prepared, "student")
-    card = model_card(job.config, upstream, result, read_history(job.history))
+    card = model_card(job.config, upstream, result, read_history(job.history), licences)
     adapter = folder / ADAPTER if training.keep_adapter and training.lora else None
     best = weights.path(int(result["best_step"]))
     trusted = job.trusted

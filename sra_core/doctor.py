@@ -15,7 +15,7 @@ from typing import Literal
 
 from sra_core.config import ModelRef, RunConfig
 from sra_core.errors import ConfigError, DataError, SraError
-from sra_core.run import settled
+from sra_core.runs import settled
 from sra_core.shards import Remote, is_url, local_copy
 
 __all__ = [
@@ -35,17 +35,19 @@ _GIB = 2**30
 _LOOKED_AT = 20
 """Training examples that are tokenized to see whether any can be used."""
 
+Level = Literal["good", "slow", "note", "bad"]
+
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One line of the report: ``good``, ``slow`` (works, but) or ``bad`` (a run would fail)."""
+    """One line: ``good``, ``slow`` (works, takes time), ``note`` (works, is worth a look) or ``bad`` (would fail)."""
 
-    level: Literal["good", "slow", "bad"]
+    level: Level
     text: str
 
     @property
     def colour(self) -> str:
-        return {"good": "green", "slow": "yellow", "bad": "red"}[self.level]
+        return {"good": "green", "slow": "yellow", "note": "yellow", "bad": "red"}[self.level]
 
 
 def examine(config: RunConfig) -> list[Finding]:
@@ -100,7 +102,7 @@ def _spread(config: RunConfig) -> Finding:
 def _precision(config: RunConfig) -> Iterator[Finding]:
     asked, found = config, settled(config)
     rows = [
-        ("the teacher is captured", asked.cache.compute_dtype, found.cache.compute_dtype),
+        ("the teacher runs", asked.cache.compute_dtype, found.cache.compute_dtype),
         ("the student is trained", asked.distill.precision, found.distill.precision),
     ]
     if config.adapt.enabled:
@@ -126,7 +128,7 @@ def _store(config: RunConfig) -> Iterator[Finding]:
         yield Finding("bad", f"store {store} cannot be written; set `store` to a folder of yours")
         return
     free = shutil.disk_usage(parent).free / _GIB
-    level: Literal["good", "slow", "bad"] = "good" if free >= 5 else "slow" if free >= 1 else "bad"
+    level: Level = "good" if free >= 5 else "slow" if free >= 1 else "bad"
     yield Finding(level, f"store {store}: {free:.0f} GiB free")
 
 
@@ -161,21 +163,23 @@ def _teacher(config: RunConfig) -> Iterator[Finding]:
 
 def _knowledge(config: RunConfig) -> Iterator[Finding]:
     if doubt := doubtful_teacher(config):
-        yield Finding("slow", doubt)
+        yield Finding("note", doubt)
 
 
 def doubtful_teacher(config: RunConfig) -> str | None:
     """What speaks against the teacher before anything is measured, with the remedy; None where nothing does.
 
     A student that is cut out of its teacher starts far behind it. One of another family may know as much, on prompts
-    that the teacher was never trained on: SmolLM2-135M-Instruct does beside Gemma 3 270M, until that is adapted.
+    that the teacher was never trained on: SmolLM2-135M-Instruct does beside Gemma 3 270M, until that is adapted. One
+    with random weights is there for the code path alone: nobody expects it to know a thing.
     """
-    own_format = config.teacher.template == "chat"
-    if config.objective.name == "sft" or config.adapt.enabled or config.student.source == "teacher" or own_format:
+    if config.objective.name == "sft" or config.adapt.enabled or config.student.source == "teacher":
+        return None
+    if config.teacher.template == "chat" or config.teacher.source.startswith("random:"):
         return None
     return (
-        "the teacher is not adapted to the corpus: trained on prompts of another format, it may know less than the "
-        "student (`sra cache` measures both); adapt.enabled fine-tunes it first"
+        "the teacher may know less of this corpus than the student does, as it was trained on prompts of another "
+        "format; `sra cache` measures both, and adapt.enabled=true fine-tunes the teacher on the corpus first"
     )
 
 

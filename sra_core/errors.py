@@ -9,6 +9,7 @@ __all__ = [
     "EvaluationError",
     "ManifestMismatch",
     "ModelError",
+    "PublishError",
     "ShardError",
     "SraError",
     "StorageError",
@@ -72,3 +73,7 @@ class TrainingError(SraError):
 
 class EvaluationError(SraError):
     """A student that cannot be evaluated as asked."""
+
+
+class PublishError(SraError):
+    """A student that cannot be published as asked."""

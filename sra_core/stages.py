@@ -14,7 +14,7 @@ from concurrent.futures import Executor
 from sra_core.config import RunConfig
 from sra_core.errors import ConfigError
 from sra_core.processes import shard_executor
-from sra_core.run import Run
+from sra_core.runs import Run
 from sra_core.shards import Manifest
 from sra_core.watch import Watcher
 
@@ -177,6 +177,17 @@ STAGES: dict[str, Callable[..., Manifest]] = {
 
 def run(config: RunConfig | Run, watch: Watcher | None = None) -> dict[str, Manifest]:
     """All stages that the config needs, in order; returns their manifests by stage.
+
+    >>> from sra_core import load_config, run
+    >>> results = run(load_config("smoke"))
+    >>> list(results)
+    ['prepare', 'cache', 'distill', 'evaluate']
+    >>> from transformers import AutoModelForCausalLM
+    >>> student = AutoModelForCausalLM.from_pretrained(f"{results['distill'].folder}/student")
+
+    Args:
+        config: The run config, or a run that is settled already.
+        watch: Told of progress; unset keeps quiet. ``sra_core.watch.TerminalWatcher()`` tells what ``sra run`` tells.
 
     Raises:
         ModelError: A model that cannot be used: found before anything runs, as are the following.

@@ -14,9 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from sra_core.alignment.encode import AlignedExample
-from sra_core.alignment.report import AlignmentReport, GroupFigures, LongestSpan, SideFigures, SpanView, WorstExample
+from sra_core.alignment.report import AlignmentReport, GroupFigures, LongestSpan, SideFigures, WorstExample
 from sra_core.alignment.scripts import SCRIPTS, byte_widths, code_points, script_numbers
 from sra_core.alignment.tokens import Spelling, backend_of
+from sra_core.alignment.views import shown, span_views
 from sra_core.alignment.vocabulary import SharedVocabulary
 from sra_core.corpus import Rejected
 
@@ -243,7 +244,7 @@ class _SpanTable:
         row, example = int(rows[owners.searchsorted(owner)]), batch[owner]
         first = int(np.searchsorted(self.span_example, owner))
         begin, end = example.spans.chars[row - first].tolist()
-        text = _shown(example.response.encode()[begin:end][:_SHOWN])
+        text = shown(example.response.encode()[begin:end][:_SHOWN])
         return LongestSpan(tokens=int(lengths[row]), text=text, id=example.id)
 
     def scores(self, batch: Sequence[AlignedExample]) -> list[float]:
@@ -356,11 +357,7 @@ def _side_figures(lengths: dict[int, int], inside: int) -> SideFigures:
 def _view(score: float, example: AlignedExample, readers: Sequence[Spelling]) -> WorstExample:
     """An example with its spans spelled out for people."""
     text, spans = example.response.encode(), example.spans.head(_SHOWN)
-    views = []
-    for (begin, end), teacher, student in zip(spans.chars, spans.teacher, spans.student, strict=True):
-        teacher_part = [_shown(readers[0][token]) for token in example.teacher_ids[slice(*teacher)].tolist()]
-        student_part = [_shown(readers[1][token]) for token in example.student_ids[slice(*student)].tolist()]
-        views.append(SpanView(_shown(text[begin:end]), teacher_part, student_part))
+    views = span_views(text, spans, example.teacher_ids, example.student_ids, readers)
     first, last = int(example.spans.chars[0, 0]), int(example.spans.chars[-1, 1])
     teacher_tokens, student_tokens = _response_tokens(example)
     return WorstExample(
@@ -370,13 +367,8 @@ def _view(score: float, example: AlignedExample, readers: Sequence[Spelling]) ->
         coverage=(last - first) / len(text),
         teacher_tokens=teacher_tokens,
         student_tokens=student_tokens,
-        before=_shown(text[:first]),
+        before=shown(text[:first]),
         spans=views,
-        after=_shown(text[int(spans.chars[-1, 1]) :][:_SHOWN]),
+        after=shown(text[int(spans.chars[-1, 1]) :][:_SHOWN]),
         all_spans=len(example.spans),
     )
-
-
-def _shown(text: bytes) -> str:
-    """Bytes for people; a piece of a character as \\xNN."""
-    return text.decode("utf-8", "backslashreplace")

@@ -15,7 +15,7 @@ from sra_core.config.problems import config_error, leaves
 from sra_core.doctor import check_datasets, check_layers, check_models, check_tools
 from sra_core.errors import ConfigError, ManifestMismatch, SraError, TrainingError
 from sra_core.objective import teacher_needs
-from sra_core.run import Run
+from sra_core.runs import Run
 from sra_core.shards import SCHEMA_VERSION, Manifest, StageFolder
 
 __all__ = ["Bench", "Cell"]

@@ -16,7 +16,7 @@ from sra_core.bench.estimate import Predict, forecast, left
 from sra_core.bench.grid import OWN, Bench, Cell
 from sra_core.bench.report import Report, figure, markdown
 from sra_core.bench.scores import collect, compare
-from sra_core.run import Run
+from sra_core.runs import Run
 from sra_core.shards import Manifest, StageFolder, atomic_write
 from sra_core.watch import Watcher, duration, watched
 from sra_core.watch.mlflow import PipelineRun, cell_run

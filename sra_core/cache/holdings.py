@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from sra_core.config import RunConfig
 from sra_core.models import layer_count_of, model_identity, resolve_layer
 from sra_core.objective import teacher_needs
-from sra_core.run import Run
+from sra_core.runs import Run
 from sra_core.shards import SCHEMA_VERSION, StageFolder
 
 __all__ = ["Holdings", "find_cache", "identity"]

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from sra_core.compare.rouge import ANSWER_SCORES
 from sra_core.compare.words import COUNTED
 from sra_core.errors import EvaluationError
-from sra_core.run import ORDER
+from sra_core.runs import ORDER
 from sra_core.shards import Manifest, StageFolder, read_manifest
 
 __all__ = [

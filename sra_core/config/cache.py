@@ -17,7 +17,7 @@ class CacheConfig(Part):
     dtype: Literal["bfloat16", "float32", "int8", "fp8"] = Field(
         "bfloat16",
         title="Stored type",
-        description="How centres are stored; int8 and fp8 (e4m3) take one byte a number and one float16 scale a span.",
+        description="How centres are stored; int8 and fp8 (e4m3) take one byte per number and one float16 scale per span.",
     )
     compression: Literal["none", "zstd"] = Field(
         "none", title="Compression", description="zstd is smaller; none can be memory-mapped without a copy."

@@ -30,10 +30,10 @@ class TrainingConfig(Part):
     max_steps: int | None = Field(
         None, ge=1, description="At most this many optimizer steps; the epochs may end earlier. Unset runs all epochs."
     )
-    batch_size: int = Field(16, ge=1, description="Examples a process takes at once.")
+    batch_size: int = Field(16, ge=1, description="Examples per process and batch.")
     group_by_length: bool = Field(
         False,
-        description="Put examples of similar length into the same step. Saves padding where the model is run padded (`layout`); steps teach less: on the quickstart 0.08 bits a byte after as many of them.",
+        description="Put examples of similar length into the same step. Saves padding where the model is run padded (`layout`); steps teach less: on the quickstart 0.08 bits per byte worse after as many of them.",
     )
     accumulation: int = Field(1, ge=1, description="Batches in one optimizer step.")
     micro_batch: int | Literal["auto"] | None = runtime(
@@ -63,7 +63,7 @@ class TrainingConfig(Part):
     processes: int = Field(
         1,
         ge=1,
-        description="Training processes, on all machines together; one a GPU. A step takes `batch_size` x `accumulation` x `processes` examples: where that stays the same, another number of processes goes on with the same training.",
+        description="Training processes, on all machines together; one per GPU. A step takes `batch_size` x `accumulation` x `processes` examples: where that stays the same, another number of processes goes on with the same training.",
     )
     lora: LoraConfig | None = Field(None, description="Train adapters instead of all weights.")
     deepspeed: dict[str, Any] = Field({}, description="DeepSpeed settings merged over the ones made from this config.")
@@ -88,7 +88,7 @@ class TrainingConfig(Part):
     log_every: int = runtime(5, "Steps between logged metrics.", ge=1)
     diagnose_every: int = runtime(
         0,
-        "Steps between looks at why training goes as it does: gradient norm of each term, cosine of centres, share of spans and vocabulary in use. One costs a backward pass a term; 0 turns it off.",
+        "Steps between looks at why training goes as it does: gradient norm of each term, cosine of centres, share of spans and vocabulary in use. One costs a backward pass per term; 0 turns it off.",
         ge=0,
     )
     spike: float = runtime(6.0, "Report a loss this many deviations above the usual one.", gt=0)
@@ -106,7 +106,7 @@ class TrainingConfig(Part):
     def _micro_batch_divides(self) -> TrainingConfig:
         micro = self.micro_batch
         if isinstance(micro, int) and (micro < 1 or self.batch_size % micro):
-            raise ValueError(f"micro_batch: {micro} is no divisor of batch_size {self.batch_size}; choose one that is")
+            raise ValueError(f"micro_batch: {micro} does not divide batch_size {self.batch_size}; choose one that does")
         return self
 
     @model_validator(mode="after")

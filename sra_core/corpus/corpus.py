@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,24 @@ class Corpus:
             yield split, item
 
     @property
+    def admitted(self) -> int:
+        """How many examples iteration hands out, of all splits; found in a pass over all rows, which it needs as well.
+
+        Raises:
+            DataError: As in iteration.
+        """
+        limits, _ = self._first_pass
+        return sum(limit.admitted for limit in limits.values())
+
+    def first(self, count: int) -> list[Example | Rejected]:
+        """The first items as they are read, without a pass over all rows: no limit is applied, duplicates are there.
+
+        Raises:
+            DataError: As in iteration.
+        """
+        return [item for _, _, item in islice(self._items(True), count)]
+
+    @property
     def brought(self) -> frozenset[str]:
         """The splits beside ``train`` that the data brings itself; only the others are chosen by hash."""
         return self._source.brought
@@ -147,7 +166,7 @@ class Corpus:
         trusted = "source" in self._config.columns or named.repeat
         self._kept = kept if trusted and size <= _SMALL else None  # sources were taken for such
         if not trusted:
-            told = f"the values of {_listed(named.columns)} tell rows apart: they are no sources, each file is one"
+            told = f"the values of {_listed(named.columns)} tell rows apart: they are not sources, each file is one"
             self._remarks = [f"{self._config.source}: {told} (corpus.columns.source takes them all the same)"]
         return limits, trusted
 

@@ -74,9 +74,16 @@ class Limit:
 
     size: int | None
     _kept: list[int] = field(default_factory=list)
+    _offered: int = 0
+
+    @property
+    def admitted(self) -> int:
+        """How many examples a later pass admits."""
+        return self._offered if self.size is None else min(self.size, self._offered)
 
     def offer(self, rank: int) -> None:
         """First pass: a rank."""
+        self._offered += 1
         if self.size is None:
             return
         if len(self._kept) < self.size:

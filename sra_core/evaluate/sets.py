@@ -15,7 +15,7 @@ from sra_core.corpus import Corpus, Example, Rejected
 from sra_core.errors import ConfigError, DataError, EvaluationError
 from sra_core.evaluate.leaks import find_leaks
 from sra_core.models import make_encoder
-from sra_core.run import Run
+from sra_core.runs import Run
 from sra_core.shards import SCHEMA_VERSION, Manifest, PreparedRow, PreparedSet, file_digest
 from sra_core.shards.prepared import prepared_row
 from sra_core.watch import Watcher

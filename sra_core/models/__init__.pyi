@@ -7,6 +7,7 @@ from .forward import Layout, MappedStates, choose_layout, mapped_states
 from .heads import TeacherHead, load_head, save_head
 from .identity import model_identity, tokenizer_identity, tokenizer_identity_of
 from .layers import layer_count_of, resolve_layer
+from .licence import MADE_HERE, licence_of
 from .likelihood import Likelihood, bits_per_byte, known_before, likelihood_table, response_likelihood
 from .loading import load_model, load_tokenizer, pick_device
 from .pair import load_kept_tokenizer, load_tokenizers, make_encoder, shared_tokens
@@ -17,6 +18,7 @@ from .student import build_student, initial_student, spread_layers
 from .tokenizers import train_tokenizer
 
 __all__ = [
+    "MADE_HERE",
     "Layout",
     "Likelihood",
     "MappedStates",
@@ -36,6 +38,7 @@ __all__ = [
     "last_row_attention",
     "layer_count",
     "layer_count_of",
+    "licence_of",
     "likelihood_table",
     "lm_head",
     "load_head",

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 
 from sra_core.errors import ModelError
 
-__all__ = ["header_digest"]
+__all__ = ["header_digest", "licence_in"]
 
 _SPLIT = re.compile(r"-\d{5}-of-(\d{5})\.gguf$")
 _ELSEWHERE = "use the same model's safetensors folder or hub id"
@@ -40,7 +40,9 @@ def header_digest(path: Path) -> str:
                     f"{path} is a Git LFS pointer, not the file itself",
                     "run `git lfs pull`, or download the file again",
                 )
-            raise ModelError(f"{path} is no GGUF file: it starts with {start[:16]!r}", "give a GGUF file, or a folder")
+            raise ModelError(
+                f"{path} is not a GGUF file: it starts with {start[:16]!r}", "give a GGUF file, or a folder"
+            )
         try:
             fields, tensors = _header(file)
         except (struct.error, UnicodeDecodeError, KeyError, MemoryError, OverflowError) as error:
@@ -56,6 +58,19 @@ def header_digest(path: Path) -> str:
     if size < needed:
         raise _torn(path, size, f"its weights need {needed:,}")
     return digest
+
+
+def licence_in(path: Path) -> str:
+    """The licence that a GGUF file names in its header; empty where it names none.
+
+    Raises:
+        ModelError: As `header_digest`.
+    """
+    header_digest(path)
+    with path.open("rb") as file:
+        file.seek(4)
+        fields, _ = _header(file)
+    return str(fields.get("general.license", ""))
 
 
 def _header(file: BinaryIO) -> tuple[dict[str, Any], list[tuple[int, int, int]]]:

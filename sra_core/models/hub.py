@@ -14,7 +14,7 @@ __all__ = ["listed", "snapshot"]
 
 logger = logging.getLogger(__name__)
 
-_TEXT_FILES = ["*.json", "*.jinja", "*.model", "*.tiktoken", "merges.txt", "vocab.txt"]
+_TEXT_FILES = ["*.json", "*.jinja", "*.model", "*.tiktoken", "merges.txt", "vocab.txt", "README.md"]
 _WEIGHT_FILES = ["model*.safetensors", "adapter_model.safetensors"]
 _PICKLED_FILES = ["pytorch_model*.bin"]
 _CODE_FILES = ["*.py"]
@@ -80,7 +80,7 @@ def _explained(ref: ModelRef, part: str = "") -> Iterator[None]:
         raise ModelError(
             f"the hub has no model {name}", "correct the name; for a private model log in with `hf auth login`"
         ) from error
-    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, errors.HfHubHTTPError, OSError) as error:
+    except (errors.LocalEntryNotFoundError, errors.HTTPError, OSError) as error:  # offline mode is an OSError too
         which = f"{part}{name} {'are' if part else 'is'}"
         raise ModelError(
             f"{which} not in the hub's cache on this machine, and the hub cannot be reached ({type(error).__name__})",

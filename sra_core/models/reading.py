@@ -34,7 +34,7 @@ def read_model(folder: Path, ref: ModelRef, **options: Any) -> PreTrainedModel:
         raise
     except Exception as error:  # any kind: wrong class, torn file, missing code; the message carries the cause
         raise ModelError(
-            f"{ref.source} is no causal language model that transformers can load: {first_line(error)}",
+            f"{ref.source} is not a causal language model that transformers can load: {first_line(error)}",
             code_remedy(ref, folder) or "give a decoder-only model with its config.json and safetensors weights",
         ) from error
 
@@ -62,7 +62,7 @@ def read_weights(folder: Path, name: str, *, trust_remote_code: bool = False, **
             **options,
         )
     kind, unknown = type(model).__name__, found["unexpected_keys"]
-    spare = f"{len(unknown)} tensors in the files of {name} are no part of {kind}: {_some(unknown)}"
+    spare = f"{len(unknown)} tensors in the files of {name} are not part of {kind}: {_some(unknown)}"
     if missing := found["missing_keys"]:
         raise ModelError(
             f"the files of {name} lack {len(missing)} tensors of {kind}, which would be random numbers: "

@@ -51,7 +51,7 @@ def unwrap(model: nn.Module) -> PreTrainedModel:
         elif hasattr(model, "module"):
             model = model.module
         else:
-            raise ModelError(f"{type(model).__name__} is no transformers model", "pass the model itself")
+            raise ModelError(f"{type(model).__name__} is not a transformers model", "pass the model itself")
     return model
 
 

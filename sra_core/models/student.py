@@ -122,7 +122,7 @@ def _from_config(config: Any, ref: ModelRef) -> PreTrainedModel:
             )
     except ValueError as error:
         raise ModelError(
-            f"{ref.source} is no causal language model: {str(error).splitlines()[0]}", "use a decoder-only model"
+            f"{ref.source} is not a causal language model: {str(error).splitlines()[0]}", "use a decoder-only model"
         ) from error
     return model.eval()
 

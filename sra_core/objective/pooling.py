@@ -23,6 +23,16 @@ def pool_spans(
 ) -> tuple[Tensor, Tensor]:
     """Centres of mass of spans.
 
+    >>> import torch
+    >>> from sra_core import pool_spans
+    >>> states, weights = torch.tensor([[1.0, 0.0], [0.0, 1.0], [2.0, 2.0]]), torch.tensor([0.1, 0.3, 0.2])
+    >>> centers, mass = pool_spans(states, weights, torch.tensor([[0, 2], [2, 3]]))
+    >>> centers
+    tensor([[0.2500, 0.7500],
+            [2.0000, 2.0000]])
+    >>> mass
+    tensor([0.4000, 0.2000])
+
     Args:
         hidden: (N, d) token states.
         weights: (N,) attention of the last real token of each token's text; no gradient flows into it.

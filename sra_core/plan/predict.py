@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import psutil
@@ -26,7 +26,9 @@ from sra_core.config import ObjectiveConfig, RunConfig, TrainingConfig
 from sra_core.corpus import Corpus, Example, Rejected
 from sra_core.doctor import check_devices, check_layers, check_models, doubtful_teacher
 from sra_core.errors import DataError, SraError
+from sra_core.evaluate import AnswerSettings, generate
 from sra_core.models import (
+    answer_ends,
     build_student,
     choose_layout,
     input_embeddings,
@@ -39,13 +41,14 @@ from sra_core.models import (
     make_encoder,
     pick_device,
     resolve_layer,
+    response_likelihood,
     save_head,
     shared_tokens,
 )
 from sra_core.objective import Batch, build_objective, student_layers
 from sra_core.plan.plan import Plan
 from sra_core.prepare import save_tokenizers
-from sra_core.run import Run, settled
+from sra_core.runs import Run, settled
 from sra_core.shards import (
     PREPARED_SCHEMA,
     STUDENT_TOKENIZER,
@@ -72,6 +75,7 @@ SAMPLE = 200
 """Examples that a plan looks at."""
 _FEW = 48
 _CALIBRATION_TOKENS = 4096  # teacher tokens of the timed capture
+_ANSWERED = 8  # tokens of the timed answers
 _SPLITS = ("train", "validation", "test")
 _ADAM_BYTES = 16  # of a trained parameter: weight, gradient and two moments, all float32
 _MIXED_BYTES = 18  # 16-bit weight and gradient, float32 master copy, gradient and moments
@@ -135,9 +139,10 @@ def plan_run(config: RunConfig, samples: int = SAMPLE) -> Plan:
             _plan_adaptation(config, plan, train, folder)
         if config.objective.name != "sft":
             teacher = _plan_cache(config, plan, train, folder)
-        _plan_training(config, plan, train, teacher, folder)
-    for stage, device in plan.devices.items():
-        plan.memory[stage] += libraries if device == "cpu" else 0
+        student = _plan_training(config, plan, train, teacher, folder)
+        _plan_evaluation(config, plan, sample.only("test"), student, folder)
+    for stage in plan.memory:
+        plan.memory[stage] += libraries if plan.devices[stage] == "cpu" else 0
     _compare(config, plan)
     return plan
 
@@ -354,7 +359,8 @@ def _plan_adaptation(config: RunConfig, plan: Plan, sample: _Sample, folder: Pat
     _plan_steps(plan, "adapt", settings, module, data)
 
 
-def _plan_training(config: RunConfig, plan: Plan, sample: _Sample, teacher: MemoryTeacher | None, folder: Path) -> None:
+def _plan_training(config: RunConfig, plan: Plan, sample: _Sample, teacher: MemoryTeacher | None, folder: Path) -> Any:
+    """Returns the student as it starts, a few timed steps later."""
     settings, device = config.distill, pick_device(config.distill.device)
     tokenizer = load_kept_tokenizer(config, folder, "student")
     student = build_student(config, tokenizer, [row.prompt + row.response for row in sample.rows[:32]])
@@ -370,6 +376,7 @@ def _plan_training(config: RunConfig, plan: Plan, sample: _Sample, teacher: Memo
     count = load_head(folder).layers if teacher else 0
     data = distill_data(config, MemoryPrepared(rows), teacher, count)
     plan.counts["steps"] = _plan_steps(plan, "distill", settings, module, data)
+    return student
 
 
 def _plan_steps(plan: Plan, stage: str, settings: TrainingConfig, module: DistillModule, data: DistillData) -> int:
@@ -403,6 +410,62 @@ def _seconds(module: DistillModule, batches: Sequence[Batch]) -> float:
         if place == 0:
             started = time.perf_counter()
     return (time.perf_counter() - started) / (len(batches) - 1)
+
+
+# Evaluation: the likelihood of some test examples, and a few tokens of their answers.
+
+
+def _plan_evaluation(config: RunConfig, plan: Plan, sample: _Sample, student: Any, folder: Path) -> None:
+    """The longest that scoring the corpus's own test split takes: answers that stop before their limit take less."""
+    if not sample.rows:
+        return
+    device = pick_device(config.evaluate.device)
+    teacher_tokenizer, student_tokenizer = load_tokenizers(config, folder)
+    seconds = _scoring_seconds(config, student.to(device), student_tokenizer, sample, "student")
+    seconds *= 1 + config.evaluate.initial
+    if config.evaluate.teacher:
+        teacher = load_model(config.teacher, config.cache.compute_dtype, device)
+        seconds += _scoring_seconds(config, teacher, teacher_tokenizer, sample, "teacher")
+    plan.devices["evaluate"], plan.seconds["evaluate"] = device, seconds
+
+
+def _scoring_seconds(
+    config: RunConfig, model: Any, tokenizer: Any, sample: _Sample, side: Literal["teacher", "student"]
+) -> float:
+    """Of all test examples for one model."""
+    settings, answers = config.evaluate, AnswerSettings.of(config.evaluate)
+    rows = sample.rows[: settings.batch_size]
+    choose_layout(model, config.layout, config.alignment.max_length)
+
+    def timed(work: Callable[[], Any]) -> float:
+        work()  # warms up
+        started = time.perf_counter()
+        work()
+        return time.perf_counter() - started
+
+    def answered(tokens: int) -> float:
+        return timed(
+            lambda: generate(
+                model,
+                tokenizer,
+                rows,
+                side,
+                sampling=answers.sampling,
+                max_new_tokens=tokens,
+                max_prompt=answers.max_prompt,
+                batch_size=settings.batch_size,
+            )
+        )
+
+    examples = min(len(sample), settings.examples or len(sample))
+    seconds = timed(lambda: response_likelihood(model, rows, side, eos_token_id=answer_ends(model)))
+    seconds *= examples / len(rows)
+    wanted = min(examples, examples if settings.generate is None else settings.generate) * len(answers.used_seeds)
+    if wanted:
+        first, several = answered(1), answered(_ANSWERED)
+        step = max(several - first, 0.0) / (_ANSWERED - 1)
+        seconds += (first + step * (answers.max_new_tokens - 1)) * wanted / len(rows)
+    return seconds
 
 
 # Afterwards.

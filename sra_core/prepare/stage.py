@@ -36,7 +36,7 @@ from sra_core.prepare.tasks import (
 )
 from sra_core.prepare.tokenizers import save_tokenizers, tell_templates
 from sra_core.processes import Pool
-from sra_core.run import Run
+from sra_core.runs import Run
 from sra_core.shards import SCHEMA_VERSION, Manifest, ShardEntry, StageFolder, atomic_write
 from sra_core.shards.files import HashingWriter
 from sra_core.shards.prepared import STUDENT_TOKENIZER, TEACHER_TOKENIZER
@@ -122,7 +122,7 @@ def prepare_corpus(
         tools = save_tools(config, folder, tokenizers, shared, saved)
     result = Prepared(AlignmentAudit(shared))
     with atomic_write(folder.path / REJECTED) as log, Pool(encode_shard, config.alignment.workers, executor) as pool:
-        _Shards(folder, result, log, watch).make(_pieces(config, corpus, result), tools, pool)
+        _Shards(folder, result, log, watch, corpus.admitted).make(_pieces(config, corpus, result), tools, pool)
     forget_tools(folder)
     for note in corpus.notes():
         watch.message(note)
@@ -145,7 +145,7 @@ def prepare_corpus(
     overall = report.overall
     watch.message(
         f"spans cover {overall.coverage:.2%} of the response bytes, {overall.one_to_one:.0%} of them one token to one; "
-        f"{overall.teacher.mean:.2f} teacher and {overall.student.mean:.2f} student tokens a span"
+        f"{overall.teacher.mean:.2f} teacher and {overall.student.mean:.2f} student tokens per span"
     )
     return manifest
 
@@ -181,13 +181,13 @@ class _Shards:
     A shard that was finished earlier stays as it is. Memory holds a few shards, whatever the corpus.
     """
 
-    def __init__(self, folder: StageFolder, result: Prepared, log: HashingWriter, watch: Watcher) -> None:
+    def __init__(self, folder: StageFolder, result: Prepared, log: HashingWriter, watch: Watcher, total: int) -> None:
         self._folder = folder
         self._result = result
         self._log = log
         self._watch = watch
         self._finished = folder.finished_shards()
-        self._rows = 0
+        self._done, self._total = 0, total
         if self._finished:
             watch.message(f"{len(self._finished)} shards are finished already")
 
@@ -210,8 +210,8 @@ class _Shards:
         self._result.audit.add_plain(outcome.audit)
         self._result.counts.update(outcome.entry.counts)
         self._list([*rejected, *outcome.rejected])
-        self._rows += outcome.entry.rows
-        self._watch.progress(self._rows, 0, "examples")
+        self._done += outcome.entry.rows + len(outcome.rejected)
+        self._watch.progress(self._done, self._total, "examples")
 
     def _list(self, rejected: Sequence[Rejected]) -> None:
         for item in rejected:

@@ -1,5 +1,5 @@
 from .adapters import adapter_targets, add_adapters
-from .card import model_card
+from .card import LICENCE_NOTE, licences_of, model_card
 from .checkpoints import Checkpoints, Progress
 from .data import DistillData, Order
 from .export import export_model
@@ -13,6 +13,7 @@ from .start import Starts, start_projectors
 from .weights import KeptWeights
 
 __all__ = [
+    "LICENCE_NOTE",
     "WORK",
     "Checkpoints",
     "DistillData",
@@ -29,6 +30,7 @@ __all__ = [
     "launch",
     "learning_curves",
     "learning_rate",
+    "licences_of",
     "model_card",
     "quiet_libraries",
     "read_history",

@@ -9,10 +9,14 @@ from typing import Any
 import yaml
 
 from sra_core.config import RunConfig, hashed
+from sra_core.models import MADE_HERE, licence_of
 from sra_core.shards import Manifest
 from sra_core.watch import redact, redact_text
 
-__all__ = ["model_card"]
+__all__ = ["LICENCE_NOTE", "licences_of", "model_card"]
+
+LICENCE_NOTE = "licence of the "
+"""Begin of the notes of a student's manifest that keep what `licences_of` found."""
 
 
 def model_card(
@@ -20,6 +24,7 @@ def model_card(
     upstream: Sequence[Manifest],
     result: Mapping[str, float | None],
     history: Sequence[Mapping[str, Any]],
+    licences: Mapping[str, str],
 ) -> str:
     """A Hugging Face model card in Markdown.
 
@@ -28,11 +33,12 @@ def model_card(
         upstream: Manifests of the results that training read.
         result: What training reported: steps, tokens, best held-out bits per byte and its step.
         history: Metrics by step.
+        licences: Of the models that the student is made from, see `licences_of`.
     """
     sections = [
         _header(config),
         f"# {config.name}\n",
-        _summary(config, result),
+        _summary(config, result, licences),
         _table("Data", _data(config, upstream)),
         _table("Training", _training(config, result)),
         _table("Scores", _scores(result, history)),
@@ -54,7 +60,7 @@ def _header(config: RunConfig) -> str:
     return f"---\n{yaml.safe_dump(fields, sort_keys=False)}---\n"
 
 
-def _summary(config: RunConfig, result: Mapping[str, float | None]) -> str:
+def _summary(config: RunConfig, result: Mapping[str, float | None], licences: Mapping[str, str]) -> str:
     source = "layers of the teacher" if config.student.source == "teacher" else f"`{config.student.source}`"
     if config.objective.name == "sft":
         how = "fine-tuned on the corpus alone (objective `sft`)"
@@ -62,8 +68,25 @@ def _summary(config: RunConfig, result: Mapping[str, float | None]) -> str:
         adapted = ", adapted to the corpus first" if config.adapt.enabled else ""
         how = f"distilled from `{config.teacher.source}`{adapted} with objective `{config.objective.name}`"
     text = f"A student that started from {source} and was {how}, in {_number(result['steps'])} steps.\n"
+    for which, licence in licences.items():
+        if licence not in ("", MADE_HERE):
+            text += f"\nLicence of the {which}: {licence}\n"
     models = (("teacher", config.teacher), ("student's source", config.student))
     return text + "".join(f"\nTerms of the {which}: {ref.terms}\n" for which, ref in models if ref.terms)
+
+
+def licences_of(config: RunConfig) -> dict[str, str]:
+    """The licences of the models that a student is made from, by what they are to it; empty where none is named.
+
+    Raises:
+        ModelError: A model cannot be found.
+    """
+    found = {}
+    if config.objective.name != "sft" or config.student.source == "teacher":
+        found["teacher"] = licence_of(config.teacher)
+    if config.student.source != "teacher":
+        found["student's source"] = licence_of(config.student)
+    return found
 
 
 def _data(config: RunConfig, upstream: Sequence[Manifest]) -> Iterator[tuple[str, str]]:

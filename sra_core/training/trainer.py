@@ -72,6 +72,8 @@ class Trainer:
         # Then every gradient is whole, in float32 and at hand: no optimizer of DeepSpeed's clips or drops it for us.
         self._plain = config.zero_stage == 0 and config.precision == "float32"
         self._meter = Meter()
+        self._loss: float | None = None  # the last one reported
+        self._measured: tuple[float, int | None] = (math.inf, None)  # held-out bits per byte, and after which step
         self._upload = uploader(device)
 
     def run(self) -> Progress:
@@ -85,6 +87,7 @@ class Trainer:
         started = time.monotonic() - self.progress.seconds
         if self.progress.step == 0:
             self._validate()
+        self._tell()
         self._meter = Meter()
         for micro_batches in prefetch(self._micro_batches, range(self.progress.step, self.total)):
             self._step(micro_batches)
@@ -96,8 +99,10 @@ class Trainer:
         return self.progress
 
     def _between_steps(self) -> bool:
-        """Validate and save where it is due; true when patience has run out."""
+        """Validate, tell and save where it is due; true when patience has run out."""
         tired = self._due(self.config.validate_every) and self._validate()
+        if tired or self._due(self.config.log_every):
+            self._tell()  # after the validation, so that the last line has the one after the last step
         if tired:
             self.events.append(kind="message", text=f"stopped early at step {self.progress.step}: no progress")
         elif self._due(self.config.checkpoint_every):
@@ -223,8 +228,7 @@ class Trainer:
     # What is told and kept.
 
     def _report(self) -> None:
-        step = self.progress.step
-        if step % self.config.log_every and step != self.total:
+        if not self._due(self.config.log_every):
             return
         values = self._meter.close(self.progress.tokens)
         values |= {f"weighted/{name}": value for name, value in weighted_terms(self.module.objective, values).items()}
@@ -234,10 +238,19 @@ class Trainer:
         values |= {"skipped_steps": self.progress.skipped, "loss_spikes": self.progress.spiked}
         values["peak_memory_bytes"] = peak_memory(self.device)
         self._publish({f"train/{name}": value for name, value in values.items()})
-        note = f"loss {values['loss']:.4g}"
-        if math.isfinite(self.progress.best):
-            note += f", held out {self.progress.best:.4g} bits a byte"
-        self.events.append(kind="progress", done=step, total=self.total, note=note)
+        self._loss = values["loss"]
+
+    def _tell(self) -> None:
+        """Say how far training is, with the last loss, the last measurement and, where it is another, the best."""
+        progress, parts = self.progress, []
+        if self._loss is not None:
+            parts.append(f"loss {self._loss:.4g}")
+        value, step = self._measured
+        if step is not None:
+            parts.append(f"held out {value:.4g} bits per byte{'' if step == progress.step else _at(step)}")
+        if math.isfinite(progress.best) and progress.best_step != step:
+            parts.append(f"best {progress.best:.4g}{_at(progress.best_step)}")
+        self.events.append(kind="progress", done=progress.step, total=self.total, note=", ".join(parts))
 
     def _publish(self, values: Mapping[str, float]) -> None:
         self.history.append(step=self.progress.step, **values)
@@ -248,6 +261,7 @@ class Trainer:
             return False
         value = self._bits_per_byte()
         progress = self.progress
+        self._measured = value, progress.step
         self._publish({"validation/bits_per_byte": value})
         if value < progress.best:
             progress.best, progress.best_step, progress.stale = value, progress.step, 0
@@ -279,6 +293,10 @@ class Trainer:
             progress.best_step = progress.step
         if not exported_best or getattr(self.config, "keep_last", False):
             self.weights.write(progress.step, self.module.trainable())
+
+
+def _at(step: int) -> str:
+    return f" at step {step}" if step else " before training"
 
 
 def _at_fault(losses: list[float], micro_batches: list[Batch]) -> list[str]:

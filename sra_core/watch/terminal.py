@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
+from sra_core.watch.command import as_typed
+from sra_core.watch.counts import counted
 from sra_core.watch.pace import Pace
 from sra_core.watch.watcher import Watcher
 
@@ -51,7 +53,7 @@ class TerminalWatcher(Watcher):
         if done == total or now - self._printed >= 15:
             self._printed = now
             parts = [f"{done}/{total} {unit}" if total else f"{done} {unit}"]
-            parts += [f"{rate:.3g} a second"] if rate else []
+            parts += [f"{rate:.3g} per second"] if rate else []
             parts += [f"{duration((total - done) / rate)} left"] if rate and total > done else []
             self._say(f"  {', '.join(parts)}  {note}".rstrip())
 
@@ -62,7 +64,8 @@ class TerminalWatcher(Watcher):
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         if self._progress is None:
-            columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            left = TimeRemainingColumn(elapsed_when_finished=True)
+            columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), left)
             self._progress = Progress(*columns, TextColumn("{task.fields[note]}"), console=self._console)
             self._progress.start()
             self._task = self._progress.add_task(unit, total=total or None, note=note)
@@ -76,13 +79,12 @@ class TerminalWatcher(Watcher):
             self._progress = None
 
     def message(self, text: str) -> None:
-        self._say(f"  {text}")
+        self._say(f"  {as_typed(text)}")
 
     def end(self, manifest: Manifest) -> None:
         self._stop_bar()
-        counts = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in manifest.counts.items() if count)
         seconds = time.monotonic() - self._started
-        self._say(f"  [green]done[/] in {seconds:.1f} s: {counts}")
+        self._say(f"  [green]done[/] in {seconds:.1f} s: {counted(manifest)}")
 
     def failed(self, error: BaseException) -> None:
         self._stop_bar()

@@ -15,7 +15,7 @@ from sra_core.config import RunConfig
 from sra_core.config.load import load_config
 from sra_core.errors import ConfigError, ManifestMismatch
 from sra_core.models import load_model, model_identity
-from sra_core.run import Run
+from sra_core.runs import Run
 
 
 def config_with(store: Path, **adapt: Any) -> RunConfig:

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from sra_core.bench.grid import Bench, Cell
 from sra_core.config import RunConfig
 from sra_core.config.load import load_config
-from sra_core.run import Run
+from sra_core.runs import Run
 from sra_core.shards import Manifest
 
 EXAMPLES = 12

@@ -12,7 +12,7 @@ from sra_core.bench.grid import Bench
 from sra_core.config import BenchConfig, ObjectiveConfig
 from sra_core.config.load import load_config
 from sra_core.errors import ConfigError
-from sra_core.run import Run
+from sra_core.runs import Run
 from tests.bench.make import config, finish, grid
 
 EVERY = tuple(name for name in get_args(ObjectiveConfig.model_fields["name"].annotation) if len(name) > 2)
@@ -105,7 +105,7 @@ def test_a_selection_outside_the_grid_is_refused(
     [
         ({"seeds": [1, 1]}, "seeds: 1 occurs twice"),
         ({"variants": [{"name": "sft"}, {"name": "sft"}]}, "variants: 'sft' occurs twice"),
-        ({"reference": "nothing"}, "reference: 'nothing' is none of the variants sra, sft"),
+        ({"reference": "nothing"}, "reference: 'nothing' is not one of the variants sra, sft"),
         ({"seeds": []}, "at least 1"),
     ],
 )

@@ -17,7 +17,7 @@ from sra_core.bench.run import bench_report, run_cells
 from sra_core.compare import interval, paired
 from sra_core.config import RunConfig
 from sra_core.errors import EvaluationError, TrainingError
-from sra_core.run import Run
+from sra_core.runs import Run
 from sra_core.shards import Manifest, read_manifest
 from sra_core.watch import Watcher
 from tests.bench.make import bits, finish, grid, sizes

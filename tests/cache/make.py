@@ -12,7 +12,7 @@ from sra_core.config import RunConfig
 from sra_core.config.load import load_config
 from sra_core.corpus import Example
 from sra_core.models import load_tokenizer
-from sra_core.run import Run
+from sra_core.runs import Run
 from sra_core.shards import PREPARED_SCHEMA, Manifest, StageFolder, prepared_batch
 from sra_core.shards.prepared import STUDENT_TOKENIZER, TEACHER_TOKENIZER, prepared_row
 

@@ -43,7 +43,7 @@ def hold_and_die(config: dict[str, Any]) -> None:
     import signal
 
     from sra_core.config import RunConfig
-    from sra_core.run import Run
+    from sra_core.runs import Run
 
     folder = Run(RunConfig.model_validate(config)).folder("cache")
     with folder.guard():

@@ -19,7 +19,7 @@ from sra_core import stages
 from sra_core.config import RunConfig
 from sra_core.config.load import load_config
 from sra_core.errors import ManifestMismatch, ShardError, StorageError
-from sra_core.run import Run
+from sra_core.runs import Run
 from sra_core.shards import Manifest
 from tests.cache import process as cache_process
 

@@ -11,7 +11,7 @@ import pytest
 from sra_core import stages
 from sra_core.config import RunConfig
 from sra_core.config.load import load_config
-from sra_core.run import Run
+from sra_core.runs import Run
 from sra_core.shards import TeacherSet
 from tests.cache import process as cache_process
 

@@ -28,6 +28,24 @@ def test_help_lists_every_command() -> None:
         assert command in shown
 
 
+def test_completion_knows_commands_recipes_and_files(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("name: mine\n")
+    for words, expected in (("sra do", "doctor"), ("sra run quick", "quickstart"), ("sra run ./m", "./mine.yaml")):
+        asked = dict(os.environ, _SRA_COMPLETE="complete_bash", COMP_WORDS=words, COMP_CWORD=str(words.count(" ")))
+        found = subprocess.run(SRA, capture_output=True, text=True, env=asked, cwd=tmp_path, timeout=120, check=False)
+        assert found.stdout.split() == [expected]
+
+
+def test_completion_can_be_installed(tmp_path: Path) -> None:
+    # Through a shell, as the command looks for the one that it was started from; `true` keeps bash from stepping aside.
+    command = ["bash", "-c", f"{' '.join(SRA)} --install-completion; true"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=dict(os.environ, HOME=str(tmp_path)), timeout=120, check=False
+    )
+    assert "completion installed" in done.stdout, done.stderr
+    assert "complete -o default -F _sra_completion sra" in (tmp_path / ".bash_completions" / "sra.sh").read_text()
+
+
 def test_run_on_a_finished_store_ends_with_scores_and_what_to_do_next(smoke_run: SmokeRun) -> None:
     done = sra("run", "smoke", store=smoke_run.store)
     assert done.returncode == 0, done.stderr
@@ -40,7 +58,7 @@ def test_an_error_is_printed_with_its_remedy_and_no_traceback(tmp_path: Path) ->
     failed = sra("cache", "smoke", store=tmp_path)
     assert failed.returncode == 1
     assert "Traceback" not in failed.stderr
-    assert "run `sra prepare`" in failed.stderr
+    assert "sra prepare` with this config first" in failed.stderr
 
 
 @pytest.mark.parametrize(

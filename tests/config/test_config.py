@@ -26,7 +26,7 @@ from sra_core.config import (
 from sra_core.config.load import load_config, parse_overrides
 from sra_core.config.reference import FieldRow, fields, part_of
 from sra_core.errors import ConfigError
-from sra_core.run import ORDER, Run
+from sra_core.runs import ORDER, Run
 from tests.config.reads import declared, fields_read
 
 SOURCE = Path(sra_core.__file__).parent

@@ -129,7 +129,9 @@ def test_the_split_ignores_id_system_prompt_and_place(tmp_path):
 
 def test_limits_default_and_say_what_they_left_out(tmp_path):
     path = write_jsonl(tmp_path / "d.jsonl", pairs(3000))
-    items = list(corpus(path, validation_share=0.2, test_share=0.3, max_train=100))
+    limited = corpus(path, validation_share=0.2, test_share=0.3, max_train=100)
+    items = list(limited)
+    assert limited.admitted == 800
     counts = Counter(split for split, item in items if isinstance(item, Example))
     assert counts == {"train": 100, "validation": 200, "test": 500}
     over = [(split, item) for split, item in items if isinstance(item, Rejected)]

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from sra_core import evaluate, stages
 from sra_core.config import DatasetConfig, EvaluateConfig, RunConfig
 from sra_core.errors import ConfigError, DataError, EvaluationError
-from sra_core.run import Run
+from sra_core.runs import Run
 from sra_core.shards import PreparedSet
 from sra_core.watch import Watcher
 from tests.conftest import SmokeRun

@@ -13,7 +13,7 @@ os.environ["PREFECT_HOME"] = tempfile.mkdtemp(prefix="prefect-")
 os.environ.pop("PREFECT_API_URL", None)
 
 from sra_core.config import RunConfig
-from sra_core.run import Run
+from sra_core.runs import Run
 from sra_core.shards import Manifest
 from sra_core.watch import Watcher, watched
 

@@ -12,7 +12,7 @@ from flows.benchmark import benchmark
 from sra_core.bench.grid import Bench
 from sra_core.config.load import load_config
 from sra_core.errors import TrainingError
-from sra_core.run import ORDER, Run
+from sra_core.runs import ORDER, Run
 from sra_core.shards import Manifest
 from sra_core.watch import Watcher, watched
 from tests.bench import make

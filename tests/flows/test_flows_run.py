@@ -26,7 +26,7 @@ from flows.pipeline import pipeline
 from sra_core.config import RunConfig
 from sra_core.doctor import check_layers, check_models
 from sra_core.errors import ConfigError, ShardError, SraError
-from sra_core.run import Run
+from sra_core.runs import Run
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 

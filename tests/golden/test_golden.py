@@ -21,7 +21,7 @@ import pytest
 from sra_core import stages
 from sra_core.config import RunConfig
 from sra_core.config.load import load_config
-from sra_core.run import Run
+from sra_core.runs import Run
 from sra_core.shards import Manifest, TeacherSet
 from sra_core.watch.mlflow import MlflowWatcher, pipeline_run, tracking_uri
 from tests.golden.make import write_corpus, write_gpt2, write_llama

@@ -133,6 +133,26 @@ def test_finished_shards_are_kept_when_the_stage_is_interrupted(tmp_path: Path) 
     assert resumed.counts["kept_train"] == 80
 
 
+def test_progress_knows_its_end(tmp_path: Path) -> None:
+    """Rejected examples count as done, those that a limit leaves out are none, and both passes agree."""
+    told: list[tuple[int, int]] = []
+
+    class Notes(Watcher):
+        def progress(self, done: int, total: int, unit: str, note: str = "") -> None:
+            told.append((done, total))
+
+    rows = [*many(40), {"instruction": "What is too long? " + "word " * 200, "response": "x"}]
+    config = config_for(tmp_path / "a", rows)
+    config.corpus.max_train = 30
+    config.alignment.truncate = "drop"
+    config.alignment.gate.max_dropped = 1.0
+    manifest = stages.prepare(config, Notes())
+    assert told[-1] == (30, 30)
+    assert {total for _, total in told} == {30}
+    assert manifest.rows("train") < 30, "some are too long"
+    assert manifest.counts["left_out_by_corpus_max"] == 11
+
+
 def _folders(root: Path) -> Iterator[Path]:
     return (path for path in (root / "store" / "prepared").iterdir() if path.is_dir())
 

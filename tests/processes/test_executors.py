@@ -14,7 +14,7 @@ from sra_core import stages
 from sra_core.config import RunConfig
 from sra_core.config.load import load_config
 from sra_core.errors import StorageError
-from sra_core.run import Run
+from sra_core.runs import Run
 from sra_core.shards import Manifest, StageFolder
 from sra_core.watch import Watcher
 

@@ -19,13 +19,13 @@ from sra_core import stages
 from sra_core.config import RunConfig
 from sra_core.errors import ConfigError, ManifestMismatch
 from sra_core.models import bits_per_byte, initial_student, load_model, load_tokenizers
-from sra_core.run import Run
+from sra_core.runs import Run
 from sra_core.shards import Manifest, PreparedSet, TeacherSet
 from sra_core.watch import Watcher
 from tests.conftest import SmokeRun
 
 LEAD = (
-    r"there is something to learn: on 6 validation texts the teacher takes \d\.\d{3} bits a byte, "
+    r"there is something to learn: on 6 validation texts the teacher takes \d\.\d{3} bits per byte, "
     r"the student as it starts \d\.\d{3}"
 )
 

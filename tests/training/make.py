@@ -14,7 +14,7 @@ from sra_core.alignment import SharedVocabulary
 from sra_core.config import ModelRef, RunConfig
 from sra_core.models import resolve, save_head
 from sra_core.objective import Head
-from sra_core.run import settled
+from sra_core.runs import settled
 from sra_core.shards import (
     PREPARED_SCHEMA,
     PreparedRow,

@@ -16,7 +16,7 @@ from sra_core.config import DistillConfig, LoraConfig, ModelRef, RunConfig
 from sra_core.errors import ConfigError, ModelError, TrainingError
 from sra_core.models import load_model, resolve
 from sra_core.shards import Manifest
-from sra_core.training import Job, adapter_targets, add_adapters, export_model, model_card
+from sra_core.training import Job, adapter_targets, add_adapters, export_model, licences_of, model_card
 from sra_core.training.build import build_module
 from tests.training.make import make_config
 
@@ -149,7 +149,7 @@ def test_adapters_start_from_the_seed_alone() -> None:
     assert not any(torch.equal(first[name], other[name]) for name in first)
 
 
-def card(**values: Any) -> str:
+def card(licences: dict[str, str] | None = None, **values: Any) -> str:
     config = RunConfig.model_validate({"name": "my run", "corpus": {"source": "data/x.jsonl"}, **values})
     shards = [
         {"name": f"{s}.arrow", "bytes": 1, "sha256": "0" * 64, "split": s, "rows": r}
@@ -164,7 +164,7 @@ def card(**values: Any) -> str:
         {"step": 1, "train/loss": 5.25},
         {"step": 12, "train/loss": 2.5, "validation/bits_per_byte": 1.3},
     ]
-    return model_card(config, [made], result, history)
+    return model_card(config, [made], result, history, licences or {})
 
 
 def test_the_card_tells_data_teacher_settings_scores_and_lineage() -> None:
@@ -188,6 +188,21 @@ def test_the_card_names_the_terms_that_models_come_under() -> None:
     assert "\nTerms of the teacher: Own Terms\n" in text
     assert "\nTerms of the student's source: Other Terms\n" in text
     assert "Terms of" not in card()
+    named = {"teacher": "apache-2.0", "student's source": "none: random weights"}
+    assert "\nLicence of the teacher: apache-2.0\n" in card(named)
+    assert card(named).count("Licence of") == 1
+
+
+def test_the_licences_that_count_are_those_of_the_models_that_a_student_is_made_from() -> None:
+    random = {"source": "random:llama", "terms": "mit"}
+    both = RunConfig.model_validate({"teacher": random, "student": random})
+    assert list(licences_of(both)) == ["teacher", "student's source"]
+    cut = RunConfig.model_validate({"teacher": random})
+    assert list(licences_of(cut)) == ["teacher"]
+    alone = RunConfig.model_validate({"teacher": random, "student": random, "objective": {"name": "sft"}})
+    assert list(licences_of(alone)) == ["student's source"]
+    start = RunConfig.model_validate({"teacher": random, "objective": {"name": "sft"}})
+    assert list(licences_of(start)) == ["teacher"], "its layers are the student's start"
 
 
 def test_the_card_of_plain_fine_tuning_names_no_teacher() -> None:

@@ -12,7 +12,7 @@ from sra_core.config import RunConfig
 from sra_core.config.load import load_config
 from sra_core.corpus import Corpus
 from sra_core.errors import ManifestMismatch
-from sra_core.run import ORDER, Run, settled
+from sra_core.runs import ORDER, Run, settled
 from sra_core.training import deepspeed_settings
 from tests.conftest import SmokeRun
 
