@@ -40,7 +40,7 @@ def test_every_token_of_a_span_is_drawn_by_its_text(smoke_run: SmokeRun) -> None
     for ids, (start, end), tokenizer in zip(
         (row.teacher_ids, row.student_ids),
         (row.teacher_spans[0], row.student_spans[0]),
-        load_tokenizers(Path(manifest.folder)),
+        load_tokenizers(run.config, Path(manifest.folder)),
         strict=True,
     ):
         wanted = [tokenizer.decode([token]).replace(" ", "·") for token in ids[start:end].tolist()]
