@@ -31,9 +31,10 @@ CHATML = """{% for turn in messages %}<|im_start|>{{ turn.role }}
 {{ turn.content }}<|im_end|>
 {% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
 {% endif %}"""
-QWEN3 = CHATML.removesuffix("{% endif %}") + (
-    "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
-)
+QWEN3 = """{% for turn in messages %}<|im_start|>{{ turn.role }}
+{% if loop.last and turn.role == 'assistant' %}<think>\n\n</think>\n\n{% endif %}{{ turn.content }}<|im_end|>
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}{% endif %}"""
 LLAMA = """{{ bos_token }}Today Date: {{ strftime_now('%d %b %Y') }}
 {% for turn in messages %}[{{ turn.role }}]{{ turn.content }}{{ eos_token }}{% endfor %}
 {%- if add_generation_prompt %}[assistant]{% endif %}"""
