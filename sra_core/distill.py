@@ -39,8 +39,10 @@ _CURVES = ("validation/bits_per_byte", *(f"train/{name}" for name in _TERMS))
 def identity(run: Run) -> dict[str, Any]:
     """All that determines a trained student."""
     config = run.adapted
+    fitted = config.objective.name == "dskd" and config.objective.projector_start in ("auto", "fit")
     return {
         "schema": SCHEMA_VERSION,
+        **({"maps": "fitted"} if fitted else {}),  # its maps started at random once, whatever the config said
         **{stage: run.fingerprint(stage) for stage in run.trained_from},
         "student": {**hashed(config.student), "source": model_identity(config.student_origin)},
         "objective": hashed(config.objective),

@@ -50,7 +50,7 @@ class ObjectiveConfig(Part):
     projector_start: Literal["auto", "fit", "identity", "random"] = Field(
         "auto",
         title="Start of the projectors",
-        description="Where the learned maps from the student's centres to the teacher's start: `fit` at the least-squares map from the untrained student's centres, `identity` where the widths are equal, `random` with orthonormal rows; `auto` fits, but takes the identity where the widths are equal and the fit carries held-out spans poorly (a student cut out of its teacher starts so).",
+        description="Where the learned maps from the student's centres to the teacher's start: `fit` at the least-squares map from the untrained student's centres, `identity` where the widths are equal, `random` with orthonormal rows; `auto` fits, but takes the identity where the widths are equal and the fit carries held-out spans poorly (a student cut out of its teacher starts so). The three maps of `dskd` are fitted too, unless this is `identity` or `random`: then they start as in its paper.",
     )
     mass_power: float = Field(1.0, ge=0, description="Power p of the teacher's span mass in the loss weights.")
     temperature: float = Field(

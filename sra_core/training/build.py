@@ -79,7 +79,9 @@ def build_module(job: Job) -> DistillModule:
     context = objective_context(job.config, job.prepared, job.teacher, model)
     objective = build_objective(job.objective, context)
     if job.projectors.exists():
-        objective.projectors.load_state_dict(load_file(job.projectors))
+        maps = load_file(job.projectors)
+        unknown = objective.load_state_dict(maps, strict=False).unexpected_keys
+        assert not unknown, unknown
     model.train()
     return DistillModule(
         model, objective, layers, len(context.shared_student_ids), attention=job.objective.weighted_pooling
