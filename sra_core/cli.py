@@ -124,7 +124,8 @@ def cache(
         from sra_core.check_cache import check_cache
 
         config = _config(recipe, settings)
-        fidelity = check_cache(config, check)
+        with console.status(f"comparing {check} examples with the live teacher"):
+            fidelity = check_cache(config, check)
         console.print(fidelity.table())
         fidelity.require(config)
 
@@ -175,7 +176,9 @@ def plan(recipe: Recipe, settings: Settings = None) -> None:
     """Predict what a run will take: examples, disk, memory, time. After the run, show how far off that was."""
     from sra_core.plan import plan_run
 
-    made = plan_run(_config(recipe, settings))
+    config = _config(recipe, settings)
+    with console.status("reading the corpus, and running both models for some seconds"):
+        made = plan_run(config)
     console.print(made.table())
     for warning in made.warnings:
         console.print(f"[yellow]warning[/]  {as_typed(warning)}")
@@ -360,7 +363,8 @@ def verify(recipe: Recipe, settings: Settings = None) -> None:
     settled, damaged = Run(_config(recipe, settings)), False
     for name in settled.stages:
         try:
-            manifest = settled.verified(name)
+            with console.status(f"reading every byte of {name}"):
+                manifest = settled.verified(name)
         except ManifestMismatch as error:
             console.print(f"[yellow]{name}[/]  {error.problem}")
         except ShardError as error:
@@ -415,7 +419,8 @@ def init(
         problem = f"not given: {', '.join(missing)}; and there is no terminal to ask on"
         raise ConfigError(problem, f"add {' '.join(f'--{name} ...' for name in missing)}")
     told = {name: value or typer.prompt(question) for name, (question, value) in given.items()}
-    found = guesses(path.stem, **told)
+    with console.status("looking at the models, and at the first examples"):
+        found = guesses(path.stem, **told)
     write_recipe(path, found)
     console.print(f"{path} is written. What was guessed, and from what (the file says it too):\n", soft_wrap=True)
     table = Table(box=None, show_header=False, pad_edge=False)
@@ -431,7 +436,9 @@ def doctor(recipe: Recipe = "quickstart", settings: Settings = None) -> None:
     """Say what a recipe lacks on this machine, and what will be slow."""
     from sra_core.doctor import examine
 
-    findings = examine(_config(recipe, settings))
+    config = _config(recipe, settings)
+    with console.status("looking at this machine, the models and the data sets"):
+        findings = examine(config)
     for finding in findings:
         console.print(f"[{finding.colour}]{finding.level:>4}[/]  {as_typed(finding.text)}")
     if any(finding.level == "bad" for finding in findings):

@@ -25,14 +25,18 @@ def duration(seconds: float) -> str:
 
 
 class TerminalWatcher(Watcher):
-    """Prints each stage's plan, a progress line with rate and time left, and how long it took."""
+    """Prints each stage's plan, how far it is, with rate and time left, and how long it took.
+
+    On a terminal a bar shows how far it is, and a spinner with the stage's name that it works where it cannot say how
+    far (it loads models, or starts processes); elsewhere there are plain lines.
+    """
 
     def __init__(self) -> None:
         from rich.console import Console
 
         self._console = Console(highlight=False)
-        self._progress: Any = None
-        self._task: Any = None
+        self._live: Any = None  # the bar or the spinner that is shown
+        self._task: Any = None  # the bar's; None while it is the spinner that is shown
         self._printed = 0.0
         self._pace = Pace()
         self._started = time.monotonic()
@@ -43,6 +47,8 @@ class TerminalWatcher(Watcher):
         self._stage = stage
         state = "already done" if reused else plan
         self._say(f"[bold cyan]{stage}[/] [dim]{fingerprint}[/]  {state}")
+        if not reused:
+            self._spin()
 
     def progress(self, done: int, total: int, unit: str, note: str = "") -> None:
         if self._console.is_terminal:
@@ -63,30 +69,42 @@ class TerminalWatcher(Watcher):
     def _bar(self, done: int, total: int, unit: str, note: str) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-        if self._progress is None:
+        if self._task is None:
+            self._stop()
             left = TimeRemainingColumn(elapsed_when_finished=True)
             columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), left)
-            self._progress = Progress(*columns, TextColumn("{task.fields[note]}"), console=self._console)
-            self._progress.start()
-            self._task = self._progress.add_task(unit, total=total or None, note=note)
-        self._progress.update(self._task, completed=done, total=total or None, description=unit, note=note)
+            self._live = Progress(*columns, TextColumn("{task.fields[note]}"), console=self._console)
+            self._live.start()
+            self._task = self._live.add_task(unit, total=total or None, note=note)
+        self._live.update(self._task, completed=done, total=total or None, description=unit, note=note)
         if done == total:
-            self._stop_bar()
+            self._spin()
 
-    def _stop_bar(self) -> None:
-        if self._progress is not None:
-            self._progress.stop()
-            self._progress = None
+    def _spin(self) -> None:
+        """Show that the stage works, where nothing says how far it is."""
+        from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+        self._stop()
+        if self._console.is_terminal:
+            columns = (TextColumn(" "), SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+            self._live = Progress(*columns, console=self._console, transient=True)
+            self._live.add_task(self._stage, total=None)
+            self._live.start()
+
+    def _stop(self) -> None:
+        if self._live is not None:
+            self._live.stop()
+        self._live = self._task = None
 
     def message(self, text: str) -> None:
         self._say(f"  {as_typed(text)}")
 
     def end(self, manifest: Manifest) -> None:
-        self._stop_bar()
+        self._stop()
         seconds = time.monotonic() - self._started
         self._say(f"  [green]done[/] in {seconds:.1f} s: {counted(manifest)}")
 
     def failed(self, error: BaseException) -> None:
-        self._stop_bar()
+        self._stop()
         how = "stopped" if isinstance(error, Exception) else "interrupted"
         self._say(f"  [red]{self._stage} {how}[/]")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -122,15 +123,15 @@ def test_licences_that_allow_it(licence: str) -> None:
     assert told == [f"teacher: {licence}", "student's source: mit"]
 
 
-@pytest.mark.parametrize("licence", ["cc-by-nd-4.0", "cc-by-nc-nd-4.0", "my terms: no derivatives", "NoDeriv".lower()])
+@pytest.mark.parametrize("licence", ["cc-by-nd-4.0", "mit, cc-by-nc-nd-4.0", "my terms:\nno derivatives", "noderivs"])
 @pytest.mark.parametrize("which", ["teacher", "student's source"])
 def test_licences_that_forbid_it_whatever_is_said(licence: str, which: str) -> None:
     notes = {"teacher": "mit", "student's source": "mit", which: licence}
-    with pytest.raises(PublishError, match=f"the licence of the {which}, {licence}, forbids"):
+    with pytest.raises(PublishError, match=re.escape(f"the licence of the {which}, {licence}, forbids")):
         require_licences(student_with(notes), confirmed=True)
 
 
-@pytest.mark.parametrize("licence", ["llama2", "llama3"])
+@pytest.mark.parametrize("licence", ["llama2", "llama3", "meta llama 3 community license"])
 def test_some_may_be_cut_but_teach_no_other_model(licence: str) -> None:
     with pytest.raises(PublishError, match="forbids"):
         require_licences(student_with({"teacher": licence, "student's source": "mit"}), confirmed=True)
@@ -139,7 +140,7 @@ def test_some_may_be_cut_but_teach_no_other_model(licence: str) -> None:
     assert require_licences(student_with({"teacher": licence}), confirmed=True) == [f"teacher: {licence}"]
 
 
-@pytest.mark.parametrize("licence", ["", "gemma", "llama3.1", "other", "mit, gemma", "not-mit"])
+@pytest.mark.parametrize("licence", ["", "gemma", "llama3.1", "llama 3.2 community", "other", "mit, gemma", "not-mit"])
 def test_licences_that_are_not_known_need_a_word(licence: str) -> None:
     student = student_with({"teacher": licence, "student's source": "mit"})
     with pytest.raises(PublishError, match=rf"teacher is {licence or 'not known'}: .*\n  -> read its terms"):

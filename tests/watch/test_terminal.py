@@ -50,6 +50,7 @@ def test_a_terminal_has_bars(
     assert re.search(r"batches ━+ 2/2 \d:\d\d:\d\d", shown)
     assert re.search(r"steps ━+ 3/3 \d:\d\d:\d\d loss 0", shown)
     assert shown.index("a message between") < shown.rindex("batches")
+    assert re.search(r"⠋ distill 0:00:00", shown), "where nothing says how far it is, a spinner shows that it works"
 
 
 def test_a_stage_that_fails_takes_its_bar_away(
