@@ -64,6 +64,9 @@ def recover(mlflow: str | None = None, stopped: Collection[str] = ()) -> list[st
             if since is not None and 1 <= (run.run_count or 0) <= MOST_STARTS and _since(run) > since:
                 _set(client, run, AwaitingRetry(message="The run crashed; it goes on where it stopped."))
                 said.append(f"{run.name}: scheduled again")
+        for run in _tagged(client, StateType.SCHEDULED):
+            if run.run_count:
+                _send(client, run, "prefect.flow-run.AwaitingRetry")
         if mlflow:
             ended = close_dead_runs(mlflow, lambda flow_run_id: _is_over(client, flow_run_id))
             said += [f"{name} in MLflow: ended, its process is gone" for name in ended]
@@ -78,7 +81,7 @@ def _put_right(client: SyncPrefectClient, run: FlowRun, stopped: Collection[str]
         _set(client, run, AwaitingRetry(message="The worker was gone before it started the run."))
         return [f"{run.name}: scheduled again, the worker was gone before it started the run"]
     if not _is_gone(run):
-        _expect_heartbeat(client, run)
+        _send(client, run, "prefect.flow-run.heartbeat")
         return []
     message = "Its process is gone: services were stopped, or the machine."
     _set(client, run, Cancelled(message=message) if kind == StateType.CANCELLING else Crashed(message=message))
@@ -104,17 +107,23 @@ def _is_abandoned(client: SyncPrefectClient, run: FlowRun, stopped: Collection[s
     return not there or datetime.now(UTC) - _since(run) > _LONGEST_PENDING
 
 
-def _expect_heartbeat(client: SyncPrefectClient, run: FlowRun) -> None:
-    """Start the clock of automation ``crash-silent-runs`` anew: the one before is lost when the server stops."""
-    event = {
+def _send(client: SyncPrefectClient, run: FlowRun, event: str) -> None:
+    """Tell automation ``crash-silent-runs`` that a run is to send heartbeats (its clock is lost when the server stops),
+    or that it waits for its next start, which stops the clock.
+
+    The server's own events of these states are no use: each follows the one of the state before, and those that a
+    server has not seen since it started are waited for, a quarter of an hour. Meanwhile the clock would run out, and
+    crash a run that waits in the queue.
+    """
+    content = {
         "id": str(uuid4()),
         "occurred": datetime.now(UTC).isoformat(),
-        "event": "prefect.flow-run.heartbeat",
+        "event": event,
         "resource": {"prefect.resource.id": f"prefect.flow-run.{run.id}", "prefect.resource.name": run.name},
         "related": [],
         "payload": {},
     }
-    client.request("POST", "/events", json=[event])
+    client.request("POST", "/events", json=[content])
 
 
 def _rescheduled_since(client: SyncPrefectClient) -> datetime | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 from prefect import flow
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import FlowRun
-from prefect.states import Cancelling, Crashed, Pending, Running
+from prefect.states import AwaitingRetry, Cancelling, Crashed, Pending, Running
 
 from flows.recovery import recover
 from sra_core.watch.mlflow import process_name
@@ -98,3 +99,20 @@ def test_crashed_runs_are_scheduled_again_where_the_server_would_have_done_it(cl
     recover()
     assert _state(client, late) == "AwaitingRetry"
     assert {_state(client, run) for run in (before, endless, never, foreign)} == {"Crashed"}
+
+
+def test_a_run_that_waits_for_its_next_start_is_not_taken_for_a_silent_one(client: SyncPrefectClient) -> None:
+    """The server lets its own event of the state wait where it has not seen the one before, as after a restart."""
+    again, first = _run(client, AwaitingRetry()), client.create_flow_run(nothing, tags=["sra"])
+    recover()
+    wanted = {"filter": {"event": {"name": ["prefect.flow-run.AwaitingRetry"]}}, "limit": 50}
+
+    def told() -> set[str]:
+        events = client.request("POST", "/events/filter", json=wanted).json()["events"]
+        return {event["resource"]["prefect.resource.id"] for event in events if event["follows"] is None}
+
+    limit = time.monotonic() + 60
+    while f"prefect.flow-run.{again.id}" not in told():
+        assert time.monotonic() < limit
+        time.sleep(0.2)  # events are written some seconds later
+    assert f"prefect.flow-run.{first.id}" not in told()
