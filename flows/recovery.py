@@ -56,17 +56,18 @@ def recover(mlflow: str | None = None, stopped: Collection[str] = ()) -> list[st
     """
     said = []
     with get_client(sync_client=True) as client:
+        for run in _tagged(client, StateType.SCHEDULED):
+            _tell_again(client, run)
         for run in _tagged(client, StateType.CANCELLING, StateType.RUNNING, StateType.PENDING):
+            _tell_again(client, run)
             said += _put_right(client, run, stopped)
         since = _rescheduled_since(client)
         for run in _tagged(client, StateType.CRASHED):
             # The server does this itself 20 s after a crash, unless it was stopped within them.
             if since is not None and 1 <= (run.run_count or 0) <= MOST_STARTS and _since(run) > since:
+                _tell_again(client, run)
                 _set(client, run, AwaitingRetry(message="The run crashed; it goes on where it stopped."))
                 said.append(f"{run.name}: scheduled again")
-        for run in _tagged(client, StateType.SCHEDULED):
-            if run.run_count:
-                _send(client, run, "prefect.flow-run.AwaitingRetry")
         if mlflow:
             ended = close_dead_runs(mlflow, lambda flow_run_id: _is_over(client, flow_run_id))
             said += [f"{name} in MLflow: ended, its process is gone" for name in ended]
@@ -81,7 +82,8 @@ def _put_right(client: SyncPrefectClient, run: FlowRun, stopped: Collection[str]
         _set(client, run, AwaitingRetry(message="The worker was gone before it started the run."))
         return [f"{run.name}: scheduled again, the worker was gone before it started the run"]
     if not _is_gone(run):
-        _send(client, run, "prefect.flow-run.heartbeat")
+        # The clock of automation `crash-silent-runs` is lost when the server stops: this starts it anew.
+        _send(client, run, "heartbeat", uuid4())
         return []
     message = "Its process is gone: services were stopped, or the machine."
     _set(client, run, Cancelled(message=message) if kind == StateType.CANCELLING else Crashed(message=message))
@@ -107,18 +109,22 @@ def _is_abandoned(client: SyncPrefectClient, run: FlowRun, stopped: Collection[s
     return not there or datetime.now(UTC) - _since(run) > _LONGEST_PENDING
 
 
-def _send(client: SyncPrefectClient, run: FlowRun, event: str) -> None:
-    """Tell automation ``crash-silent-runs`` that a run is to send heartbeats (its clock is lost when the server stops),
-    or that it waits for its next start, which stops the clock.
+def _tell_again(client: SyncPrefectClient, run: FlowRun) -> None:
+    """Send the event of the run's last state again, by its own id, for a server that has started since.
 
-    The server's own events of these states are no use: each follows the one of the state before, and those that a
-    server has not seen since it started are waited for, a quarter of an hour. Meanwhile the clock would run out, and
-    crash a run that waits in the queue.
+    It keeps in memory which events it has seen. The event of a state names that of the state before, and where this one
+    is unknown it is held back from the automations for a quarter of an hour: a run that was scheduled again and waited
+    in the queue was marked as crashed, for want of heartbeats, and stayed so.
     """
+    assert run.state is not None
+    _send(client, run, str(run.state.name), run.state.id)
+
+
+def _send(client: SyncPrefectClient, run: FlowRun, event: str, identity: UUID) -> None:
     content = {
-        "id": str(uuid4()),
+        "id": str(identity),
         "occurred": datetime.now(UTC).isoformat(),
-        "event": event,
+        "event": f"prefect.flow-run.{event}",
         "resource": {"prefect.resource.id": f"prefect.flow-run.{run.id}", "prefect.resource.name": run.name},
         "related": [],
         "payload": {},
