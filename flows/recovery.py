@@ -56,12 +56,16 @@ def recover(mlflow: str | None = None, stopped: Collection[str] = ()) -> list[st
     """
     said = []
     with get_client(sync_client=True) as client:
+        for run in _tagged(client, StateType.SCHEDULED):
+            _tell_again(client, run)
         for run in _tagged(client, StateType.CANCELLING, StateType.RUNNING, StateType.PENDING):
+            _tell_again(client, run)
             said += _put_right(client, run, stopped)
         since = _rescheduled_since(client)
         for run in _tagged(client, StateType.CRASHED):
             # The server does this itself 20 s after a crash, unless it was stopped within them.
             if since is not None and 1 <= (run.run_count or 0) <= MOST_STARTS and _since(run) > since:
+                _tell_again(client, run)
                 _set(client, run, AwaitingRetry(message="The run crashed; it goes on where it stopped."))
                 said.append(f"{run.name}: scheduled again")
         if mlflow:
@@ -78,7 +82,8 @@ def _put_right(client: SyncPrefectClient, run: FlowRun, stopped: Collection[str]
         _set(client, run, AwaitingRetry(message="The worker was gone before it started the run."))
         return [f"{run.name}: scheduled again, the worker was gone before it started the run"]
     if not _is_gone(run):
-        _expect_heartbeat(client, run)
+        # The clock of automation `crash-silent-runs` is lost when the server stops: this starts it anew.
+        _send(client, run, "heartbeat", uuid4())
         return []
     message = "Its process is gone: services were stopped, or the machine."
     _set(client, run, Cancelled(message=message) if kind == StateType.CANCELLING else Crashed(message=message))
@@ -104,17 +109,27 @@ def _is_abandoned(client: SyncPrefectClient, run: FlowRun, stopped: Collection[s
     return not there or datetime.now(UTC) - _since(run) > _LONGEST_PENDING
 
 
-def _expect_heartbeat(client: SyncPrefectClient, run: FlowRun) -> None:
-    """Start the clock of automation ``crash-silent-runs`` anew: the one before is lost when the server stops."""
-    event = {
-        "id": str(uuid4()),
+def _tell_again(client: SyncPrefectClient, run: FlowRun) -> None:
+    """Send the event of the run's last state again, by its own id, for a server that has started since.
+
+    It keeps in memory which events it has seen. The event of a state names that of the state before, and where this one
+    is unknown it is held back from the automations for a quarter of an hour: a run that was scheduled again and waited
+    in the queue was marked as crashed, for want of heartbeats, and stayed so.
+    """
+    assert run.state is not None
+    _send(client, run, str(run.state.name), run.state.id)
+
+
+def _send(client: SyncPrefectClient, run: FlowRun, event: str, identity: UUID) -> None:
+    content = {
+        "id": str(identity),
         "occurred": datetime.now(UTC).isoformat(),
-        "event": "prefect.flow-run.heartbeat",
+        "event": f"prefect.flow-run.{event}",
         "resource": {"prefect.resource.id": f"prefect.flow-run.{run.id}", "prefect.resource.name": run.name},
         "related": [],
         "payload": {},
     }
-    client.request("POST", "/events", json=[event])
+    client.request("POST", "/events", json=[content])
 
 
 def _rescheduled_since(client: SyncPrefectClient) -> datetime | None:

@@ -12,7 +12,7 @@ import pytest
 from prefect import flow
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import FlowRun
-from prefect.states import Cancelling, Crashed, Pending, Running
+from prefect.states import AwaitingRetry, Cancelling, Crashed, Pending, Running
 
 from flows.recovery import recover
 from sra_core.watch.mlflow import process_name
@@ -98,3 +98,32 @@ def test_crashed_runs_are_scheduled_again_where_the_server_would_have_done_it(cl
     recover()
     assert _state(client, late) == "AwaitingRetry"
     assert {_state(client, run) for run in (before, endless, never, foreign)} == {"Crashed"}
+
+
+def test_a_server_that_has_restarted_is_told_the_last_state_of_each_run_before_the_next(
+    client: SyncPrefectClient, dead: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It holds back events that follow one that it has not seen since it started."""
+    runs = [_run(client, Running(), dead), _run(client, AwaitingRetry()), _run(client, Running(), "elsewhere:1:1")]
+    before = {str(client.read_flow_run(run.id).state_id): client.read_flow_run(run.id) for run in runs}
+    sent: list[dict[str, Any]] = []
+    states: list[str] = []
+    request, move = SyncPrefectClient.request, SyncPrefectClient.set_flow_run_state
+
+    def heard(self: SyncPrefectClient, method: Any, path: Any, **named: Any) -> Any:
+        sent.extend(named["json"] if path == "/events" else [])
+        return request(self, method, path, **named)
+
+    def moved(self: SyncPrefectClient, run: Any, state: Any, **named: Any) -> Any:
+        assert any(event["resource"]["prefect.resource.id"] == f"prefect.flow-run.{run}" for event in sent)
+        states.append(state.name)
+        return move(self, run, state, **named)
+
+    monkeypatch.setattr(SyncPrefectClient, "request", heard)
+    monkeypatch.setattr(SyncPrefectClient, "set_flow_run_state", moved)
+    recover()
+    assert "Crashed" in states
+    told = {event["id"]: event["event"] for event in sent}
+    for state, run in before.items():
+        assert told[state] == f"prefect.flow-run.{run.state_name}"
+    assert all("follows" not in event for event in sent)

@@ -46,6 +46,6 @@ def test_commands_for_servers(tmp_path: Path) -> None:
             assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
         assert Stack(settings).prefect.post("/flow_runs/filter", json={}).status_code == 401
         inside = Stack(settings).prefect.post("/flow_runs/filter", json={}, auth=("ann", "opensesame")).json()
-        assert [run["parameters"]["overrides"] for run in inside] == [{"seed": 1}]
+        assert [run["parameters"] for run in inside] == [{"recipe": "smoke", "seed": 1}]
     finally:
         services.down(settings)

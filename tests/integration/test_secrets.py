@@ -20,12 +20,10 @@ from .servers import ROOT, Stack, command, new_settings, running_stack, services
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(1500)]
 
 PLANTED = "planted"
-"""Part of every secret of this file."""
+"""Part of every secret of this file, and of no test's name: folders of tests are named after them."""
 
 
-def test_planted_secrets_stay_where_they_were_planted(
-    tmp_path: Path, postgres: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_secrets_stay_where_they_were_put(tmp_path: Path, postgres: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("flask_wtf", reason="extra `auth` is not installed")
     monkeypatch.setenv("HTTPS_PROXY", "http://ann:planted-proxy-1@127.0.0.1:1")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "/planted/key-1234567890")

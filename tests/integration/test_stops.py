@@ -68,7 +68,8 @@ def test_everything_is_killed_and_up_again(
 
 def _killed_and_up_again(stack: Stack) -> None:
     flow_run = stack.trigger("pipeline", recipe="smoke", overrides=_store(stack, "killed-all", **RUN))
-    waiting = stack.trigger("pipeline", recipe="smoke", overrides=_store(stack, "waited"))
+    # It has the queue first, and for longer than a run may be silent.
+    waiting = stack.trigger("pipeline", recipe="smoke", overrides=_store(stack, "waited", **LONG))
     _training(stack, flow_run)
     _kill_everything(stack)
     services.up(stack.settings)
