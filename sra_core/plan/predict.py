@@ -10,7 +10,9 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Literal
 
@@ -48,6 +50,7 @@ from sra_core.models import (
 from sra_core.objective import Batch, build_objective, student_layers
 from sra_core.plan.plan import Plan
 from sra_core.prepare import save_tokenizers
+from sra_core.processes import die_with_parent
 from sra_core.runs import Run, settled
 from sra_core.shards import (
     PREPARED_SCHEMA,
@@ -148,7 +151,15 @@ def plan_run(config: RunConfig, samples: int = SAMPLE) -> Plan:
 
 
 def stage_seconds(config: RunConfig) -> dict[str, float]:
-    """Seconds of the stages that run a model, from fewer examples than a plan looks at: a guess for a grid of runs."""
+    """Seconds of the stages that run a model, from fewer examples than a plan looks at: a guess for a grid of runs.
+
+    Made by a process of its own, so that no memory of the models that it looks at is held beside those that train.
+    """
+    with ProcessPoolExecutor(1, get_context("spawn"), initializer=die_with_parent) as executor:
+        return executor.submit(_few_seconds, config).result()
+
+
+def _few_seconds(config: RunConfig) -> dict[str, float]:
     return plan_run(config, samples=_FEW).seconds
 
 
