@@ -17,7 +17,7 @@ define step
 	@started=$$(date +%s); echo "==> $(1)"; $(2) && echo "    ($$(( $$(date +%s) - started )) s)"
 endef
 
-.PHONY: help setup demo test test-all lint audit format docs ui up down clean
+.PHONY: help setup demo test test-all lint audit format docs docs-site picture ui up down clean
 
 help:  ## List the commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -33,7 +33,7 @@ $(TOOLS): $(READY)
 	$(call step,Installing the tools that tests and checks need,$(INSTALL) --editable '.[dev]')
 	@touch $@
 
-demo: $(READY)  ## Distil a real teacher into a small student on this machine's CPU (about 5 minutes)
+demo: $(READY)  ## Distil a real teacher into a small student on this machine's CPU (about 6 minutes)
 	$(call step,Distilling: sra run $(RECIPE),$(BIN)/sra run $(RECIPE))
 	@echo "Next: \`make ui\` shows the runs in MLflow; README.md tells how to use your own models and data."
 
@@ -42,6 +42,7 @@ test: $(TOOLS)  ## Run the tests (no network beyond set-up; no GPU)
 	@echo "Next: \`make test-all\` adds the tests that start servers and kill processes; \`make demo\` shows the main job."
 
 test-all: $(TOOLS)  ## Run every test, the slow ones and those with real servers too
+	$(call step,Installing the evaluation harness,$(INSTALL) --editable '.[dev,lm-eval]')
 	$(call step,Running every test,$(BIN)/python -m pytest -q -n $(WORKERS) -m 'not gpu')
 
 lint: $(TOOLS)  ## Check style and types
@@ -54,9 +55,18 @@ audit: $(TOOLS)  ## Look up the dependencies among known vulnerabilities
 format: $(TOOLS)  ## Put the code into the project's format
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
-docs: $(READY)  ## Make the pages that come from the code: every field of the config, every room
+docs: $(READY)  ## Make the pages that come from the code: every field of the config, every package
 	$(BIN)/sra fields --markdown > docs/reference.md
 	$(BIN)/python docs/rooms.py
+
+# Not --quiet: it drops the warnings before --strict counts them.
+docs-site: $(TOOLS)  ## Build the pages as a site in build/site; a link that leads nowhere fails
+	$(call step,Building the site,NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict)
+	@echo "Next: open build/site/index.html through a server: $(BIN)/python -m http.server --directory build/site"
+
+picture: $(READY)  ## Draw the picture of the README anew (runs the demo's teacher if there is no cache yet)
+	$(BIN)/sra cache quickstart
+	$(BIN)/sra audit quickstart --example xmlrpc.client.SafeTransport --figure docs/images/spans.svg
 
 ui: $(READY)  ## Open the MLflow UI on the demo's runs (Ctrl-C ends it)
 	@$(BIN)/sra ui $(RECIPE)

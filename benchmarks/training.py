@@ -79,7 +79,7 @@ def bare_loop(job: Job) -> float:
     total = int(training.max_steps or 0)
     batches = [data.batch(order.step(step), float(data.supervised(order.step(step)))) for step in range(total)]
     groups = parameter_groups(module, training.learning_rate, job.projector_rate, training.weight_decay)
-    optimizer = make_optimizer(groups, torch.device("cpu"), offload=False)
+    optimizer = make_optimizer(groups)
     rates = []
     for step, batch in enumerate(batches):
         started = time.monotonic()

@@ -1,4 +1,4 @@
-"""Write the table of rooms in architecture.md anew, from the rooms' own docstrings: `make docs` calls this."""
+"""Write the table of packages in architecture.md anew, from their own docstrings: `make docs` calls this."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def rooms(package: Path = ROOT / "sra_core") -> dict[str, str]:
 
 
 def table() -> str:
-    """The rooms as a Markdown table."""
-    lines = ["| room | what is in it |", "|---|---|"]
+    """The packages as a Markdown table."""
+    lines = ["| package | what is in it |", "|---|---|"]
     lines += [f"| `{name}` | {text} |" for name, text in rooms().items()]
     return "\n".join(lines) + "\n"
 

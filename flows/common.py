@@ -23,6 +23,7 @@ from sra_core.config import RunConfig
 from sra_core.config.load import load_config, parse_overrides
 from sra_core.doctor import check_datasets, check_layers, check_models, check_tools
 from sra_core.errors import SraError, StorageError
+from sra_core.plan import stage_seconds
 from sra_core.processes import outlive_readers
 from sra_core.runs import Run
 from sra_core.shards import Manifest
@@ -112,7 +113,7 @@ def run_grid(config: RunConfig, variants: Sequence[str] = (), seeds: Sequence[in
         benchmark_run(config, _run_tags()) as parent,
         closing(FlowSummary(config.grid_title, config, parent, grid=True)) as summary,
     ):
-        run_cells(bench, run_one, parent, watch)
+        run_cells(bench, run_one, parent, watch, stage_seconds)
         report = stage_task("report", _report_grid)(bench, parent)
         summary.add(report.manifest)
         summary.report((Path(report.manifest.folder) / "summary.md").read_text())

@@ -24,7 +24,7 @@ from prefect.exceptions import PrefectHTTPStatusError
 from prefect.logging import get_run_logger
 
 from sra_core.config import RunConfig
-from sra_core.watch import Outbox, Pace, Report, Watcher, duration, escape_markdown, redact_text
+from sra_core.watch import Outbox, Pace, Report, Watcher, counted, duration, escape_markdown, redact_text
 from sra_core.watch.mlflow import MlflowWatcher, tracking_uri, ui_command
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ class PrefectWatcher(Watcher):
             return
         self._shown = now
         parts = [f"{done} of {total} {unit}" if total else f"{done} {unit}"]
-        parts += [f"{rate:.3g} a second"] if rate else []
+        parts += [f"{rate:.3g} per second"] if rate else []
         parts += [f"{duration((total - done) / rate)} left"] if rate and done < total else []
         text = ", ".join([*parts, escape_markdown(note)] if note else parts)
         self._endless = "" if total else text
@@ -184,8 +184,7 @@ class PrefectWatcher(Watcher):
         if self._reused:
             self._show_history(Path(manifest.folder) / "history.jsonl")
         self._write("markdown", "result", _result(manifest), "Result of the stage")
-        kept = ", ".join(f"{count} {name}" for name, count in manifest.counts.items() if count)
-        self._log.info("%s done: %s", manifest.stage, kept)
+        self._log.info("%s done: %s", manifest.stage, counted(manifest))
 
     def failed(self, error: BaseException) -> None:
         self._log.error("%s stopped: %s", self._stage, redact_text(f"{type(error).__name__}: {error}"))

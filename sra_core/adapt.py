@@ -11,12 +11,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sra_core.config import ModelRef, RunConfig, hashed
-from sra_core.models import load_model, load_tokenizer, model_identity, name_answer_end
+from sra_core.config import RunConfig, hashed_steps
+from sra_core.models import load_kept_tokenizer, load_model, load_tokenizer, model_identity, name_answer_end
 from sra_core.models.cache import made_once, slug
 from sra_core.runs import Run
 from sra_core.shards import SCHEMA_VERSION, Manifest, StageFolder
-from sra_core.shards.prepared import TEACHER_TOKENIZER
 from sra_core.watch import Watcher
 
 __all__ = ["adapt_teacher", "identity", "with_adapted_teacher"]
@@ -30,12 +29,13 @@ ADAPTER = "adapter"
 def identity(run: Run) -> dict[str, Any]:
     """All that determines the adapted teacher."""
     config = run.config
+    steps = hashed_steps(config.adapt, per_forward=False)
     return {
         "schema": SCHEMA_VERSION,
         "prepared": run.fingerprint("prepare"),
         "teacher": model_identity(config.teacher),
-        "adapt": {name: value for name, value in hashed(config.adapt).items() if name != "enabled"},
-        "seed": config.seed,
+        "adapt": {name: value for name, value in steps.items() if name != "enabled"},
+        "seed": config.adapt.seed,
     }
 
 
@@ -51,21 +51,22 @@ def adapt_teacher(config: RunConfig, prepared: Manifest, folder: StageFolder, wa
     Raises:
         TrainingError: Training stopped; its checkpoints stay for the next try.
     """
-    from sra_core.training import WORK, Job, launch, quiet_libraries, read_history, step_costs
+    from sra_core.training import WORK, Job, launch, quiet_libraries, read_history, refuse_other_steps, step_costs
 
     quiet_libraries()
     work = folder.path / WORK
     job = Job(
-        config=config,
+        config=config.model_copy(update={"seed": config.adapt.seed}),
         prepared=Path(prepared.folder),
         teacher=None,
         initial=work / "initial",
         folder=work,
         part="adapt",
     )
+    refuse_other_steps(job)
     job.keep_initial(lambda: _named_teacher(config))
     result = dict(launch(job, watch))
-    layout = result.pop("layout")
+    notes = {name: result.pop(name) for name in ("layout", "processes")}
     written = _export(job, result, folder.path)
     shutil.copyfile(job.history, folder.path / "history.jsonl")
     manifest = folder.commit(
@@ -77,7 +78,7 @@ def adapt_teacher(config: RunConfig, prepared: Manifest, folder: StageFolder, wa
             for name, value in {**result, **step_costs(read_history(job.history))}.items()
             if value is not None
         },
-        notes={"layout": layout},
+        notes=notes,
     )
     folder.remove(WORK)
     return manifest
@@ -120,7 +121,7 @@ def _export(job: Any, result: Mapping[str, Any], folder: Path) -> str:
 
     adapt = job.config.adapt
     trained = KeptWeights(job.weights, rank=0).path(int(result["best_step"]))
-    tokenizer = load_tokenizer(ModelRef(source=str(job.prepared / TEACHER_TOKENIZER)))
+    tokenizer = load_kept_tokenizer(job.config, job.prepared, "teacher")
     adapter = None if adapt.merge else folder / ADAPTER
     export_model(
         adapt,

@@ -19,7 +19,7 @@ from rich.table import Table
 
 from sra_core import __version__
 from sra_core.errors import ConfigError, EvaluationError, ManifestMismatch, ShardError, SraError
-from sra_core.watch import quiet_telemetry
+from sra_core.watch import as_typed, quiet_telemetry, sra_command
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -32,7 +32,7 @@ __all__ = ["app", "main"]
 app = typer.Typer(
     pretty_exceptions_enable=False,
 )
-bench = typer.Typer(help="Compare variants of a run, over seeds.", no_args_is_help=True)
+bench = typer.Typer(help="Benchmarks: variants of one recipe, each with several seeds, compared.", no_args_is_help=True)
 app.add_typer(bench, name="bench")
 console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)
@@ -49,11 +49,19 @@ def _recipes(incomplete: str) -> list[str]:
 
 Recipe = Annotated[
     str,
-    typer.Argument(help="Name of a shipped recipe (see `sra recipes`) or a YAML file.", autocompletion=_recipes),
+    typer.Argument(
+        help="A recipe that comes with the package (`sra recipes` lists them), or your own YAML file.",
+        autocompletion=_recipes,
+    ),
 ]
 Settings = Annotated[
     list[str] | None,
-    typer.Option("--set", "-s", metavar="FIELD=VALUE", help="Set any field of the config, as in distill.epochs=2."),
+    typer.Option(
+        "--set",
+        "-s",
+        metavar="FIELD=VALUE",
+        help="Set a field of the recipe, as in distill.epochs=2; see `sra fields`.",
+    ),
 ]
 
 
@@ -104,7 +112,7 @@ def init(
         if guess.why:
             table.add_row(f"  {guess.field}", escape(str(guess.value)), f"[dim]{escape(guess.why)}")
     console.print(table)
-    console.print(f"\nNext: sra doctor {path}, sra plan {path}, sra run {path}", soft_wrap=True)
+    console.print(as_typed(f"\nNext: `sra doctor {path}`, `sra plan {path}`, `sra run {path}`"), soft_wrap=True)
 
 
 @app.command()
@@ -117,7 +125,7 @@ def run(recipe: Recipe, settings: Settings = None) -> None:
     with pipeline_run(config) as parent:
         results = stages.run(config, _watcher(config, parent))
     _summary(results["evaluate"].folder)
-    sra = sys.argv[0] if sys.argv[0].endswith("sra") else "sra"
+    sra = sra_command()
     chosen = "".join(f" --set {shlex.quote(each)}" for each in settings or [])
     say = [f"The student:    {results['distill'].folder}/student"]
     if config.tracking.enabled:
@@ -131,13 +139,13 @@ def run(recipe: Recipe, settings: Settings = None) -> None:
 
 @app.command()
 def prepare(recipe: Recipe, settings: Settings = None) -> None:
-    """Tokenize with both tokenizers, map spans, write Arrow shards and the alignment audit."""
+    """Tokenize the corpus for both models and align the spans of text; audit how well they fit."""
     _stage("prepare", recipe, settings)
 
 
 @app.command()
 def adapt(recipe: Recipe, settings: Settings = None) -> None:
-    """Fine-tune the teacher on the corpus before it is captured (where `adapt.enabled` is set)."""
+    """Fine-tune the teacher on the corpus before the cache is made (where `adapt.enabled` is set)."""
     _stage("adapt", recipe, settings)
 
 
@@ -146,10 +154,10 @@ def cache(
     recipe: Recipe,
     settings: Settings = None,
     check: Annotated[
-        int, typer.Option(min=0, help="Compare this many random examples of the cache with the live teacher.")
+        int, typer.Option(min=0, help="Also compare this many random examples of the cache with the live teacher.")
     ] = 0,
 ) -> None:
-    """Capture the teacher's span centres."""
+    """Run the teacher once over the training texts and keep what students learn from (the cache)."""
     _stage("cache", recipe, settings)
     if check:
         from sra_core.check_cache import check_cache
@@ -163,31 +171,48 @@ def cache(
 
 @app.command()
 def distill(recipe: Recipe, settings: Settings = None) -> None:
-    """Train the student with DeepSpeed from the cache."""
+    """Train the student from the cache, with DeepSpeed."""
     _stage("distill", recipe, settings)
 
 
 @app.command()
 def evaluate(recipe: Recipe, settings: Settings = None) -> None:
-    """Score teacher, initial student and student on held-out examples."""
+    """Score teacher, student and the student before training on held-out examples."""
     manifest = _stage("evaluate", recipe, settings)
     _summary(manifest.folder)
 
 
 @app.command()
-def audit(recipe: Recipe, settings: Settings = None) -> None:
+def audit(
+    recipe: Recipe,
+    settings: Settings = None,
+    figure: Annotated[
+        Path | None,
+        typer.Option(help="Also draw how one example is cut into spans, to this file (.svg, .png or .pdf)."),
+    ] = None,
+    example: Annotated[
+        str, typer.Option(help="Id of the example to draw; unset: one with spans of several tokens.")
+    ] = "",
+) -> None:
     """Show how well the two tokenizers align on the corpus, before any teacher runs."""
     from sra_core.alignment import render_terminal
-    from sra_core.prepare import AUDIT_PAGE, audit_of
+    from sra_core.prepare import AUDIT_PAGE, audit_of, check_figure, example_figure, write_figure
+    from sra_core.runs import Run
 
+    if figure:
+        check_figure(figure)
     manifest = _stage("prepare", recipe, settings)
     console.print(render_terminal(audit_of(manifest)))
-    console.print(f"\nThe whole report, for a browser: {manifest.folder}/{AUDIT_PAGE}")
+    console.print(f"\nThe whole report, for a browser: {manifest.folder}/{AUDIT_PAGE}", soft_wrap=True)
+    if figure:
+        whole = write_figure(example_figure(Run(_config(recipe, settings)), example), figure)
+        hint = "" if whole else " (letters that the font lacks are boxes; an .svg leaves them to its reader's fonts)"
+        console.print(f"The spans of one example, drawn: {figure.absolute()}{hint}", soft_wrap=True)
 
 
 @app.command()
 def plan(recipe: Recipe, settings: Settings = None) -> None:
-    """Predict examples, tokens, bytes, memory and hours before anything runs; afterwards, compare with what it took."""
+    """Predict what a run will take: examples, disk, memory, time. After the run, show how far off that was."""
     from sra_core.plan import plan_run
 
     config = _config(recipe, settings)
@@ -195,7 +220,7 @@ def plan(recipe: Recipe, settings: Settings = None) -> None:
         made = plan_run(config)
     console.print(made.table())
     for warning in made.warnings:
-        console.print(f"[yellow]warning[/]  {warning}")
+        console.print(f"[yellow]warning[/]  {as_typed(warning)}")
 
 
 @app.command()
@@ -207,14 +232,17 @@ def compare(
         ),
     ],
     page: Annotated[
-        Path | None, typer.Option("--page", "--output", "-o", help="Where the HTML report goes; unset names it here.")
+        Path | None,
+        typer.Option("--page", "--output", "-o", help="Where the HTML page goes; unset: comparison-NAMES.html, here."),
     ] = None,
     reference: Annotated[
-        str | None, typer.Option(help="Name of the run that is paired with each other one; unset takes the first.")
+        str | None, typer.Option(help="Name of the run that every other one is compared with; unset: the first.")
     ] = None,
-    all_pairs: Annotated[bool, typer.Option("--all-pairs", help="Pair every two runs.")] = False,
-    track: Annotated[bool, typer.Option("--track", help="Log tables, figures and page to an MLflow run.")] = False,
-    recipe: Annotated[str, typer.Option(help="Recipe that tells store and tracking server.")] = "quickstart",
+    all_pairs: Annotated[bool, typer.Option("--all-pairs", help="Compare every two runs.")] = False,
+    track: Annotated[bool, typer.Option("--track", help="Also log tables, figures and the page to MLflow.")] = False,
+    recipe: Annotated[
+        str, typer.Option(help="Recipe whose store and MLflow server are searched for runs.")
+    ] = "quickstart",
     settings: Settings = None,
 ) -> None:
     """Compare finished runs on the same examples: tables here, and one HTML page.
@@ -242,7 +270,7 @@ def compare(
 def publish(
     run: Annotated[str, typer.Argument(help="Evaluation folder, its fingerprint or an MLflow run id.")],
     to: Annotated[str, typer.Option(metavar="OWNER/NAME", help="Repository on the hub; made if it is not there.")],
-    public: Annotated[bool, typer.Option("--public", help="Let everybody see it; unset it is private.")] = False,
+    public: Annotated[bool, typer.Option("--public", help="Make it public; otherwise it is private.")] = False,
     licence_allows_it: Annotated[
         bool,
         typer.Option(
@@ -250,7 +278,9 @@ def publish(
             help="You have read the terms of the teacher and of the student's source, and they let you publish this.",
         ),
     ] = False,
-    recipe: Annotated[str, typer.Option(help="Recipe that tells store and tracking server.")] = "quickstart",
+    recipe: Annotated[
+        str, typer.Option(help="Recipe whose store and MLflow server are searched for runs.")
+    ] = "quickstart",
     settings: Settings = None,
 ) -> None:
     """Upload the student of a finished run, with its card, to the Hugging Face hub (with HF_TOKEN or `hf auth login`).
@@ -271,14 +301,19 @@ def publish(
 def bench_quality(
     recipe: Recipe,
     settings: Settings = None,
-    cells: Annotated[str, typer.Option(help="Only these variants: names, separated by commas.")] = "",
+    cells: Annotated[str, typer.Option(help="Only these variants, by name, separated by commas.")] = "",
     seeds: Annotated[str, typer.Option(help="Only these seeds, separated by commas.")] = "",
-    show: Annotated[bool, typer.Option("--list", help="Show the cells and their state; run nothing.")] = False,
+    show: Annotated[bool, typer.Option("--list", help="List the cells and which are done; run nothing.")] = False,
     report: Annotated[Path | None, typer.Option(help="Write the report to this Markdown file too.")] = None,
 ) -> None:
-    """Train and score every variant with every seed; run it again, or beside itself, to go on with what is missing."""
+    """Train and score every variant of a recipe with every seed, and test the differences for significance.
+
+    A variant with a seed is a cell. Run the command again, or several times at once, to go on with the cells that are
+    missing.
+    """
     from sra_core import stages
     from sra_core.bench import Bench, BenchLines, bench_report, listing, markdown, run_cells, terminal
+    from sra_core.plan import stage_seconds
     from sra_core.watch.mlflow import benchmark_run
 
     config = _config(recipe, settings)
@@ -292,6 +327,7 @@ def bench_quality(
             lambda stage, run, tracked, name: stages.STAGES[stage](run, _watcher(run.config, tracked)),
             parent,
             BenchLines(),
+            stage_seconds,
         )
         found = bench_report(grid, _watcher(config, parent), parent)
         for part in terminal(found):
@@ -317,10 +353,12 @@ def recipes() -> None:
 
 @app.command()
 def fields(
-    section: Annotated[str, typer.Argument(help="Only fields below this one.")] = "",
-    markdown: Annotated[bool, typer.Option("--markdown", help="Print docs/reference.md.")] = False,
+    section: Annotated[
+        str, typer.Argument(help="Only the fields of this section, such as `distill` or `corpus`.")
+    ] = "",
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the page docs/reference.md instead.")] = False,
 ) -> None:
-    """List every field of the config with its default and meaning."""
+    """List the fields of a recipe with their defaults and meanings, all or those of one section."""
     from sra_core.config import RunConfig
     from sra_core.config.reference import fields as all_fields
     from sra_core.config.reference import reference_page
@@ -337,11 +375,20 @@ def fields(
     for row in shown:
         table.add_row(row.name, row.default, row.meaning)
     console.print(table)
+    names = [row.name for row in shown]
+    name = "distill.max_steps" if "distill.max_steps" in names else names[0]
+    *sections, field = name.split(".")
+    recipe = "".join(f"{each}: {{" for each in sections) + f"{field}: VALUE" + "}" * len(sections)
+    hints = [f"Set one for a run:       {sra_command()} run quickstart --set {name}=VALUE"]
+    hints.append(f"Or in your own recipe:   {recipe}")
+    if not section:
+        hints.append(f"The fields of a section: {sra_command()} fields distill")
+    console.print("\n".join(["", *hints]), soft_wrap=True)
 
 
 @app.command()
 def config(recipe: Recipe, settings: Settings = None) -> None:
-    """Print the whole config of a run as YAML, ready to be saved as a recipe."""
+    """Print all settings of a run as YAML, which is a recipe in itself."""
     import yaml
 
     sys.stdout.write(yaml.safe_dump(_config(recipe, settings).model_dump(mode="json"), sort_keys=False, width=100))
@@ -349,7 +396,7 @@ def config(recipe: Recipe, settings: Settings = None) -> None:
 
 @app.command()
 def verify(recipe: Recipe, settings: Settings = None) -> None:
-    """Read every byte of a run's stage results and compare checksums; a damaged stage mends itself when run again."""
+    """Check every file of a run's results against its checksum; run a damaged stage again to repair it."""
     from sra_core.runs import Run
 
     settled, damaged = Run(_config(recipe, settings)), False
@@ -361,7 +408,7 @@ def verify(recipe: Recipe, settings: Settings = None) -> None:
             console.print(f"[yellow]{name}[/]  {error.problem}")
         except ShardError as error:
             damaged = True
-            console.print(f"[red]{name}[/]  {error.problem}\n  -> {error.remedy}")
+            console.print(f"[red]{name}[/]  {error.problem}\n  -> {as_typed(error.remedy)}")
         else:
             files = len(manifest.shards) + len(manifest.files)
             console.print(f"[green]{name}[/]  {files} files whole  {manifest.folder}")
@@ -371,7 +418,7 @@ def verify(recipe: Recipe, settings: Settings = None) -> None:
 
 @app.command()
 def ui(recipe: Recipe = "quickstart", settings: Settings = None) -> None:
-    """Open the MLflow UI on a recipe's store (loopback only); Ctrl-C ends it."""
+    """Open MLflow on the runs of a recipe's store, on this machine only; Ctrl-C ends it."""
     from sra_core.processes import free_port, start, stop
     from sra_core.watch.mlflow import ui_command
 
@@ -387,14 +434,14 @@ def ui(recipe: Recipe = "quickstart", settings: Settings = None) -> None:
 
 @app.command()
 def doctor(recipe: Recipe = "quickstart", settings: Settings = None) -> None:
-    """Say what is missing or slow on this machine."""
+    """Say what a recipe lacks on this machine, and what will be slow."""
     from sra_core.doctor import examine
 
     config = _config(recipe, settings)
     with console.status("looking at this machine, the models and the data sets"):
         findings = examine(config)
     for finding in findings:
-        console.print(f"[{finding.colour}]{finding.level:>4}[/]  {finding.text}")
+        console.print(f"[{finding.colour}]{finding.level:>4}[/]  {as_typed(finding.text)}")
     if any(finding.level == "bad" for finding in findings):
         raise typer.Exit(1)
 
@@ -410,8 +457,8 @@ def main() -> None:
         app(prog_name="sra")
     except SraError as error:
         errors.print(f"[red]{type(error).__name__}[/]: ", end="")
-        errors.print(error.problem, markup=False)
-        errors.print(f"  -> {error.remedy}", markup=False)
+        errors.print(as_typed(error.problem), markup=False, soft_wrap=True)
+        errors.print(f"  -> {as_typed(error.remedy)}", markup=False, soft_wrap=True)
         sys.exit(1)
 
 

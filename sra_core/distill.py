@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sra_core.config import ModelRef, RunConfig, TeacherConfig, hashed
-from sra_core.models import load_model, load_tokenizer, model_identity, pick_device
+from sra_core.config import ModelRef, RunConfig, TeacherConfig, hashed, hashed_steps
+from sra_core.models import load_kept_tokenizer, load_model, model_identity, pick_device
+from sra_core.objective import teacher_needs
 from sra_core.runs import Run
 from sra_core.shards import SCHEMA_VERSION, STUDENT, Manifest, StageFolder
-from sra_core.shards.prepared import STUDENT_TOKENIZER
 from sra_core.training import learning_curves
 from sra_core.watch import Watcher
 
@@ -39,12 +39,15 @@ _CURVES = ("validation/bits_per_byte", *(f"train/{name}" for name in _TERMS))
 def identity(run: Run) -> dict[str, Any]:
     """All that determines a trained student."""
     config = run.adapted
+    fitted = config.objective.name == "dskd" and config.objective.projector_start in ("auto", "fit")
     return {
         "schema": SCHEMA_VERSION,
+        **({"maps": "fitted"} if fitted else {}),  # its maps started at random once, whatever the config said
         **{stage: run.fingerprint(stage) for stage in run.trained_from},
         "student": {**hashed(config.student), "source": model_identity(config.student_origin)},
         "objective": hashed(config.objective),
-        "distill": hashed(config.distill),
+        # Objectives that compare tokens take means over the tokens of a forward, the others over texts.
+        "distill": hashed_steps(config.distill, per_forward=teacher_needs(config.objective).token_states),
         "seed": config.seed,
     }
 
@@ -73,6 +76,7 @@ def distill_student(
         licences_of,
         quiet_libraries,
         read_history,
+        refuse_other_steps,
         start_projectors,
         step_costs,
     )
@@ -89,11 +93,12 @@ def distill_student(
         initial=work / "initial",
         folder=work,
     )
+    refuse_other_steps(job)
     job.keep_initial(lambda: initial_student(config.model_copy(update={"teacher": teacher}), prepared)[0])
     lead = _lead(job, upstream, watch)
     starts = start_projectors(job, watch)
     result = dict(launch(job, watch))
-    layout = result.pop("layout")
+    notes = {name: result.pop(name) for name in ("layout", "processes")}
     written = _export(job, upstream, result, folder.path, licences)
     shutil.copyfile(job.history, folder.path / HISTORY)
     history = read_history(job.history)
@@ -106,11 +111,7 @@ def distill_student(
             for name, value in {**result, **lead, **starts.metrics, **step_costs(history), **_cosines(history)}.items()
             if value is not None
         },
-        notes={
-            "layout": layout,
-            **starts.notes,
-            **{f"{LICENCE_NOTE}{which}": text for which, text in licences.items()},
-        },
+        notes={**notes, **starts.notes, **{f"{LICENCE_NOTE}{which}": text for which, text in licences.items()}},
     )
     folder.remove(WORK)
     return manifest
@@ -125,9 +126,10 @@ def _lead(job: Job, upstream: Sequence[Manifest], watch: Watcher) -> dict[str, f
     prepared = next(manifest for manifest in upstream if manifest.stage == "prepare")
     if cache is None or job.training.zero_stage == 3:
         return {}
-    student = load_model(ModelRef(source=str(job.initial)), "float32", pick_device(job.training.device))
+    ref = ModelRef(source=str(job.initial), trust_remote_code=job.trusted)
+    student = load_model(ref, "float32", pick_device(job.training.device))
     choose_layout(student, job.config.layout)
-    known = known_before(student, prepared, "student")
+    known = known_before(job.config, student, prepared, "student")
     lead = teacher_lead(cache, known.nats, known.bytes) if known else None
     if lead is None:
         return {}
@@ -166,7 +168,7 @@ def _export(
 
     training = job.config.distill
     weights = KeptWeights(job.weights, rank=0)
-    tokenizer = load_tokenizer(ModelRef(source=str(job.prepared / STUDENT_TOKENIZER)))
+    tokenizer = load_kept_tokenizer(job.config, job.prepared, "student")
     card = model_card(job.config, upstream, result, read_history(job.history), licences)
     adapter = folder / ADAPTER if training.keep_adapter and training.lora else None
     best = weights.path(int(result["best_step"]))

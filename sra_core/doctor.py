@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -13,13 +14,15 @@ from pathlib import Path
 from typing import Literal
 
 from sra_core.config import ModelRef, RunConfig
-from sra_core.errors import SraError
+from sra_core.errors import ConfigError, DataError, SraError
 from sra_core.runs import settled
 from sra_core.shards import Remote, is_url, local_copy
 
 __all__ = [
     "Finding",
+    "check_corpus",
     "check_datasets",
+    "check_devices",
     "check_layers",
     "check_models",
     "check_tools",
@@ -29,24 +32,28 @@ __all__ = [
 
 _PACKAGES = ("torch", "transformers", "datasets", "pyarrow", "deepspeed", "prefect", "mlflow")
 _GIB = 2**30
+_LOOKED_AT = 20
+"""Training examples that are tokenized to see whether any can be used."""
+
+Level = Literal["good", "slow", "note", "bad"]
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One line of the report: ``good``, ``slow`` (works, but) or ``bad`` (a run would fail)."""
+    """One line: ``good``, ``slow`` (works, takes time), ``note`` (works, is worth a look) or ``bad`` (would fail)."""
 
-    level: Literal["good", "slow", "bad"]
+    level: Level
     text: str
 
     @property
     def colour(self) -> str:
-        return {"good": "green", "slow": "yellow", "bad": "red"}[self.level]
+        return {"good": "green", "slow": "yellow", "note": "yellow", "bad": "red"}[self.level]
 
 
 def examine(config: RunConfig) -> list[Finding]:
-    """Look at the interpreter, packages, devices, memory, store, models and tracking of a config."""
-    machine = (_python, _packages, _device, _precision, _memory, _store)
-    checks = (*machine, _teacher, _knowledge, _layers, _evaluation, _tracking)
+    """Look at the interpreter, packages, devices, memory, store, models, corpus and tracking of a config."""
+    machine = (_python, _packages, _device, _asked_devices, _precision, _memory, _store)
+    checks = (*machine, _teacher, _knowledge, _layers, _corpus, _evaluation, _tracking)
     return [finding for check in checks for finding in check(config)]
 
 
@@ -71,16 +78,31 @@ def _device(config: RunConfig) -> Iterator[Finding]:
             gibibytes = torch.cuda.get_device_properties(number).total_memory / _GIB
             yield Finding("good", f"GPU {number}: {torch.cuda.get_device_name(number)}, {gibibytes:.0f} GiB")
         return
-    asked = {config.cache.device, config.distill.device, config.evaluate.device}
-    if any(device.startswith("cuda") for device in asked):
-        yield Finding("bad", "the config asks for a GPU and torch finds none; set the devices to `auto`")
     yield Finding("slow", "no GPU: runs use the CPU; fine for quickstart, slow beyond")
+
+
+def _asked_devices(config: RunConfig) -> Iterator[Finding]:
+    try:
+        check_devices(config)
+    except SraError as error:
+        yield Finding("bad", f"{error.problem} -> {error.remedy}")
+    if config.cache.device == "spread":
+        yield _spread(config)
+
+
+def _spread(config: RunConfig) -> Finding:
+    from sra_core.models import room_to_spread
+
+    room = {name: size / _GIB for name, size in room_to_spread().items()}
+    gpus = sum(size for name, size in room.items() if name != "cpu")
+    text = f"the teacher is spread over {len(room) - 1} GPUs ({gpus:.0f} GiB free), main memory ({room['cpu']:.0f} GiB)"
+    return Finding("good" if gpus else "slow", f"{text} and disk, in this order: the further, the slower")
 
 
 def _precision(config: RunConfig) -> Iterator[Finding]:
     asked, found = config, settled(config)
     rows = [
-        ("the teacher is captured", asked.cache.compute_dtype, found.cache.compute_dtype),
+        ("the teacher runs", asked.cache.compute_dtype, found.cache.compute_dtype),
         ("the student is trained", asked.distill.precision, found.distill.precision),
     ]
     if config.adapt.enabled:
@@ -106,7 +128,7 @@ def _store(config: RunConfig) -> Iterator[Finding]:
         yield Finding("bad", f"store {store} cannot be written; set `store` to a folder of yours")
         return
     free = shutil.disk_usage(parent).free / _GIB
-    level: Literal["good", "slow", "bad"] = "good" if free >= 5 else "slow" if free >= 1 else "bad"
+    level: Level = "good" if free >= 5 else "slow" if free >= 1 else "bad"
     yield Finding(level, f"store {store}: {free:.0f} GiB free")
 
 
@@ -141,39 +163,57 @@ def _teacher(config: RunConfig) -> Iterator[Finding]:
 
 def _knowledge(config: RunConfig) -> Iterator[Finding]:
     if doubt := doubtful_teacher(config):
-        yield Finding("slow", doubt)
+        yield Finding("note", doubt)
 
 
 def doubtful_teacher(config: RunConfig) -> str | None:
     """What speaks against the teacher before anything is measured, with the remedy; None where nothing does.
 
     A student that is cut out of its teacher starts far behind it. One of another family may know as much, on prompts
-    that the teacher was never trained on: SmolLM2-135M-Instruct does beside Gemma 3 270M, until that is adapted.
+    that the teacher was never trained on: SmolLM2-135M-Instruct does beside Gemma 3 270M, until that is adapted. One
+    with random weights is there for the code path alone: nobody expects it to know a thing.
     """
-    own_format = config.teacher.template == "chat"
-    if config.objective.name == "sft" or config.adapt.enabled or config.student.source == "teacher" or own_format:
+    if config.objective.name == "sft" or config.adapt.enabled or config.student.source == "teacher":
+        return None
+    if config.teacher.template == "chat" or config.teacher.source.startswith("random:"):
         return None
     return (
-        "the teacher is not adapted to the corpus: trained on prompts of another format, it may know less than the "
-        "student (`sra cache` measures both); adapt.enabled fine-tunes it first"
+        "the teacher may know less of this corpus than the student does, as it was trained on prompts of another "
+        "format; `sra cache` measures both, and adapt.enabled=true fine-tunes the teacher on the corpus first"
     )
 
 
 def _layers(config: RunConfig) -> Iterator[Finding]:
+    if not _usable(config, "teacher", "student"):
+        return
+    try:
+        check_layers(config)
+    except SraError as error:
+        yield Finding("bad", f"layers: {error.problem} -> {error.remedy}")
+
+
+def _corpus(config: RunConfig) -> Iterator[Finding]:
+    try:
+        check_corpus(config, encode=_usable(config, "teacher's tokenizer", "student's tokenizer"))
+    except SraError as error:
+        yield Finding("bad", f"{error.problem} -> {error.remedy}")
+    else:
+        yield Finding("good", f"corpus {config.corpus.source} can be read")
+
+
+def _usable(config: RunConfig, *parts: str) -> bool:
+    """Whether parts of the models are at hand and in order; what is wrong with them is told where they are checked."""
     from sra_core.models import is_at_hand
 
     try:
         for part, ref, check in _models(config):
-            if part in ("teacher", "student"):
+            if part in parts:
                 if not is_at_hand(ref):
-                    return
+                    return False
                 check()
     except SraError:
-        return  # told already
-    try:
-        check_layers(config)
-    except SraError as error:
-        yield Finding("bad", f"objective.layers: {error.problem} -> {error.remedy}")
+        return False
+    return True
 
 
 def _evaluation(config: RunConfig) -> Iterator[Finding]:
@@ -209,7 +249,6 @@ def check_models(config: RunConfig) -> None:
 def _models(config: RunConfig) -> Iterator[tuple[str, ModelRef, Callable[[], None]]]:
     """What each part of the config needs of models: its name, the reference, and the check."""
     from sra_core.models import check_model, check_tokenizer
-    from sra_core.prepare import student_tokenizer_ref
 
     yield "teacher", config.teacher, partial(check_model, config.teacher)
     yield (
@@ -219,25 +258,92 @@ def _models(config: RunConfig) -> Iterator[tuple[str, ModelRef, Callable[[], Non
     )
     if config.student.source != "teacher":
         yield "student", config.student, partial(check_model, config.student)
-    own = student_tokenizer_ref(config)
+    own = config.student_tokenizer_origin
     if own is not None:
         yield "student's tokenizer", own, partial(check_tokenizer, own, config.student.template == "chat")
 
 
 def check_layers(config: RunConfig) -> None:
-    """Refuse layer pairs that the two models do not have, from their configs alone.
+    """Refuse layers that the two models do not have, from their configs alone.
 
     Raises:
         ConfigError: Names the layer and how many there are.
-        ModelError: A model cannot be found.
+        ModelError: A model cannot be found, or has fewer layers than are to be kept of it.
     """
-    from sra_core.models import layer_count_of, resolve_layer
+    from sra_core.models import layer_count_of, resolve_layer, spread_layers
 
-    student = config.teacher if config.student.source == "teacher" else config.student
-    counts = [layer_count_of(ref) for ref in (config.teacher, student)]
+    teacher, student = (layer_count_of(ref) for ref in (config.teacher, config.student_origin))
+    kept = len(spread_layers(student, config.student.keep_layers or student))
     for pair in config.objective.layers:
-        resolve_layer(counts[0], pair[0])
-        resolve_layer(config.student.keep_layers or counts[1], pair[1])
+        resolve_layer(teacher, pair[0])
+        resolve_layer(kept, pair[1])
+    for layer in config.cache.layers:
+        resolve_layer(teacher, layer, "cache.layers")
+
+
+def check_devices(config: RunConfig) -> None:
+    """Refuse devices that this machine does not have.
+
+    Raises:
+        ConfigError: Names the field and the device.
+    """
+    from sra_core.models import pick_device
+
+    parts = ["adapt"] if config.adapt.enabled else []
+    for part in (*parts, "cache", "distill", "evaluate"):
+        device = getattr(config, part).device
+        if (part, device) == ("cache", "spread"):
+            continue
+        try:
+            pick_device(device)
+        except ConfigError as error:
+            raise ConfigError(f"{part}.device: {error.problem}", error.remedy) from error
+
+
+def check_corpus(config: RunConfig, encode: bool = True) -> None:
+    """Refuse a corpus that cannot be read, holds no training example, or none that both tokenizers can write.
+
+    Reads all rows once; the first training examples are tokenized.
+
+    Args:
+        config: The run config.
+        encode: Whether to tokenize; a student's tokenizer that is trained on the corpus is not there yet.
+
+    Raises:
+        ConfigError: A field of the corpus that it has no use for.
+        DataError: Names file and line, or the reasons why no example is left.
+        AlignmentError: A chat template is asked of a tokenizer that is trained on the corpus.
+    """
+    from sra_core.alignment import AlignedExample, encoder_of
+    from sra_core.corpus import Corpus, Rejected
+    from sra_core.models import load_tokenizer
+    from sra_core.prepare import refuse_chat_without_template
+
+    refuse_chat_without_template(config)
+    found, reasons = [], Counter[str]()
+    for split, item in Corpus(config.corpus):
+        if isinstance(item, Rejected):
+            reasons[item.reason] += 1
+        elif split == "train":
+            found.append(item)
+        if len(found) == _LOOKED_AT:
+            break
+    if not found:
+        raise DataError(
+            f"{config.corpus.source} holds no training example ({dict(reasons)})",
+            "look at its columns and layout, and at the limits and shares in corpus",
+        )
+    origin = config.student_tokenizer_origin
+    if not encode or origin is None:
+        return
+    encoded = encoder_of(config, load_tokenizer(config.teacher), load_tokenizer(origin))(found)
+    refused = [item for item in encoded if not isinstance(item, AlignedExample)]
+    if len(refused) == len(found):
+        raise DataError(
+            f"none of the first {len(found)} training examples of {config.corpus.source} can be used; {refused[0].id}: "
+            f"{refused[0].detail}",
+            "look at the limits of alignment and at the templates of teacher and student",
+        )
 
 
 def check_tools(config: RunConfig) -> None:

@@ -62,11 +62,12 @@ def adapt(config: RunConfig | Run, watch: Watcher | None = None) -> Manifest:
         ManifestMismatch: The prepared examples of this config are missing.
         TrainingError: Training stopped; running again resumes from the last checkpoint.
     """
-    from sra_core.training import join_stage
+    from sra_core.training import join_stage, refuse_other_numbers
 
     run, watch = Run.of(config), watch or Watcher()
     if not run.config.adapt.enabled:
         raise ConfigError("the teacher is not to be adapted", "set adapt.enabled")
+    refuse_other_numbers(run.config.adapt, "adapt")
     prepared = run.result("prepare")
     folder = run.folder("adapt")
     join_stage(folder)
@@ -119,9 +120,10 @@ def distill(config: RunConfig | Run, watch: Watcher | None = None) -> Manifest:
         ManifestMismatch: The prepared examples or the cache of this config are missing.
         TrainingError: Training stopped; running again resumes from the last checkpoint.
     """
-    from sra_core.training import join_stage
+    from sra_core.training import join_stage, refuse_other_numbers
 
     run, watch = Run.of(config), watch or Watcher()
+    refuse_other_numbers(run.config.distill, "distill")
     upstream = [run.result(stage) for stage in run.trained_from]
     folder = run.folder("distill")
     join_stage(folder)
@@ -189,15 +191,17 @@ def run(config: RunConfig | Run, watch: Watcher | None = None) -> dict[str, Mani
 
     Raises:
         ModelError: A model that cannot be used: found before anything runs, as are the following.
-        ConfigError: A layer that teacher or student do not have, or a tool of evaluation that is not installed.
+        ConfigError: A layer that teacher or student do not have, a device that this machine lacks, or a tool of
+            evaluation that is not installed.
         DataError: A data set of evaluation that cannot be read.
     """
-    from sra_core.doctor import check_datasets, check_layers, check_models, check_tools
+    from sra_core.doctor import check_datasets, check_devices, check_layers, check_models, check_tools
 
     settled = Run.of(config)
     check_models(settled.config)  # before the run is identified, which reads and converts whole models
     if not settled.finished:
         check_layers(settled.config)
+        check_devices(settled.config)
         check_tools(settled.config)
         check_datasets(settled.config)
     return {name: STAGES[name](settled, watch) for name in settled.stages}

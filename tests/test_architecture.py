@@ -72,6 +72,7 @@ BUILT_ON = {
     ("bench", "compare"),
     ("check_cache", "cache"),
     ("plan", "cache"),
+    ("plan", "evaluate"),
     ("plan", "prepare"),
 }
 """Evaluations are written in the form that comparisons read; cache and distill say by its intervals whether there is

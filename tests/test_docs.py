@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -90,6 +91,28 @@ def test_command(command: str, store: Path) -> None:
     assert len(done.stdout) > 100
 
 
+def test_the_python_of_the_readme_runs(store: Path) -> None:
+    (block,) = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
+    environment = {**os.environ, "SRA_STORE": str(store), "SRA_TRACKING__ENABLED": "false"}
+    code = f"{block}\nprint(student.num_parameters(), 'parameters')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("text ")
+    assert "tokens in common" in done.stdout
+    assert done.stdout.splitlines()[-1].endswith("parameters")
+
+
+def test_the_readme_is_read_in_three_minutes() -> None:
+    text = (ROOT / "README.md").read_text()
+    prose = re.sub(r"^```.*?^```|^\|.*?$|<!--.*?-->|\]\(.*?\)", "", text, flags=re.DOTALL | re.MULTILINE)
+    assert len(prose.split()) <= 700
+
+
+def test_the_recipe_of_ones_own_is_shown_in_one_place() -> None:
+    shown = [page.name for page in PAGES if re.search(r"^# mine\.yaml$", page.read_text(), re.MULTILINE)]
+    assert shown == ["README.md"]
+
+
 @pytest.mark.integration
 @pytest.mark.parametrize("command", FLOWS)
 def test_flow_command(command: str, store: Path) -> None:
@@ -137,9 +160,23 @@ def test_links_lead_somewhere(page: Path) -> None:
     assert [link for link in links if not (page.parent / link).exists()] == []
 
 
+def test_links_of_the_notebook_lead_somewhere() -> None:
+    cells = json.loads((ROOT / "docs" / "tour.ipynb").read_text())["cells"]
+    text = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+    links = re.findall(r"\]\((?!https?://|#)([^)#]+)", text)
+    assert links
+    assert [link for link in links if not (ROOT / "docs" / link).exists()] == []
+
+
+def test_the_site_shows_every_page() -> None:
+    listed = set(re.findall(r": (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE))
+    pages = {page.relative_to(ROOT).as_posix() for page in PAGES}
+    assert listed == {*pages, "CHANGELOG.md", "benchmarks/RESULTS.md", "docs/tour.md"}  # the last from the notebook
+
+
 def test_every_page_is_in_the_index() -> None:
     index = (ROOT / "docs" / "README.md").read_text()
-    pages = {path.name for path in (ROOT / "docs").glob("*.md")} - {"README.md"}
+    pages = {path.name for path in (ROOT / "docs").iterdir() if path.suffix in (".md", ".ipynb")} - {"README.md"}
     assert {name for name in pages if f"]({name})" not in index} == set()
     assert "](docs/README.md)" in (ROOT / "README.md").read_text()
 

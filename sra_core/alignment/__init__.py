@@ -3,6 +3,7 @@
 from sra_core.alignment.audit import AlignmentAudit, audit
 from sra_core.alignment.cuts import IntArray, SpanMap, align, clean_cuts
 from sra_core.alignment.encode import AlignedExample, PairEncoder, encoder_of
+from sra_core.alignment.figure import draw_spans
 from sra_core.alignment.literal import answer_end
 from sra_core.alignment.offsets import check_offsets, mend_offsets
 from sra_core.alignment.render import render_figures, render_html, render_markdown, render_terminal
@@ -31,6 +32,7 @@ __all__ = [
     "audit",
     "check_offsets",
     "clean_cuts",
+    "draw_spans",
     "encoder_of",
     "mend_offsets",
     "render_figures",

@@ -27,12 +27,15 @@ _HEADINGS = (
     "covered",
     "spans",
     "1:1",
-    "teacher tokens a span",
-    "student tokens a span",
+    "teacher tokens per span",
+    "student tokens per span",
     "teacher shared",
     "student shared",
 )
-_TERMINAL_HEADINGS = ("examples", "bytes", "covered", "spans", "1:1", "tokens\na span", "shared %")
+_WORST = "Worst aligned examples"
+_NAMED = "An example is named by the id that the data gives it, or by the file (or split) and line it comes from."
+_READ = "A | stands between tokens of one span, a space between spans."
+_TERMINAL_HEADINGS = ("examples", "bytes", "covered", "spans", "1:1", "tokens\nper span", "shared %")
 
 
 def visible(text: str) -> str:
@@ -67,7 +70,7 @@ def headline(report: AlignmentReport) -> list[tuple[str, str]]:
             rows.append((title, f"in {count:,} examples"))
     for side, figures in (("teacher", overall.teacher), ("student", overall.student)):
         text = f"mean {figures.mean:.2f}, p50 {figures.p50}, p90 {figures.p90}, p99 {figures.p99}"
-        rows.append((f"{side.capitalize()} tokens a span", f"{text}, longest {figures.longest}"))
+        rows.append((f"{side.capitalize()} tokens per span", f"{text}, longest {figures.longest}"))
         if side in report.longest:
             longest = report.longest[side]
             rows.append((f"Longest ({side})", f"“{visible(longest.text[:80])}” in {longest.id}"))
@@ -115,7 +118,7 @@ def render_terminal(report: AlignmentReport, worst: int = 3) -> RenderableType:
         summary.add_row(f"[dim]{label}", _plain(value))
     parts: list[RenderableType] = [summary]
     for title, groups in _groups(report):
-        caption = "tokens a span and shared: teacher / student"
+        caption = "tokens per span and shared: teacher / student"
         table = Table(
             title=f"\nBy {title}",
             title_justify="left",
@@ -130,14 +133,17 @@ def render_terminal(report: AlignmentReport, worst: int = 3) -> RenderableType:
         for row in _terminal_rows(groups):
             table.add_row(*map(_plain, row))
         parts.append(table)
-    parts += [_terminal_example(example) for example in report.worst[:worst]]
+    if shown := report.worst[:worst]:
+        parts.append(_plain(f"\n{_WORST}", "bold"))
+        parts.append(_plain(f"{_NAMED} {_READ}", "dim"))
+    parts += [_terminal_example(example) for example in shown]
     return Group(*parts)
 
 
-def _plain(text: str) -> Any:
+def _plain(text: str, style: str = "") -> Any:
     from rich.text import Text
 
-    return Text(text)
+    return Text(text, style=style)
 
 
 def _terminal_example(example: WorstExample) -> RenderableType:
@@ -188,7 +194,7 @@ def _draw_tokens_per_span(report: AlignmentReport) -> Figure:
     axes = figure.subplots()
     for side, shift, counts in (("teacher", -0.2, report.teacher_lengths), ("student", 0.2, report.student_lengths)):
         axes.bar([length + shift for length in counts], list(counts.values()), 0.4, label=side)
-    axes.set(xlabel="tokens a span", ylabel="spans", yscale="log" if report.overall.spans else "linear")
+    axes.set(xlabel="tokens per span", ylabel="spans", yscale="log" if report.overall.spans else "linear")
     axes.legend()
     return figure
 
@@ -210,10 +216,10 @@ def render_html(report: AlignmentReport) -> str:
     parts = [_html_table(["", ""], headline(report), "figures", head=False)]
     for title, groups in _groups(report):
         parts += [f"<h2>By {title}</h2>", _html_table([title, *_HEADINGS], _group_rows(groups), "groups")]
-    parts += ["<h2>Tokens a span</h2>", _html_histogram(report)]
+    parts += ["<h2>Tokens per span</h2>", _html_histogram(report)]
     if report.worst:
-        parts.append("<h2>Worst aligned examples</h2>")
-        parts.append("<p>Each box is a span: its text, the teacher's tokens, the student's tokens.</p>")
+        parts.append(f"<h2>{_WORST}</h2>")
+        parts.append(f"<p>{_NAMED} Each box is a span: its text, the teacher's tokens, the student's tokens.</p>")
         parts += [_html_example(example) for example in report.worst]
     return _PAGE.replace("{{body}}", "\n".join(parts))
 

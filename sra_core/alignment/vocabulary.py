@@ -58,7 +58,8 @@ def shared_vocabulary(
     Raises:
         TokenizerError: a slow tokenizer.
     """
-    teacher, student = token_bytes(teacher_tokenizer), token_bytes(student_tokenizer)
+    teacher = token_bytes(teacher_tokenizer)
+    student = teacher if student_tokenizer is teacher_tokenizer else token_bytes(student_tokenizer)
     known = _by_bytes(teacher, teacher_tokenizer)
     pairs = {
         s: t
@@ -79,13 +80,13 @@ def shared_vocabulary(
 
 def _by_bytes(table: list[bytes | None], tokenizer: PreTrainedTokenizerFast) -> dict[bytes, list[int]]:
     """The tokens that stand for each byte string (an entry and its <0xNN> twin, ##s and s), likeliest first."""
-    names = tokenizer.convert_ids_to_tokens(list(range(len(table))))
     found: dict[bytes, list[int]] = {}
     for k, text in enumerate(table):
         if text is not None:
             found.setdefault(text, []).append(k)
     for tokens in found.values():
         if len(tokens) > 1:
+            names = dict(zip(tokens, tokenizer.convert_ids_to_tokens(tokens), strict=True))
             tokens.sort(key=lambda k: (bool(BYTE_PIECE.fullmatch(names[k])), not names[k].startswith("##"), k))
     return found
 

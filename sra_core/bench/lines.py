@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sra_core.bench.grid import Bench
-from sra_core.watch import TerminalWatcher, duration
+from sra_core.watch import TerminalWatcher
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["BenchLines", "left", "listing"]
+__all__ = ["BenchLines", "listing"]
 
 
 class BenchLines(TerminalWatcher):
@@ -18,11 +18,6 @@ class BenchLines(TerminalWatcher):
 
     def progress(self, done: int, total: int, unit: str, note: str = "") -> None:
         self._say(f"[bold magenta]{done}/{total} {unit}[/]  {note}")
-
-
-def left(done: int, remaining: int, seconds: float) -> str:
-    """Time left in words, from the cells that were done in so many seconds, by whichever processes."""
-    return f", about {duration(remaining * seconds / done)} left" if done and remaining else ""
 
 
 def listing(bench: Bench) -> Table:

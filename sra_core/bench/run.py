@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from datetime import datetime
 from functools import partial
 from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from sra_core.bench.estimate import Predict, forecast, left
 from sra_core.bench.grid import OWN, Bench, Cell
-from sra_core.bench.lines import left
 from sra_core.bench.report import Report, figure, markdown
 from sra_core.bench.scores import collect, compare
 from sra_core.runs import Run
@@ -28,7 +29,7 @@ SUMMARY = "summary.md"
 CURVES = "learning_curves.png"
 
 
-def run_cells(bench: Bench, run_stage: RunStage, parent: PipelineRun | None, watch: Watcher) -> None:
+def run_cells(bench: Bench, run_stage: RunStage, parent: PipelineRun | None, watch: Watcher, predict: Predict) -> None:
     """Run every selected cell that is not done and that no other process holds.
 
     A cell that fails is kept in ``bench.failed`` and the others go on; a stage that cells share raises.
@@ -38,8 +39,10 @@ def run_cells(bench: Bench, run_stage: RunStage, parent: PipelineRun | None, wat
         run_stage: Runs one stage.
         parent: The benchmark's run in MLflow.
         watch: Told of every cell that ends.
+        predict: Predicts the seconds of a cell's stages, so that what the grid will take is told before it starts.
     """
     bench.check()
+    watch.message(forecast(bench, predict, datetime.now()))
     for stage, run in bench.shared():
         run_stage(stage, run, parent, stage)
     total, started = len(bench.selected), time.monotonic()

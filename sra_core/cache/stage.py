@@ -20,17 +20,19 @@ from sra_core.errors import ConfigError, SraError
 from sra_core.models import (
     choose_layout,
     initial_student,
+    input_embeddings,
     known_before,
     layer_count,
     lm_head,
+    load_kept_tokenizer,
     load_tokenizers,
     name_answer_end,
     pick_device,
     save_head,
     shared_tokens,
+    spread_over,
     tokenizer_identity,
 )
-from sra_core.models.structure import unwrap
 from sra_core.objective import teacher_needs
 from sra_core.shards import Manifest, StageFolder
 from sra_core.watch import Watcher
@@ -59,7 +61,7 @@ def capture_teacher(
         ShardError: What is stored differs from what the teacher computes by more than ``cache`` allows.
         StorageError: The store cannot be written.
     """
-    teacher, student = load_tokenizers(Path(prepared.folder))
+    teacher, student = load_tokenizers(config, Path(prepared.folder))
     _refuse_other_tokenizer(config, teacher, student)
     manifest = _capture(config, prepared, folder, watch, executor)
     _tell_lead(config, prepared, manifest, watch)
@@ -83,19 +85,21 @@ def _capture(
         )
         model = load_teacher(config)
         layout = str(choose_layout(model))
+        if places := spread_over(model):
+            watch.message(f"the teacher is spread over {places}")
         watch.message(f"the teacher reads batches {layout}")
         shared = shared_tokens(config, Path(prepared.folder))
         head, tokens = lm_head(model), Holdings.model_validate(folder.identity["holds"]).tokens
         with folder.guard():
-            embedding = unwrap(model).get_input_embeddings().weight if tokens else None
+            embedding = input_embeddings(model) if tokens else None
             files = save_head(folder.path, head, shared, layer_count(model), embedding)
         capture = make_capture(config, folder, model)
         if executor:
             stack.close()  # the tasks are through; what they left to others is waited for below
         shards = capture_shards(capture, prepared, folder, watch)
     metrics = check_stored(config, capture, prepared, folder, shards)
-    name_answer_end(model, load_tokenizers(Path(prepared.folder))[0], config.teacher)
-    known = known_before(model, prepared, "teacher")
+    name_answer_end(model, load_kept_tokenizer(config, Path(prepared.folder), "teacher"), config.teacher)
+    known = known_before(config, model, prepared, "teacher")
     if known is not None:
         metrics["cache/teacher_bits_per_byte"] = known.bits_per_byte
     counts = {
@@ -127,7 +131,7 @@ def _tell_lead(config: RunConfig, prepared: Manifest, manifest: Manifest, watch:
     except SraError as error:
         watch.message(f"what the student knows before training cannot be measured: {error.problem}")
         return
-    known = known_before(student.to(pick_device(config.distill.device)), prepared, "student")
+    known = known_before(config, student.to(pick_device(config.distill.device)), prepared, "student")
     if known and (lead := teacher_lead(manifest, known.nats, known.bytes)):
         watch.message(lead.told(config.adapt.enabled))
 

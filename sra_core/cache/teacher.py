@@ -6,7 +6,7 @@ from typing import Any
 
 from sra_core.cache.holdings import Holdings
 from sra_core.config import RunConfig
-from sra_core.models import TeacherCapture, choose_layout, load_model, pick_device
+from sra_core.models import TeacherCapture, choose_layout, load_model
 from sra_core.models.forward import compile_layers
 from sra_core.shards import StageFolder
 
@@ -15,7 +15,7 @@ __all__ = ["capture_of", "load_teacher", "make_capture"]
 
 def load_teacher(config: RunConfig, device: str | None = None) -> Any:
     """The teacher as the config wants it for capturing."""
-    model = load_model(config.teacher, config.cache.compute_dtype, pick_device(device or config.cache.device))
+    model = load_model(config.teacher, config.cache.compute_dtype, device or config.cache.device)
     choose_layout(model, config.layout, config.alignment.max_length)
     if config.cache.compile:
         compile_layers(model)

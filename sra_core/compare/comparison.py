@@ -169,7 +169,7 @@ def compare_runs(
     students = [run.name for run in runs]
     reference = reference or students[0]
     if reference not in students:
-        raise EvaluationError(f"the reference {reference!r} is none of the runs", f"they are {', '.join(students)}")
+        raise EvaluationError(f"the reference {reference!r} is not one of the runs", f"they are {', '.join(students)}")
     systems = _systems(runs)
     result = RunComparison(list(runs), list(systems), students, _pair(students, reference, systems), reference)
     pairs = _pairs(students, None if all_pairs else reference, systems)

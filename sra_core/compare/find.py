@@ -29,7 +29,8 @@ def find_evaluation(config: RunConfig, name: str) -> tuple[str | None, Path]:
     tracked = evaluation_of_run(config, name)
     if tracked is None:
         raise EvaluationError(
-            f"{name!r} is no folder, no evaluation in {_room(config.store)} and no run in {tracking_uri(config)}",
+            f"{name!r} is neither a folder, nor an evaluation in {_room(config.store)}, "
+            f"nor a run in {tracking_uri(config)}",
             "give a folder below `evaluations`, or say where the runs are: `--set store=FOLDER` or SRA_STORE (and "
             "`--set tracking.uri=ADDRESS` for a tracking server)",
         )

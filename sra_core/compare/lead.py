@@ -38,7 +38,7 @@ class Lead:
     def told(self, adapted: bool) -> str:
         """One line for a person; a warning with its remedy where the teacher is not clearly better."""
         figures = (
-            f"on {self.ahead.examples} validation texts the teacher takes {self.teacher:.3f} bits a byte, "
+            f"on {self.ahead.examples} validation texts the teacher takes {self.teacher:.3f} bits per byte, "
             f"the student as it starts {self.student:.3f}"
         )
         if self.clear:

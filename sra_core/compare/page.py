@@ -24,6 +24,8 @@ __all__ = ["html_report", "page_name", "report_tables", "terminal_report", "writ
 CASES = 200
 """Examples shown with their texts; the largest gaps come first."""
 CURVES = 8
+_LEVEL = 0.05
+"""A difference is shown where its p, corrected, is below this and its 95 % interval leaves out 0."""
 _READING = (
     "p: share of random swaps of the two that give a difference as large, Holm-corrected. w/t/l: examples on which "
     "the first is better, the same, worse. detectable: smallest true difference that these examples would show in "
@@ -82,9 +84,9 @@ def _table(*columns: str) -> Table:
 
 def _verdicts(result: MetricResult, students: list[str]) -> Iterator[str]:
     """A sentence on each two students."""
-    for (first, second), found in result.pairs.items():
+    for first, second in result.pairs:
         if first in students and second in students:
-            yield f"{first} against {second}: {_verdict(result.metric, first, second, found)}."
+            yield f"{first} against {second}: {_verdict(result, first, second)}."
 
 
 def _about(result: MetricResult) -> str:
@@ -240,10 +242,26 @@ def _pair_cells(metric: Metric, found: Comparison) -> tuple[str, str, str, str, 
     )
 
 
-def _verdict(metric: Metric, first: str, second: str, found: Comparison) -> str:
-    if found.adjusted >= 0.05 or found.difference.low <= 0 <= found.difference.high:
-        return "no difference shown"
-    return f"{first if (found.difference.estimate > 0) == metric.higher else second} is better"
+def _verdict(result: MetricResult, first: str, second: str) -> str:
+    """Which of the two is better, or that it was not shown, with the reason where interval and p disagree."""
+    found = result.pairs[first, second]
+    apart, significant = not found.difference.low <= 0 <= found.difference.high, found.adjusted < _LEVEL
+    if apart and significant:
+        return f"{first if (found.difference.estimate > 0) == result.metric.higher else second} is better"
+    if apart and _least_p(result, found) >= _LEVEL:
+        count = f"{len(result.pairs)} comparisons" if len(result.pairs) > 1 else "one comparison"
+        return f"not shown: {result.examples} examples are too few for p below {_LEVEL} in {count}"
+    if apart:
+        return f"not shown: the interval leaves out 0, but p is {found.adjusted:.3f}"
+    if significant:
+        return f"not shown: p is {found.adjusted:.3f}, but the interval holds 0"
+    return "no difference shown"
+
+
+def _least_p(result: MetricResult, found: Comparison) -> float:
+    """The smallest p, corrected, that so few examples can give: one of all swaps and its mirror image."""
+    most = max(each.wins + each.losses for each in result.pairs.values())
+    return max(2.0 ** (1 - found.wins - found.losses), len(result.pairs) * 2.0 ** (1 - most))
 
 
 def _metric_view(result: MetricResult) -> dict[str, Any]:
@@ -272,7 +290,7 @@ def _metric_view(result: MetricResult) -> dict[str, Any]:
             for system, score in result.scores.items()
         ],
         "pairs": [
-            (first, second, *_pair_cells(result.metric, found), _verdict(result.metric, first, second, found))
+            (first, second, *_pair_cells(result.metric, found), _verdict(result, first, second))
             for (first, second), found in result.pairs.items()
         ],
     }

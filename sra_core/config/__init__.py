@@ -13,7 +13,7 @@ from sra_core.config.models import ModelRef, StudentConfig, TeacherConfig
 from sra_core.config.objective import ObjectiveConfig
 from sra_core.config.part import hashed
 from sra_core.config.run import MAIN_FIELDS, RunConfig
-from sra_core.config.training import AdaptConfig, DistillConfig, LoraConfig, TrainingConfig
+from sra_core.config.training import AdaptConfig, DistillConfig, LoraConfig, TrainingConfig, hashed_steps
 
 __all__ = [
     "MAIN_FIELDS",
@@ -37,6 +37,7 @@ __all__ = [
     "TrainingConfig",
     "Variant",
     "hashed",
+    "hashed_steps",
     "merged",
     "nested",
 ]

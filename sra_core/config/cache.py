@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from sra_core.config.part import AUTO, DType, Part, runtime
 
@@ -17,7 +17,7 @@ class CacheConfig(Part):
     dtype: Literal["bfloat16", "float32", "int8", "fp8"] = Field(
         "bfloat16",
         title="Stored type",
-        description="How centres are stored; int8 and fp8 (e4m3) take one byte a number and one float16 scale a span.",
+        description="How centres are stored; int8 and fp8 (e4m3) take one byte per number and one float16 scale per span.",
     )
     compression: Literal["none", "zstd"] = Field(
         "none", title="Compression", description="zstd is smaller; none can be memory-mapped without a copy."
@@ -49,7 +49,18 @@ class CacheConfig(Part):
     )
     workers: int = runtime(1, "Processes that capture; on a machine with several GPUs, each takes the next one.", ge=1)
     compile: bool = runtime(False, "Compile the teacher's layers with torch.compile before capturing.")
-    device: str = runtime("auto", "`auto`, `cpu`, `cuda` or `cuda:N`.")
+    device: str = runtime(
+        "auto",
+        "`auto`, `cpu`, `cuda`, `cuda:N`, or `spread`: the layers over all GPUs, then main memory, then disk, for a teacher larger than one device.",
+    )
     tokens_per_batch: int = runtime(
         4096, "Most teacher tokens in one forward; padding counts where the teacher is run padded (`layout`).", ge=1
     )
+
+    @model_validator(mode="after")
+    def _one_process_is_spread(self) -> CacheConfig:
+        if self.device == "spread" and self.workers > 1:
+            raise ValueError("workers: a teacher that is spread takes every device for one process; set workers to 1")
+        if self.device == "spread" and self.compile:
+            raise ValueError("compile: layers that are fetched when they run can't be compiled; set compile to false")
+        return self

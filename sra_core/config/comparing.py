@@ -25,7 +25,7 @@ class TrackingConfig(Part):
 class Variant(Part):
     """One contender of a benchmark."""
 
-    name: str = Field(min_length=1, description="What tables and figures call it.")
+    name: str = Field(min_length=1, description="Name in tables and figures.")
     overrides: dict[str, Any] = Field(
         {}, description='Dotted fields in which it differs from the run, such as {"objective.name": "sft"}.'
     )
@@ -40,7 +40,7 @@ class BenchConfig(Part):
             for name in ("sra", "sft", "uld", "mined", "dskd", "multilevel_ot", "alm")
         ],
         min_length=1,
-        description="What is compared: a name each, and the fields in which it differs from the run.",
+        description="What is compared: variants, each with a name and the fields in which it differs from the run.",
     )
     seeds: list[int] = Field(
         [1, 2, 3], min_length=1, description="Seeds that every variant is trained with; each takes the place of `seed`."
@@ -55,5 +55,5 @@ class BenchConfig(Part):
             if twice := [value for value in values if values.count(value) > 1]:
                 raise ValueError(f"{what}: {twice[0]!r} occurs twice; its results would count twice")
         if self.reference not in names:
-            raise ValueError(f"reference: {self.reference!r} is none of the variants {', '.join(names)}")
+            raise ValueError(f"reference: {self.reference!r} is not one of the variants {', '.join(names)}")
         return self

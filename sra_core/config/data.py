@@ -122,7 +122,7 @@ class AuditThresholds(Part):
     """Bounds that the alignment must meet before the teacher runs."""
 
     min_coverage: float = Field(0.5, ge=0, le=1, description="Smallest share of response bytes inside spans.")
-    max_tokens_per_span: float = Field(8.0, gt=0, description="Largest mean number of tokens a span, on either side.")
+    max_tokens_per_span: float = Field(8.0, gt=0, description="Largest mean number of tokens per span, on either side.")
     max_dropped: float = Field(0.5, ge=0, le=1, description="Largest share of examples dropped, whatever the reason.")
 
 
@@ -132,7 +132,7 @@ class AlignmentConfig(Part):
     max_length: int = Field(
         320,
         ge=8,
-        description="Most tokens an example on either side; both sides are cut at the same place in the text.",
+        description="Most tokens per example on either side; both sides are cut at the same place in the text.",
     )
     max_prompt: int = Field(
         256, ge=1, description="Most prompt tokens on either side; longer prompts lose whole tokens from the left."

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from sra_core.config.data import ColumnField
-from sra_core.config.part import Part, runtime
+from sra_core.config.part import Part, runtime, where_set
 
 __all__ = ["DatasetConfig", "EvaluateConfig"]
 
@@ -67,7 +67,11 @@ class EvaluateConfig(Part):
         description="Data sets to evaluate on beside the corpus's own test split; each is scored by itself, and their average is reported.",
     )
     lm_eval: list[str] = Field(
-        [], description="Tasks of lm-eval to score each model on, such as `arc_easy`; needs the extra `lm-eval`."
+        [],
+        description="Tasks and groups of lm-eval to score each model on, such as `arc_easy`; `mmlu@5` shows it five solved examples first, a bare name as many as the task says. Needs the extra `lm-eval`.",
+    )
+    lm_eval_chat: bool = where_set(
+        False, "Put prompts of lm-eval into the model's chat template, where its tokenizer has one."
     )
     lm_eval_folder: str | None = Field(None, description="Folder with lm-eval task files (YAML) of your own.")
     lm_eval_limit: int | None = Field(None, ge=1, description="At most this many examples of each lm-eval task.")
@@ -111,6 +115,22 @@ class EvaluateConfig(Part):
     def _off_is_no_boolean(cls, leaks: Any) -> Any:
         """A form or an older YAML writer hands `off` on as false."""
         return "off" if leaks is False else leaks
+
+    @property
+    def shots(self) -> dict[str, int | None]:
+        """Solved examples that each task of ``lm_eval`` shows first; None leaves their number to the task."""
+        parts = [task.partition("@") for task in self.lm_eval]
+        return {name: int(count) if at else None for name, at, count in parts}
+
+    @field_validator("lm_eval")
+    @classmethod
+    def _tasks_are_named_once(cls, tasks: list[str]) -> list[str]:
+        names = [task.partition("@") for task in tasks]
+        if odd := [task for task, (_, at, count) in zip(tasks, names, strict=True) if at and not count.isdecimal()]:
+            raise ValueError(f"{odd[0]!r} has no number of solved examples after @; write it as `mmlu@5`, or `mmlu`")
+        if len({name for name, _, _ in names}) < len(names):
+            raise ValueError("a task is named twice; name it once, with one number of solved examples")
+        return tasks
 
     @model_validator(mode="after")
     def _protocol_fixes_fields(self) -> EvaluateConfig:

@@ -65,11 +65,24 @@ def recipe_path(recipe: str) -> Path:
     path = shipped if shipped.parent == _FOLDER and shipped.exists() else Path(recipe).expanduser()
     if path.is_file():
         return path
+    if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:  # a person meant a file
+        raise ConfigError(f"no file {recipe} in {Path.cwd()}", _missing_file(path))
     near = difflib.get_close_matches(recipe, recipe_names(), n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     raise ConfigError(
-        f"no recipe {recipe!r}", f"{hint}shipped recipes are {', '.join(recipe_names())}; anything else is a path"
+        f"no recipe {recipe!r}",
+        f"{hint}`sra recipes` lists those that come with the package; your own is named by its file, as in mine.yaml",
     )
+
+
+def _missing_file(path: Path) -> str:
+    """What to do about a YAML file that is not there: the nearest one in its folder, or how to make one."""
+    folder = path.parent
+    there = sorted(each.name for each in folder.glob("*.y*ml")) if folder.is_dir() else []
+    near = difflib.get_close_matches(path.name, there, n=1)
+    if near:
+        return f"did you mean {folder / near[0]}?"
+    return f"correct the path, or have it written: `sra init {path}`"
 
 
 def load_config(

@@ -40,7 +40,7 @@ class ObjectiveConfig(Part):
     alpha: float = Field(0.5, ge=0, le=1, description="Weight of cross-entropy; the teacher's terms weigh 1 - alpha.")
     cosine: float | list[float] = Field(
         10.0,
-        description="Weight lambda of the cosine term: one number, or one a layer pair; 1 in the paper.",
+        description="Weight lambda of the cosine term: one number, or one per layer pair; 1 in the paper.",
     )
     geometry: float = Field(10.0, ge=0, description="Weight gamma of the geometry term; 50 in the paper.")
     logit: float = Field(1.0, ge=0, description="Weight of the span-logit KL; 1 in the paper.")
@@ -50,7 +50,7 @@ class ObjectiveConfig(Part):
     projector_start: Literal["auto", "fit", "identity", "random"] = Field(
         "auto",
         title="Start of the projectors",
-        description="Where the learned maps from the student's centres to the teacher's start: `fit` at the least-squares map from the untrained student's centres, `identity` where the widths are equal, `random` with orthonormal rows; `auto` fits, but takes the identity where the widths are equal and the fit carries held-out spans poorly (a student cut out of its teacher starts so).",
+        description="Where the learned maps from the student's centres to the teacher's start: `fit` at the least-squares map from the untrained student's centres, `identity` where the widths are equal, `random` with orthonormal rows; `auto` fits, but takes the identity where the widths are equal and the fit carries held-out spans poorly (a student cut out of its teacher starts so). The three maps of `dskd` are fitted too, unless this is `identity` or `random`: then they start as in its paper.",
     )
     mass_power: float = Field(1.0, ge=0, description="Power p of the teacher's span mass in the loss weights.")
     temperature: float = Field(
@@ -91,7 +91,7 @@ class ObjectiveConfig(Part):
         True, description="Weigh spans by the teacher's mass in the loss (WSL); off weighs all alike."
     )
     logit_chunk: int | None = runtime(
-        None, "Spans a chunk of the logit term; unset picks one that bounds memory.", ge=1
+        None, "Spans per chunk of the logit term; unset picks one that bounds memory.", ge=1
     )
 
     @model_validator(mode="after")
@@ -101,7 +101,7 @@ class ObjectiveConfig(Part):
                 raise ValueError(f"layers: {list(pair)} is not a pair of layers; count from 1, or -1 for the last")
         if isinstance(self.cosine, list) and len(self.cosine) != len(self.layers):
             raise ValueError(
-                f"cosine: {len(self.cosine)} weights for {len(self.layers)} layer pairs; give one number or one a pair"
+                f"cosine: {len(self.cosine)} weights for {len(self.layers)} layer pairs; give one number or one per pair"
             )
         if self.trajectory and len(self.layers) < 2:
             raise ValueError(

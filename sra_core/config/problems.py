@@ -20,7 +20,7 @@ Given = Sequence[tuple[str, tuple[str, ...]]]
 _REMEDY = "`sra fields` lists every field with its meaning"
 _GONE = dict.fromkeys(
     ("launcher", "hostfile"),
-    "is no field any more: processes here follow from `processes`, several machines are started by torchrun (docs/gpu.md)",
+    "is not a field any more: processes here follow from `processes`, several machines are started by torchrun (docs/gpu.md)",
 )
 """Fields of earlier versions, and what to do instead."""
 _MUST_BE = {

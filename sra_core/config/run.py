@@ -92,6 +92,20 @@ class RunConfig(Part):
         return self.teacher if self.student.source == "teacher" else self.student
 
     @property
+    def student_tokenizer_origin(self) -> ModelRef | None:
+        """Where the student's tokenizer comes from; None when it is trained on the corpus."""
+        if self.student.tokenizer == "train":
+            return None
+        if self.student.tokenizer != "source":
+            return ModelRef(source=self.student.tokenizer, trust_remote_code=self.student.trust_remote_code)
+        return self.student_origin
+
+    def trusts_tokenizer(self, side: Literal["teacher", "student"]) -> bool:
+        """Whether code that a side's tokenizer ships may run, also where a result keeps a copy of it."""
+        origin = self.teacher if side == "teacher" else self.student_tokenizer_origin
+        return origin is not None and origin.trust_remote_code
+
+    @property
     def title(self) -> str:
         """What Prefect and MLflow call the run: recipe, objective, seed and its own name, where it has one."""
         return self._titled(self.objective.name, f"seed {self.seed}")

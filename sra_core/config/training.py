@@ -6,9 +6,9 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from sra_core.config.part import AUTO, DType, Part, runtime
+from sra_core.config.part import AUTO, DType, Part, hashed, runtime, where_set
 
-__all__ = ["AdaptConfig", "DistillConfig", "LoraConfig", "TrainingConfig"]
+__all__ = ["AdaptConfig", "DistillConfig", "LoraConfig", "TrainingConfig", "hashed_steps"]
 
 
 class LoraConfig(Part):
@@ -30,16 +30,16 @@ class TrainingConfig(Part):
     max_steps: int | None = Field(
         None, ge=1, description="At most this many optimizer steps; the epochs may end earlier. Unset runs all epochs."
     )
-    batch_size: int = Field(16, ge=1, description="Examples a process takes at once.")
+    batch_size: int = Field(16, ge=1, description="Examples per process and batch.")
     group_by_length: bool = Field(
         False,
-        description="Put examples of similar length into the same step. Saves padding where the model is run padded (`layout`); steps teach less: on the quickstart 0.08 bits a byte after as many of them.",
+        description="Put examples of similar length into the same step. Saves padding where the model is run padded (`layout`); steps teach less: on the quickstart 0.08 bits per byte worse after as many of them.",
     )
     accumulation: int = Field(1, ge=1, description="Batches in one optimizer step.")
-    micro_batch: int | Literal["auto"] | None = Field(
+    micro_batch: int | Literal["auto"] | None = runtime(
         None,
+        "Unset takes the whole batch. A divisor of `batch_size` takes it in parts, `auto` halves it until memory suffices; the examples of a step stay the same.",
         title="Examples in one forward",
-        description="Unset takes the whole batch. A divisor of `batch_size` takes it in parts, `auto` halves it until memory suffices; the examples of a step stay the same.",
     )
     learning_rate: float = Field(5e-4, gt=0, description="Peak learning rate of the model.")
     min_learning_rate: float = Field(5e-6, ge=0, description="Floor of the cosine schedule.")
@@ -60,7 +60,11 @@ class TrainingConfig(Part):
         False,
         description="Keep the optimizer (under ZeRO 3 the parameters too) in the memory of the CPU; needs ZeRO 1 to 3.",
     )
-    processes: int = Field(1, ge=1, description="Training processes on each machine; one a GPU.")
+    processes: int = Field(
+        1,
+        ge=1,
+        description="Training processes, on all machines together; one per GPU. A step takes `batch_size` x `accumulation` x `processes` examples: where that stays the same, another number of processes goes on with the same training.",
+    )
     lora: LoraConfig | None = Field(None, description="Train adapters instead of all weights.")
     deepspeed: dict[str, Any] = Field({}, description="DeepSpeed settings merged over the ones made from this config.")
     validate_every: int = Field(50, ge=1, description="Steps between measurements of held-out bits per byte.")
@@ -84,7 +88,7 @@ class TrainingConfig(Part):
     log_every: int = runtime(5, "Steps between logged metrics.", ge=1)
     diagnose_every: int = runtime(
         0,
-        "Steps between looks at why training goes as it does: gradient norm of each term, cosine of centres, share of spans and vocabulary in use. One costs a backward pass a term; 0 turns it off.",
+        "Steps between looks at why training goes as it does: gradient norm of each term, cosine of centres, share of spans and vocabulary in use. One costs a backward pass per term; 0 turns it off.",
         ge=0,
     )
     spike: float = runtime(6.0, "Report a loss this many deviations above the usual one.", gt=0)
@@ -93,11 +97,16 @@ class TrainingConfig(Part):
         False, "Compile the model's layers with torch.compile; the first steps then take minutes.", title="Compile"
     )
 
+    @property
+    def step_examples(self) -> int:
+        """Examples of one optimizer step, over all processes."""
+        return self.batch_size * self.accumulation * self.processes
+
     @model_validator(mode="after")
     def _micro_batch_divides(self) -> TrainingConfig:
         micro = self.micro_batch
         if isinstance(micro, int) and (micro < 1 or self.batch_size % micro):
-            raise ValueError(f"micro_batch: {micro} is no divisor of batch_size {self.batch_size}; choose one that is")
+            raise ValueError(f"micro_batch: {micro} does not divide batch_size {self.batch_size}; choose one that does")
         return self
 
     @model_validator(mode="after")
@@ -129,6 +138,10 @@ class AdaptConfig(TrainingConfig):
     """Fine-tuning of the teacher on the corpus before its states are captured, as the paper does."""
 
     enabled: bool = Field(False, description="Adapt the teacher first (`sra adapt`); off takes it as it is.")
+    seed: int = where_set(
+        0,
+        "Seed of the adaptation. Not the run's own: students of several seeds learn from one teacher, adapted and captured once.",
+    )
     epochs: float = Field(3.0, gt=0, description="Passes over the training examples.")
     learning_rate: float = Field(1e-4, gt=0, description="Peak learning rate of the teacher.")
     min_learning_rate: float = Field(1e-6, ge=0, description="Floor of the cosine schedule.")
@@ -142,3 +155,18 @@ class AdaptConfig(TrainingConfig):
         if not self.merge and self.lora is None:
             raise ValueError("merge: off keeps the adapter alone, and there is none; set adapt.lora or merge")
         return self
+
+
+def hashed_steps(training: TrainingConfig, *, per_forward: bool) -> dict[str, Any]:
+    """`hashed`, with a step as one process would take it: who shares its examples is no part of a result's name.
+
+    Args:
+        training: How to train.
+        per_forward: Whether terms are means over a forward: then its examples belong together, and their number is
+            part of the name.
+    """
+    together = training.step_examples
+    if per_forward:
+        together = training.micro_batch if isinstance(training.micro_batch, int) else training.batch_size
+    step = {"batch_size": together, "accumulation": training.step_examples // together}
+    return {**hashed(training), **step, "micro_batch": None, "processes": 1}

@@ -224,7 +224,7 @@ def _refused(chosen: _Chosen, config: CorpusConfig) -> NoLayout | None:
         return None
     if any(tree <= names for tree in _TREES):
         return NoLayout(
-            "a tree of messages (OpenAssistant): its rows are no conversations by themselves",
+            "a tree of messages (OpenAssistant): its rows are not conversations by themselves",
             "follow the tree from a first message to a last one and write each path as a list of turns, "
             '{"messages": [{"role": "user", "content": "..."}, ...]}',
         )

@@ -31,6 +31,7 @@ CALLERS = ("tool", "function", "observation", "ipython", "action", "plugin", "in
 REASONING = ("reasoning_content", "reasoning", "thinking")
 LEARNED = ("weight", "train", "loss", "loss_mask", "trainable")
 """Keys of a turn that say whether it is learned; `mask` says whether it is not."""
+WISHES = {*LEARNED, "mask"}
 CALLS = ("tool_calls", "function_call", "tool_call")
 MEDIA = ("image", "images", "audio", "audios", "video", "videos")
 KNOWN = {"role", "from", "content", "value", "text", "mask", "tools", "functions", "tool_call_id", *REASONING, *LEARNED}
@@ -66,6 +67,12 @@ def spoken_turns(value: Any, column: str) -> list[Spoken]:
 def _spoken(item: Any, place: str) -> Spoken:
     if not isinstance(item, dict):
         raise MalformedRow(f"{place} is {kind(item)}, not a turn with role and content")
+    if len(item) == 2:  # most turns are as plain as this, and read in a fifth of the time
+        role, content = (
+            (item.get("role"), item.get("content")) if "role" in item else (item.get("from"), item.get("value"))
+        )
+        if isinstance(role, str) and role in ROLES and isinstance(content, str):
+            return Spoken(Turn(ROLES[role], text(content, place)))
     keys = {str(key).strip().casefold(): value for key, value in item.items()}
     role = _one_of(keys, ("role", "from"), place)
     name = role.strip().casefold() if isinstance(role, str) else ""
@@ -107,14 +114,16 @@ def unknown_keys(value: Any, column: str) -> Iterator[str]:
 
 def _one_of(keys: Mapping[str, Any], names: Sequence[str], place: str) -> Any:
     """The value under one of several names for the same; two different ones are no turn that can be trusted."""
-    found = {name: keys[name] for name in names if keys.get(name) is not None}
-    if len({json.dumps(value, default=str) for value in found.values()}) > 1:
+    found = {name: value for name in names if (value := keys.get(name)) is not None}
+    if len(found) > 1 and len({json.dumps(value, default=str) for value in found.values()}) > 1:
         raise MalformedRow(f"{place} says different things under {' and '.join(found)}")
     return next(iter(found.values()), None)
 
 
 def _learned(keys: Mapping[str, Any], place: str) -> bool:
     """Whether the data wants a turn to be learned."""
+    if keys.keys().isdisjoint(WISHES):
+        return True
     wishes = [flag(keys[name], f"{place}.{name}") for name in LEARNED if keys.get(name) is not None]
     masked = keys.get("mask")
     if masked is not None:

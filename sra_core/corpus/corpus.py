@@ -27,6 +27,10 @@ from sra_core.errors import ConfigError, DataError
 __all__ = ["Corpus", "open_source"]
 
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+_SMALL = 64 * 2**20
+"""Bytes of a corpus that is kept from one pass to the next."""
+_OBJECTS = 1024
+"""Bytes that an example takes beside its texts, roughly."""
 RULES = 2
 """Raise when the same rows and config give other examples than before: stage results made by the old rules expire."""
 
@@ -61,8 +65,9 @@ class Corpus:
     """Examples and rejections of a config, as often as asked for, always in the same order.
 
     Memory does not grow with the text: a digest an example is kept to find duplicates, one to keep ids apart, and a
-    number for each example admitted to a limited split. The rows are read twice: once to find the lowest hashes and the
-    sources, once to hand out the examples.
+    number for each example admitted to a limited split. Rows are looked at twice: once to find the lowest hashes and
+    the sources, once to hand out the examples. A small corpus is kept from the first to the second time, a larger one
+    read again.
 
     Args:
         config: What to read and how.
@@ -77,6 +82,8 @@ class Corpus:
         self._source = open_source(config)
         self._unused: dict[str, dict[str, None]] = {}  # columns by file
         self._remarks: list[str] = []
+        self._kept: list[tuple[str, int, Example | Rejected]] | None = None
+        """What the first pass found, for the next one alone."""
 
     def identity(self) -> dict[str, Any]:
         """All that determines the examples, ready for JSON: the data's content and the fields that shape it.
@@ -103,7 +110,8 @@ class Corpus:
         """
         limits, sources = self._first_pass
         admits = {split: limit.admits() for split, limit in limits.items()}
-        for split, rank, item in self._scan(sources):
+        kept, self._kept = self._kept, None
+        for split, rank, item in self._scan(sources) if kept is None else kept:
             if isinstance(item, Example) and not admits[split](rank):
                 detail = f"corpus.max_{split} keeps {limits[split].size} examples, those with the lowest hashes"
                 item = Rejected(item.id, "over_limit", detail)
@@ -145,13 +153,20 @@ class Corpus:
         """What only a look at all rows tells: the lowest hashes of limited splits; whether the source column names
         sources, whose values repeat, or tells every row apart."""
         limits = {split: Limit(getattr(self._config, f"max_{split}")) for split in SPLITS}
-        named = _Sources()
+        named, kept, size = _Sources(), [], 0
         for split, rank, item in self._scan(named):
             if isinstance(item, Example):
                 limits[split].offer(rank)
+                size += sum(map(len, item.texts()))
+            size += _OBJECTS
+            if size <= _SMALL:
+                kept.append((split, rank, item))
+            else:
+                kept.clear()
         trusted = "source" in self._config.columns or named.repeat
+        self._kept = kept if trusted and size <= _SMALL else None  # sources were taken for such
         if not trusted:
-            told = f"the values of {_listed(named.columns)} tell rows apart: they are no sources, each file is one"
+            told = f"the values of {_listed(named.columns)} tell rows apart: they are not sources, each file is one"
             self._remarks = [f"{self._config.source}: {told} (corpus.columns.source takes them all the same)"]
         return limits, trusted
 
@@ -211,7 +226,7 @@ class Corpus:
             try:
                 if isinstance(sources, _Sources):
                     sources.see(source_of(row, layout), layout.column("source"))
-                found = list(examples(row, layout, self._config, self._several, sources is True))
+                found = list(examples(row, layout, self._config, self._several, sources is not False))
             except MalformedRow as malformed:
                 yield "", b"", quarantine.add(_bad(row, str(malformed)))
                 continue

@@ -180,7 +180,7 @@ def _is_object(line: bytes) -> bool:
 
 def _array(path: str, packed: str) -> DataError:
     return DataError(
-        f"{path}, line 1: a JSON array, where one object a line is read",
+        f"{path}, line 1: a JSON array, where one object per line is read",
         f"turn it into JSON lines: {_jq('.[]', path, packed)}",
     )
 
@@ -213,7 +213,7 @@ def _document(path: str, packed: str, begin: bytes, lines: _Ahead) -> DataError:
     what = "one JSON object" if document is not None else "JSON objects"
     held = f" that holds its rows under `{query[1:-2]}`" if query != "." else ""
     return DataError(
-        f"{path}, line 1: {what} over several lines{held}, where one object a line is read",
+        f"{path}, line 1: {what} over several lines{held}, where one object per line is read",
         f"turn it into JSON lines: {_jq(query, path, packed)}",
     )
 

@@ -25,14 +25,14 @@ def unknown_layout(config: CorpusConfig, row: Row, problem: NoLayout) -> DataErr
     rows = [column for column in columns if _holds_rows(row.values[column])]
     if rows and {"role", "from"} & row.values[rows[0]][0].keys():
         return DataError(
-            f"{row.path}, line {row.line}: `{rows[0]}` holds turns, and is no column of turns that is known",
+            f"{row.path}, line {row.line}: `{rows[0]}` holds turns, but is not a column of turns that is known",
             f"name it: --set corpus.columns='{{messages: {rows[0]}}}'",
         )
     if rows and not config.columns and not any(map(means, columns)):
         return DataError(
-            f"{row.path}, line {row.line}: one object that holds a list of rows under `{rows[0]}`, where one row a "
+            f"{row.path}, line {row.line}: one object that holds a list of rows under `{rows[0]}`, where one row per "
             "line is read",
-            f"write the rows one a line: jq -c '.{rows[0]}[]' {row.path} > data.jsonl",
+            f"write the rows one per line: jq -c '.{rows[0]}[]' {row.path} > data.jsonl",
         )
     return DataError(
         f"{row.path}, line {row.line}: columns {columns} fit no layout known ({known_layouts(config)})",

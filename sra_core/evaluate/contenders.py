@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -38,6 +38,7 @@ from sra_core.models import (
     response_likelihood,
     shared_tokens,
 )
+from sra_core.models.likelihood import Side
 from sra_core.objective import Head
 from sra_core.shards import STUDENT, Manifest, atomic_write, fingerprint
 from sra_core.watch import Watcher
@@ -53,7 +54,7 @@ class _Contender:
     """A model under evaluation: ``teacher``, ``initial`` or ``student``; ``model`` tells one version from another."""
 
     name: str
-    side: Literal["teacher", "student"]
+    side: Side
     dtype: str
     load: Callable[[], tuple[Any, Any]]
     folder: Callable[[Path], str | Path]
@@ -114,16 +115,16 @@ class Scoring:
             yield _Contender("initial", "student", "float32", self._initial, self._initial_folder)
         folder, trusted = Path(self.trained.folder) / STUDENT, self.config.student_origin.trust_remote_code
         ref = ModelRef(source=str(folder), trust_remote_code=trusted)
-        yield _Contender(
-            "student", "student", precision, self._loader(ref, precision), lambda _: ref.source, self.trained.content
-        )
+        load = self._loader("student", ref, precision)
+        yield _Contender("student", "student", precision, load, lambda _: folder, self.trained.content)
 
     def _teacher(self) -> _Contender:
         ref, dtype = self.config.teacher, self.config.cache.compute_dtype
-        return _Contender("teacher", "teacher", dtype, self._loader(ref, dtype), lambda _: resolve(ref))
+        return _Contender("teacher", "teacher", dtype, self._loader("teacher", ref, dtype), lambda _: resolve(ref))
 
-    def _loader(self, ref: ModelRef, dtype: str) -> Callable[[], tuple[Any, Any]]:
-        return lambda: (load_model(ref, dtype, self.device), load_tokenizer(ref))
+    def _loader(self, side: Side, ref: ModelRef, dtype: str) -> Callable[[], tuple[Any, Any]]:
+        tokenizer = ref.model_copy(update={"trust_remote_code": self.config.trusts_tokenizer(side)})
+        return lambda: (load_model(ref, dtype, self.device), load_tokenizer(tokenizer))
 
     def _initial(self) -> tuple[Any, Any]:
         model, tokenizer = initial_student(self.config, self.prepared)
@@ -221,8 +222,10 @@ class Scoring:
                 gc.collect()
                 torch.cuda.empty_cache()
                 folder = contender.folder(scratch)
-                tokenizer = load_tokenizer(ModelRef(source=str(folder)))
-                engine = open_engine(folder, contender.dtype)
+                trusted = self.config.trusts_tokenizer(contender.side)
+                tokenizer = load_tokenizer(ModelRef(source=str(folder), trust_remote_code=trusted))
+                origin = self.config.teacher if contender.side == "teacher" else self.config.student_origin
+                engine = open_engine(folder, contender.dtype, origin.trust_remote_code)
                 name_answer_end(engine, tokenizer, self._part(contender))
                 opened.append((engine, tokenizer))
             return opened[0]
@@ -233,7 +236,7 @@ class Scoring:
         from sra_core.evaluate.tasks import score_tasks
 
         settings = self.config.evaluate
-        asked = [settings.lm_eval, settings.lm_eval_folder, settings.lm_eval_limit]
+        asked = [settings.lm_eval, settings.lm_eval_chat, settings.lm_eval_folder, settings.lm_eval_limit]
         self.watch.message(f"{TITLES[contender.name]}: lm-eval {', '.join(settings.lm_eval)}")
         make = lambda: score_tasks(*self._model(contender), settings)  # noqa: E731
         return self._table(TASKS.format(contender.name), contender, asked, make)

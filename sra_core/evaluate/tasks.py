@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,19 +48,29 @@ def score_tasks(model: Any, tokenizer: Any, config: EvaluateConfig) -> pa.Table:
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
 
-    manager = _manager(config)
+    shots = config.shots
+    manager = _manager(config, shots)
     logging.getLogger("lm_eval").setLevel(logging.WARNING)
     wrapped = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=config.batch_size, device=str(model.device))
-    try:
-        made = simple_evaluate(
-            wrapped, tasks=list(config.lm_eval), task_manager=manager, limit=config.lm_eval_limit, bootstrap_iters=0
-        )
-    except Exception as error:  # a task runs code and reads data of its own: whatever it raises, the task is at fault
-        raise EvaluationError(
-            f"lm-eval tasks {', '.join(config.lm_eval)}: {type(error).__name__}: {error}",
-            "check the task's data (it may need the network), or remove the task from evaluate.lm_eval",
-        ) from error
-    rows = list(_rows(made))
+    rows: list[dict[str, Any]] = []
+    for count in dict.fromkeys(shots.values()):
+        names = [name for name, asked in shots.items() if asked == count]
+        try:
+            made = simple_evaluate(
+                wrapped,
+                tasks=names,
+                num_fewshot=count,
+                task_manager=manager,
+                limit=config.lm_eval_limit,
+                apply_chat_template=config.lm_eval_chat and tokenizer.chat_template is not None,
+                bootstrap_iters=0,
+            )
+        except Exception as error:  # a task runs code and reads data of its own: whatever it raises, it is at fault
+            raise EvaluationError(
+                f"lm-eval tasks {', '.join(names)}: {type(error).__name__}: {error}",
+                "check the task's data (it may need the network), or remove the task from evaluate.lm_eval",
+            ) from error
+        rows += _rows(made, names)
     if not rows:
         raise EvaluationError(
             f"lm-eval tasks {', '.join(config.lm_eval)} have no metric that is a mean over examples",
@@ -69,14 +79,14 @@ def score_tasks(model: Any, tokenizer: Any, config: EvaluateConfig) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=TASK_SCHEMA)
 
 
-def _manager(config: EvaluateConfig) -> Any:
+def _manager(config: EvaluateConfig, names: Iterable[str]) -> Any:
     from lm_eval.tasks import TaskManager
 
     folder = Path(config.lm_eval_folder).expanduser() if config.lm_eval_folder else None
     if folder is not None and not folder.is_dir():
         raise ConfigError(f"evaluate.lm_eval_folder: there is no folder {folder}", "name the folder of your task files")
     manager = TaskManager(include_path=str(folder) if folder else None)
-    unknown = [name for name in config.lm_eval if name not in manager.all_tasks]
+    unknown = [name for name in names if name not in manager.all_tasks]
     if unknown:
         raise ConfigError(
             f"evaluate.lm_eval: lm-eval has no task {', '.join(unknown)}",
@@ -85,19 +95,43 @@ def _manager(config: EvaluateConfig) -> Any:
     return manager
 
 
-def _rows(made: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Scores by example of every metric whose mean over them is what lm-eval reports."""
-    for task, samples in made["samples"].items():
-        for name, better in made["higher_is_better"][task].items():
-            scored = [(sample["doc_id"], sample["filter"], sample.get(name)) for sample in samples]
-            for kind in dict.fromkeys(which for _, which, _ in scored):
-                values = {number: value for number, which, value in scored if which == kind}
-                reported = made["results"][task].get(f"{name},{kind}")
-                if not _is_mean(list(values.values()), reported):
-                    continue
-                title = name if kind == "none" else f"{name} ({kind})"
-                for number, value in values.items():
-                    yield {"task": task, "id": str(number), "metric": title, "value": value, "higher": better}
+def _rows(made: Mapping[str, Any], names: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Scores by example of every metric whose mean over them is what lm-eval reports.
+
+    A group (MMLU has 57 tasks) is one task where lm-eval reports the mean over all of its examples; else its tasks
+    stand for themselves.
+    """
+    for name in names:
+        tasks = list(_tasks_of(made.get("group_subtasks", {}), name))
+        whole = list(_scored(made, name, tasks))
+        yield from whole
+        if not whole and tasks != [name]:
+            for task in tasks:
+                yield from _scored(made, task, [task])
+
+
+def _tasks_of(groups: Mapping[str, Sequence[str]], name: str) -> Iterator[str]:
+    if not groups.get(name):
+        yield name
+        return
+    for part in groups[name]:
+        yield from _tasks_of(groups, part)
+
+
+def _scored(made: Mapping[str, Any], title: str, tasks: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """The metrics of one task, or of a group's tasks together."""
+    samples = [(task, sample) for task in tasks for sample in made["samples"][task]]
+    for name, better in made["higher_is_better"][tasks[0]].items():
+        for kind in dict.fromkeys(sample["filter"] for _, sample in samples):
+            values = {
+                (task, sample["doc_id"]): sample.get(name) for task, sample in samples if sample["filter"] == kind
+            }
+            if not _is_mean(list(values.values()), made["results"].get(title, {}).get(f"{name},{kind}")):
+                continue
+            metric = name if kind == "none" else f"{name} ({kind})"
+            for (task, number), value in values.items():
+                place = str(number) if task == title else f"{task}/{number}"
+                yield {"task": title, "id": place, "metric": metric, "value": value, "higher": better}
 
 
 def _is_mean(values: list[Any], reported: Any) -> bool:

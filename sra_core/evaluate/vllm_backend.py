@@ -34,22 +34,23 @@ class Engine:
     generation_config: Any
 
 
-def open_engine(folder: str | Path, dtype: str) -> Engine:
+def open_engine(folder: str | Path, dtype: str, trusted: bool) -> Engine:
     """Load the Hugging Face folder of a model into vLLM.
 
     Args:
         folder: Local folder with safetensors weights.
         dtype: Type of the weights.
+        trusted: Whether code that the folder ships may run.
     """
     from transformers import AutoConfig, GenerationConfig
     from vllm import LLM
 
-    llm = LLM(model=str(folder), dtype=dtype, skip_tokenizer_init=True)
+    llm = LLM(model=str(folder), dtype=dtype, skip_tokenizer_init=True, trust_remote_code=trusted)
     try:
         settings = GenerationConfig.from_pretrained(folder)
     except OSError:  # many models ship none
         settings = GenerationConfig()
-    return Engine(llm, AutoConfig.from_pretrained(folder), settings)
+    return Engine(llm, AutoConfig.from_pretrained(folder, trust_remote_code=trusted), settings)
 
 
 def generate(

@@ -10,10 +10,11 @@ from .layers import layer_count_of, resolve_layer
 from .licence import MADE_HERE, licence_of
 from .likelihood import Likelihood, bits_per_byte, known_before, likelihood_table, response_likelihood
 from .loading import load_model, load_tokenizer, pick_device
-from .pair import load_tokenizers, make_encoder, shared_tokens
+from .pair import load_kept_tokenizer, load_tokenizers, make_encoder, shared_tokens
 from .references import resolve
-from .structure import layer_count, lm_head
-from .student import build_student, initial_student
+from .spread import room_to_spread, spread_over
+from .structure import input_embeddings, layer_count, lm_head
+from .student import build_student, initial_student, spread_layers
 from .tokenizers import train_tokenizer
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "choose_layout",
     "evaluating",
     "initial_student",
+    "input_embeddings",
     "is_at_hand",
     "known_before",
     "last_row_attention",
@@ -40,6 +42,7 @@ __all__ = [
     "likelihood_table",
     "lm_head",
     "load_head",
+    "load_kept_tokenizer",
     "load_model",
     "load_tokenizer",
     "load_tokenizers",
@@ -54,8 +57,11 @@ __all__ = [
     "resolve",
     "resolve_layer",
     "response_likelihood",
+    "room_to_spread",
     "save_head",
     "shared_tokens",
+    "spread_layers",
+    "spread_over",
     "token_batches",
     "tokenizer_identity",
     "tokenizer_identity_of",

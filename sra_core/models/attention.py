@@ -6,10 +6,11 @@ come from here: while a capture or a flat forward is open, the functions under t
 - A capture: the function returns what it always returned and, at the mapped layers, one extra ``softmax(q_last K^T)``
   is computed from the same queries and keys. Nothing of size T x T is formed.
 - A flat forward: the model sees one row of N tokens. Inside the attention function queries, keys and values are laid
-  out as (B, H, T, d) and the outputs gathered back. The mask is made for one text of T tokens: None where plain
-  causality suffices (padding on the right can't be seen by real tokens), else what the architecture asks for (windows,
-  chunks). Soft caps, sinks and grouped heads are the function's own affair. On CUDA in half precision torch's kernel
-  for texts end to end takes the function's place where attention is plain and causal.
+  out as (B, H, T, d) and the outputs gathered back; on a CPU the function is called for each text instead. The mask is
+  made for one text of T tokens: None where plain causality suffices (padding on the right can't be seen by real
+  tokens), else what the architecture asks for (windows, chunks). Soft caps, sinks and grouped heads are the function's
+  own affair. On CUDA in half precision torch's kernel for texts end to end takes the function's place where attention
+  is plain and causal.
 
 Shapes: B texts, T tokens of the longest, N tokens of all texts, H heads, G key heads, d width of a head.
 """
@@ -73,8 +74,15 @@ class FlatForward:
 
     def __init__(self, model: nn.Module, texts: Texts) -> None:
         self.texts = texts
+        self._elsewhere: dict[torch.device, Texts] = {}
         self.attended = 0
         self.implementations = _implementations(model, decoder_of(model).modules())
+
+    def texts_on(self, device: torch.device) -> Texts:
+        """The texts, for a layer on this device; moved once."""
+        if device not in self._elsewhere:
+            self._elsewhere[device] = self.texts.to(device)
+        return self._elsewhere[device]
 
     def __call__(self, function: Callable, *args: Any) -> Any:
         """``function(*args)`` in which texts are kept apart."""
@@ -253,7 +261,7 @@ class _Attention:
         kw: dict[str, Any],
     ) -> tuple[Tensor, None]:
         """Each of (1, heads, N, width) and more tokens that belong to no text; (1, N, heads, width) comes back."""
-        texts = forward.texts
+        texts = forward.texts_on(operands[0].device)
         forward.attended += 1
         tokens = operands[0].shape[2]
         if any(len(each) != 1 or each.shape[2] != tokens for each in operands) or kw.get("position_bias") is not None:
@@ -262,13 +270,18 @@ class _Attention:
         rows = [each[0].transpose(0, 1)[: len(texts)] for each in operands]
         # a flash implementation gets its window as an option and no mask: it stays as it is
         fused = mask is None and "flash" not in self.name and not args and varlen_fits(kw, *rows)
-        if not fused or any(capture is not None and id(module) in capture.layer_of for capture in self.users):
-            query, key, value = (texts.padded(each).transpose(1, 2) for each in rows)
+        apart = calls_are_cheap(rows[0].device) and (mask is None or isinstance(mask, Tensor))
+        if any(capture is not None and id(module) in capture.layer_of for capture in self.users):
+            with torch.no_grad():  # when a layer is run again for its gradient, nothing is captured
+                query, key = (texts.padded(each).transpose(1, 2) for each in rows[:2])
             self._record(module, query, key, mask, kw, texts.real)
         if fused:
             outputs = varlen_attention(texts, kw, *rows)
+        elif apart:
+            outputs = _each_text(texts, partial(original, module), rows, mask, args, kw)
         else:
-            outputs = texts.flat(original(module, query, key, value, mask, *args, **kw)[0])
+            padded = (texts.padded(each).transpose(1, 2) for each in rows)
+            outputs = texts.flat(original(module, *padded, mask, *args, **kw)[0])
         return torch.nn.functional.pad(outputs, (0, 0, 0, 0, 0, tokens - len(texts)))[None], None
 
 
@@ -307,6 +320,24 @@ def varlen_attention(texts: Texts, options: dict[str, Any], query: Tensor, key: 
         enable_gqa=query.shape[1] != key.shape[1],
     )
     return outputs
+
+
+def calls_are_cheap(device: torch.device) -> bool:
+    """Whether a call for each text costs less than what padding adds: on a CPU, where a call waits for no launch."""
+    return device.type == "cpu"
+
+
+def _each_text(
+    texts: Texts, function: Callable, rows: list[Tensor], mask: Tensor | None, args: tuple, options: dict[str, Any]
+) -> Tensor:
+    """(N, H, d) of each text to itself, one call a text."""
+    lengths = texts.lengths
+    outputs = []
+    for text in zip(*(each.split(lengths) for each in rows), strict=True):
+        own = None if mask is None else mask[..., : len(text[0]), : len(text[0])]
+        query, key, value = (each.transpose(0, 1)[None] for each in text)
+        outputs.append(function(query, key, value, own, *args, **options)[0][0])
+    return torch.cat(outputs)
 
 
 class _Mask:

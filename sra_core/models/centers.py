@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sra_core.models.batching import token_batches
 from sra_core.models.forward import MappedStates, choose_layout, mapped_states
-from sra_core.models.structure import lm_head
+from sra_core.models.structure import input_device, lm_head
 from sra_core.models.texts import join
 from sra_core.objective import pool_spans
 from sra_core.shards import PreparedRow, TeacherRow
@@ -73,7 +73,9 @@ class TeacherCapture:
     def _forward(self, rows: Sequence[PreparedRow]) -> list[TeacherRow]:
         ids, starts = join([row.teacher_ids for row in rows])
         longest = max(len(row.teacher_ids) for row in rows)
-        states = mapped_states(self._model, ids.to(self._model.device), starts, self._layers, longest, self._attention)
+        states = mapped_states(
+            self._model, ids.to(input_device(self._model)), starts, self._layers, longest, self._attention
+        )
         centers, mass = self._pooled(states, rows, starts.numpy())
         tokens = _token_states(states.final, rows, starts.numpy()) if self._tokens else [None] * len(rows)
         kept = []

@@ -11,7 +11,7 @@ from sra_core.models import hub
 from sra_core.models.cache import remembered
 from sra_core.models.convert import file_sha256, package_at_hand, require_sha256
 from sra_core.models.folders import check_config, check_folder, weight_names
-from sra_core.models.loading import load_tokenizer
+from sra_core.models.loading import looked_at
 from sra_core.models.packages import package_of
 from sra_core.models.references import resolve
 
@@ -72,11 +72,11 @@ def check_tokenizer(ref: ModelRef, chat: bool, teacher: bool = False) -> None:
     folder = Path(resolve(ref, weights=False))
 
     def look() -> bool:
-        tokenizer = load_tokenizer(ref)
-        if chat:
-            _require_template(ref, tokenizer)
-        if teacher:
-            require_embeddings(ref, tokenizer, chat)
+        with looked_at(ref) as tokenizer:
+            if chat:
+                _require_template(ref, tokenizer)
+            if teacher:
+                require_embeddings(ref, tokenizer, chat)
         return True
 
     files = [path for path in folder.iterdir() if path.is_file()]

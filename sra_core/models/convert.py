@@ -114,8 +114,8 @@ def _texts(path: Path, folder: Path) -> None:
     from transformers import AutoConfig, AutoTokenizer
 
     try:
-        AutoConfig.from_pretrained(path.parent, gguf_file=path.name).save_pretrained(folder)
-        AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name).save_pretrained(folder)
+        for kind in (AutoConfig, AutoTokenizer):  # of the code that may lie beside it nothing runs
+            kind.from_pretrained(path.parent, gguf_file=path.name, trust_remote_code=False).save_pretrained(folder)
     except Exception as error:
         raise _unreadable(path, error) from error
 
@@ -140,7 +140,7 @@ def _convert(path: Path, sha256: str, folder: Path) -> None:
     logger.info("converting %s to safetensors (once; later runs find it in the cache)", path.name)
     try:
         loaded = read_weights(path.parent, path.name, gguf_file=path.name, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, trust_remote_code=False)
     except ModelError:
         raise
     except Exception as error:

@@ -25,7 +25,7 @@ from sra_core.errors import ModelError
 from sra_core.models.attention import last_row_attention, separate_texts
 from sra_core.models.batching import evaluating
 from sra_core.models.layers import resolve_layer
-from sra_core.models.structure import decoder_of, final_states, layer_count, layers_of, unwrap
+from sra_core.models.structure import decoder_of, final_states, input_device, layer_count, layers_of, unwrap
 from sra_core.models.texts import Texts
 
 __all__ = ["Layout", "MappedStates", "choose_layout", "compile_layers", "mapped_states"]
@@ -133,12 +133,18 @@ def _states(
         _layer_outputs(model, [x for x in wanted if x < count], outputs),
     ):
         final = run(model, input_ids, texts)
-    hidden = {layer: states[0, : len(texts)] if flat else texts.flat(states) for layer, states in outputs.items()}
+    # The layers of a model may be spread over devices: all that was read meets where the final states are.
+    texts = texts.to(final.device)
+    hidden, weights = dict[int, Tensor](), dict[int, Tensor]()
+    for layer, states in outputs.items():
+        here = states.to(final.device)
+        hidden[layer] = here[0, : len(texts)] if flat else texts.flat(here)
     if count in wanted:
         hidden[count] = final
     _refuse_reentrant(model, hidden, final)
     if attention:
-        weights = {layer: texts.flat(row / row.sum(-1, keepdim=True).clamp_min(1e-9)) for layer, row in rows.items()}
+        for layer, row in rows.items():
+            weights[layer] = texts.flat((row / row.sum(-1, keepdim=True).clamp_min(1e-9)).to(final.device))
     else:
         even = (1.0 / texts.starts.diff()).index_select(0, texts.text)
         weights = dict.fromkeys(wanted, even)
@@ -164,7 +170,8 @@ def _run_flat(model: nn.Module, input_ids: Tensor, texts: Texts) -> Tensor:
 def _run_padded(model: nn.Module, input_ids: Tensor, texts: Texts) -> Tensor:
     """(N, d) final states from (B, T) tokens, padded on the right."""
     mask = texts.real.to(input_ids.dtype)
-    return texts.flat(final_states(model, input_ids=texts.padded(input_ids), attention_mask=mask))
+    final = final_states(model, input_ids=texts.padded(input_ids), attention_mask=mask)
+    return texts.to(final.device).flat(final)
 
 
 def compile_layers(model: nn.Module) -> None:
@@ -242,7 +249,7 @@ def _probe_ids(model: nn.Module, tokens: int) -> Tensor:
     """Tokens without an order: in an arithmetic series, ties of an index of likely keys happened to be drawn alike."""
     vocabulary = unwrap(model).config.get_text_config().vocab_size
     ids = torch.randint(vocabulary, (tokens,), generator=torch.Generator().manual_seed(0))
-    return ids.to(next(model.parameters()).device)
+    return ids.to(input_device(model))
 
 
 def _probe(model: nn.Module, lengths: Sequence[int], flat: bool) -> tuple[float, str]:
@@ -265,7 +272,7 @@ def _probe(model: nn.Module, lengths: Sequence[int], flat: bool) -> tuple[float,
 
 def _gap(states: Tensor, expected: Tensor) -> float:
     """Largest relative error of a state; infinite where one is no number."""
-    whole = expected.float()
+    whole = expected.to(states.device).float()
     gap = (states.float() - whole).norm(dim=-1) / whole.norm(dim=-1).clamp_min(1e-9)
     return float(gap.nan_to_num(nan=float("inf")).max())
 

@@ -40,7 +40,9 @@ def header_digest(path: Path) -> str:
                     f"{path} is a Git LFS pointer, not the file itself",
                     "run `git lfs pull`, or download the file again",
                 )
-            raise ModelError(f"{path} is no GGUF file: it starts with {start[:16]!r}", "give a GGUF file, or a folder")
+            raise ModelError(
+                f"{path} is not a GGUF file: it starts with {start[:16]!r}", "give a GGUF file, or a folder"
+            )
         try:
             fields, tensors = _header(file)
         except (struct.error, UnicodeDecodeError, KeyError, MemoryError, OverflowError) as error:

@@ -63,7 +63,7 @@ def save_head(
     kept = head.constant().rows(rows.to(head.weight.device))
     ids = {"teacher_ids": rows, "student_ids": torch.from_numpy(shared.student_ids).long()}
     _write(folder / _SHARED, {**dict(_tensors(kept)), **ids})
-    tied = embedding is head.weight
+    tied = embedding is not None and _same(embedding, head.weight)
     if embedding is not None:
         table = {} if tied else {"embedding": embedding.detach().cpu().contiguous()}
         _write(folder / _FULL, {**dict(_tensors(head.constant())), **table})
@@ -86,6 +86,11 @@ def load_head(folder: Path) -> TeacherHead:
     head = Head(tensors["weight"].float(), None if bias is None else bias.float(), meta["softcap"])
     ids = tensors["teacher_ids"], tensors["student_ids"]
     return TeacherHead(head, *ids, meta["layers"], meta["width"], full, embedding)
+
+
+def _same(embedding: Tensor, head: Tensor) -> bool:
+    """Whether the two are tied; of a model that is partly on disk each is a copy."""
+    return embedding.shape == head.shape and embedding.device == head.device and torch.equal(embedding, head)
 
 
 def _tensors(head: Head) -> Iterator[tuple[str, Tensor]]:

@@ -12,7 +12,7 @@ from sra_core.config import ModelRef
 from sra_core.models.cache import remembered
 from sra_core.models.convert import file_sha256
 from sra_core.models.folders import read_json, weight_files
-from sra_core.models.loading import load_tokenizer
+from sra_core.models.loading import looked_at
 from sra_core.models.references import resolve
 from sra_core.models.rewritten import PICKLED
 
@@ -45,7 +45,7 @@ def model_identity(ref: ModelRef) -> dict[str, Any]:
     if (folder / PICKLED).is_file():
         identity["pickled"] = read_json(folder / PICKLED)
     if ref.trust_remote_code:
-        identity["code"] = _digest({path.name: file_sha256(path) for path in sorted(folder.glob("*.py"))})
+        identity["code"] = _code(folder)
     return identity
 
 
@@ -58,14 +58,28 @@ def tokenizer_identity(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
 
 
 def tokenizer_identity_of(ref: ModelRef) -> dict[str, Any]:
-    """`tokenizer_identity` of the tokenizer that a reference names, as `load_tokenizer` checks and loads it.
+    """`tokenizer_identity` of the tokenizer that a reference names, as `load_tokenizer` checks and loads it; where the
+    tokenizer is code that may run, with a digest of that under ``code``.
 
     Raises:
         ModelError, TokenizerError: As `load_tokenizer`.
     """
     folder = Path(resolve(ref, weights=False))
     files = [path for path in folder.glob("*") if path.is_file() and path.suffix not in _WEIGHTS]
-    return remembered(f"tokenizer of {ref.source}", files, lambda: tokenizer_identity(load_tokenizer(ref)))
+
+    def read() -> dict[str, Any]:
+        with looked_at(ref) as tokenizer:
+            found = tokenizer_identity(tokenizer)
+        settings = folder / "tokenizer_config.json"
+        if ref.trust_remote_code and settings.is_file() and "auto_map" in read_json(settings):
+            found["code"] = _code(folder)
+        return found
+
+    return remembered(f"tokenizer of {ref.source}, {ref.trust_remote_code=}", files, read)
+
+
+def _code(folder: Path) -> str:
+    return _digest({path.name: file_sha256(path) for path in sorted(folder.glob("*.py"))})
 
 
 def _config(folder: Path) -> dict[str, Any]:

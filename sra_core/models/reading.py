@@ -34,17 +34,18 @@ def read_model(folder: Path, ref: ModelRef, **options: Any) -> PreTrainedModel:
         raise
     except Exception as error:  # any kind: wrong class, torn file, missing code; the message carries the cause
         raise ModelError(
-            f"{ref.source} is no causal language model that transformers can load: {first_line(error)}",
+            f"{ref.source} is not a causal language model that transformers can load: {first_line(error)}",
             code_remedy(ref, folder) or "give a decoder-only model with its config.json and safetensors weights",
         ) from error
 
 
-def read_weights(folder: Path, name: str, **options: Any) -> PreTrainedModel:
+def read_weights(folder: Path, name: str, *, trust_remote_code: bool = False, **options: Any) -> PreTrainedModel:
     """``AutoModelForCausalLM.from_pretrained``, which starts what the files lack at random: here that is refused.
 
     Args:
         folder: The model's folder.
         name: What messages call the model.
+        trust_remote_code: Whether code that the folder ships may run: transformers, not told, asks the terminal.
         options: Of ``from_pretrained``.
 
     Raises:
@@ -54,10 +55,14 @@ def read_weights(folder: Path, name: str, **options: Any) -> PreTrainedModel:
 
     with no_progress_bars(), _without_report():
         model, found = AutoModelForCausalLM.from_pretrained(
-            folder, output_loading_info=True, ignore_mismatched_sizes=True, **options
+            folder,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            trust_remote_code=trust_remote_code,
+            **options,
         )
     kind, unknown = type(model).__name__, found["unexpected_keys"]
-    spare = f"{len(unknown)} tensors in the files of {name} are no part of {kind}: {_some(unknown)}"
+    spare = f"{len(unknown)} tensors in the files of {name} are not part of {kind}: {_some(unknown)}"
     if missing := found["missing_keys"]:
         raise ModelError(
             f"the files of {name} lack {len(missing)} tensors of {kind}, which would be random numbers: "
@@ -94,9 +99,8 @@ def _is_no_report(record: logging.LogRecord) -> bool:
 
 def code_remedy(ref: ModelRef, folder: Path) -> str:
     """What to do where a model ships code that is not trusted; empty where it ships none."""
-    if ref.trust_remote_code or not (folder / "config.json").is_file():
-        return ""
-    own_code = "auto_map" in (folder / "config.json").read_text(encoding="utf-8")
+    texts = [folder / name for name in ("config.json", "tokenizer_config.json") if (folder / name).is_file()]
+    own_code = not ref.trust_remote_code and any("auto_map" in path.read_text(encoding="utf-8") for path in texts)
     return "read the code that the model ships and, if you trust it, set trust_remote_code" if own_code else ""
 
 

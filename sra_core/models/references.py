@@ -39,7 +39,7 @@ def resolve(ref: ModelRef, weights: bool = True) -> str:
         return str(rewritten(path.absolute(), ref) if weights else path.absolute())
     if path.is_file():
         raise ModelError(
-            f"{source} is a file that is no GGUF file", "give the model's folder, or a file that ends in .gguf"
+            f"{source} is a file, but not a GGUF file", "give the model's folder, or a file that ends in .gguf"
         )
     if _looks_like_a_path(source):
         raise ModelError(f"there is no folder {path}", "correct the path, or give a hub id such as `Qwen/Qwen2.5-0.5B`")

@@ -6,6 +6,7 @@ import inspect
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate.utils import align_module_device
 from torch import Tensor, nn
 
 from sra_core.errors import ModelError
@@ -14,7 +15,18 @@ from sra_core.objective import Head
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["check_decoder", "decoder_of", "final_states", "layer_count", "layers_of", "lm_head", "unwrap"]
+__all__ = [
+    "check_decoder",
+    "decoder_of",
+    "final_states",
+    "input_device",
+    "input_embeddings",
+    "layer_count",
+    "layers_of",
+    "lm_head",
+    "unwrap",
+    "weight_of",
+]
 
 _BEFORE_HEAD = {"modernbert-decoder": "lm_head", "electra": "generator_predictions"}
 """What stands between the final norm and the linear head, token by token, by type of model."""
@@ -39,7 +51,7 @@ def unwrap(model: nn.Module) -> PreTrainedModel:
         elif hasattr(model, "module"):
             model = model.module
         else:
-            raise ModelError(f"{type(model).__name__} is no transformers model", "pass the model itself")
+            raise ModelError(f"{type(model).__name__} is not a transformers model", "pass the model itself")
     return model
 
 
@@ -92,6 +104,28 @@ def layers_of(model: nn.Module) -> nn.ModuleList:
     )
 
 
+def input_device(model: nn.Module) -> torch.device:
+    """Where a model takes its tokens: of one that is spread over devices, where its embeddings run."""
+    inner = unwrap(model)
+    hook = getattr(inner.get_input_embeddings(), "_hf_hook", None) if hasattr(inner, "hf_device_map") else None
+    if hook is None:
+        return inner.device
+    place = hook.execution_device  # the weights themselves may be on no device until they are used
+    return torch.device("cuda", place) if isinstance(place, int) else torch.device(place)
+
+
+def input_embeddings(model: nn.Module) -> Tensor:
+    """(V, d) the rows that tokens become."""
+    return weight_of(unwrap(model).get_input_embeddings())
+
+
+def weight_of(module: nn.Module, name: str = "weight") -> Tensor:
+    """A weight of a module itself; one that is kept in main memory or on disk is fetched, where it is used."""
+    with align_module_device(module):
+        weight: Tensor = getattr(module, name)
+    return weight
+
+
 def lm_head(model: nn.Module) -> Head:
     """The LM head as tensors; a constant factor on the logits (Granite, Cohere, Falcon-H1) is folded into the weight.
 
@@ -108,7 +142,8 @@ def lm_head(model: nn.Module) -> Head:
             f"{type(inner).__name__} has no plain linear LM head",
             "use a causal language model, and keep `lm_head` out of the LoRA targets",
         )
-    weight, bias, factor = linear.weight, getattr(linear, "bias", None), _logit_factor(config)
+    weight, factor = weight_of(linear), _logit_factor(config)
+    bias = None if getattr(linear, "bias", None) is None else weight_of(linear, "bias")
     if factor != 1.0:
         weight, bias = weight * factor, None if bias is None else bias * factor
     return Head(weight, bias, getattr(config, "final_logit_softcapping", None))
@@ -133,7 +168,7 @@ def check_decoder(model: PreTrainedModel, name: str) -> None:
         ModelError: a bidirectional model, last states of another width than all others (OPT-350m), or logits that are
             not the head of the final states.
     """
-    ids = torch.tensor(_PROBE, device=model.device) % unwrap(model).config.get_text_config().vocab_size
+    ids = torch.tensor(_PROBE, device=input_device(model)) % unwrap(model).config.get_text_config().vocab_size
     states = final_states(model, input_ids=ids, attention_mask=torch.ones_like(ids))
     logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits.float()
     tolerance = 1e-4 if model.dtype == torch.float32 else 0.03
@@ -148,7 +183,9 @@ def check_decoder(model: PreTrainedModel, name: str) -> None:
             "LM head: one width does not hold for all layers",
             "use a model without this projection (every OPT but the 350m one)",
         )
-    if not _close(lm_head(model).logits(states.flatten(0, 1)), logits.flatten(0, 1), tolerance):
+    head = lm_head(model)
+    found = head.logits(states.flatten(0, 1).to(head.weight.device)).to(logits.device)
+    if not _close(found, logits.flatten(0, 1), tolerance):
         raise ModelError(
             f"the logits of {name} ({type(model).__name__}) are not its LM head on the final states",
             "use another architecture, or teach sra_core.models.structure.lm_head how this one makes its logits",

@@ -18,9 +18,10 @@ from sra_core.models.ends import name_answer_end
 from sra_core.models.identity import tokenizer_identity
 from sra_core.models.importance import layer_importance
 from sra_core.models.loading import load_model, load_tokenizer
+from sra_core.models.pair import load_kept_tokenizer
 from sra_core.models.references import resolve
 from sra_core.models.structure import check_decoder, layer_count, layers_of
-from sra_core.shards import STUDENT_TOKENIZER, Manifest, PreparedSet
+from sra_core.shards import Manifest, PreparedSet
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -121,7 +122,7 @@ def _from_config(config: Any, ref: ModelRef) -> PreTrainedModel:
             )
     except ValueError as error:
         raise ModelError(
-            f"{ref.source} is no causal language model: {str(error).splitlines()[0]}", "use a decoder-only model"
+            f"{ref.source} is not a causal language model: {str(error).splitlines()[0]}", "use a decoder-only model"
         ) from error
     return model.eval()
 
@@ -197,7 +198,7 @@ def _name_special_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerF
 
 def initial_student(config: RunConfig, prepared: Manifest) -> tuple[Any, Any]:
     """The student before training and its tokenizer: a pure function of the config and the prepared examples."""
-    tokenizer = load_tokenizer(ModelRef(source=str(Path(prepared.folder) / STUDENT_TOKENIZER)))
+    tokenizer = load_kept_tokenizer(config, Path(prepared.folder), "student")
     rows = PreparedSet(prepared, "train")
     sample = [row.prompt + row.response for row in rows[:_SAMPLE]]
     return build_student(config, tokenizer, sample), tokenizer

@@ -55,6 +55,18 @@ class Texts:
         """T."""
         return self.real.shape[1]
 
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each text; a GPU is waited for."""
+        lengths: list[int] = self.starts.diff().tolist()
+        return lengths
+
+    def to(self, device: torch.device) -> Texts:
+        """The same on another device; itself where it is there."""
+        if self.text.device == device:
+            return self
+        return Texts(*(getattr(self, name).to(device) for name in self.__slots__))
+
     def padded(self, values: Tensor) -> Tensor:
         """(N, ...) values as (B, T, ...), zeros on the right of each text."""
         if len(self) == self.real.numel():

@@ -48,12 +48,12 @@ def _options(source: str, query: str) -> dict[str, int]:
     for key, value in parse_qsl(query, keep_blank_values=True):
         if key not in options or not value.isdecimal():
             raise ModelError(
-                f"{source}: {key}={value} is no option of a random model",
+                f"{source}: {key}={value} is not an option of a random model",
                 f"use whole numbers for {', '.join(options)}, as in random:llama?layers=2&width=32",
             )
         options[key] = int(value)
     if not options["heads"] or options["width"] % options["heads"]:
-        raise ModelError(f"{source}: width is no multiple of heads", "choose a width that heads divides")
+        raise ModelError(f"{source}: width is not a multiple of heads", "choose a width that heads divides")
     return options
 
 

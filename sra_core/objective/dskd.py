@@ -16,10 +16,11 @@ from sra_core.config import ObjectiveConfig
 from sra_core.errors import ConfigError
 from sra_core.objective.batch import Batch, ObjectiveContext, StudentOutput
 from sra_core.objective.chunks import head_loss, head_map
+from sra_core.objective.fit import ToFit
 from sra_core.objective.head import accurate
 from sra_core.objective.logit import cross_entropy_slope, kl_slope
 from sra_core.objective.projector import orthogonal
-from sra_core.objective.tokens import Side, TokenObjective, pad
+from sra_core.objective.tokens import Side, TokenObjective, pad, single_tokens, student_side, teacher_side
 
 __all__ = ["DskdObjective"]
 
@@ -45,8 +46,7 @@ class DskdObjective(TokenObjective):
     def distill(self, batch: Batch, student: StudentOutput, own: Side, teacher: Side) -> Mapping[str, Tensor]:
         """The three terms."""
         scores, mask = self._scores(student, own, teacher)
-        states = teacher.rows / _spread(teacher.rows) + self._normal_targets(teacher)
-        carried, _ = pad(teacher, _apply(self.to_student, states))
+        carried, _ = pad(teacher, _apply(self.to_student, self._to_carry(teacher)))
         as_student = (_attention(scores, mask) @ carried)[own.text, own.rank]
         carried, _ = pad(own, _apply(self.to_teacher, own.rows))
         as_teacher = (_attention(scores.mT, mask.mT) @ carried)[teacher.text, teacher.rank]
@@ -69,23 +69,45 @@ class DskdObjective(TokenObjective):
             "student_to_teacher": up / max(1, len(teacher.rows)),
         }
 
+    def to_fit(self, batch: Batch, student: StudentOutput) -> list[ToFit]:
+        """What the three maps can be fitted to: positions that predict a span of one token on both sides.
+
+        The paper starts them at random and learns them for long; fitted, attention starts at the same piece of text.
+        """
+        own, teacher = student_side(batch, student), teacher_side(batch)
+        mine, theirs = single_tokens(batch, own, teacher)
+        rows, carried = own.rows[mine], self._to_carry(teacher)[theirs]
+        return [
+            ToFit("query.weight", "query", self._asked(student, own)[mine], self._keys(teacher)[theirs], unit=False),
+            ToFit("to_student.weight", "to_student", carried, rows, unit=False),
+            ToFit("to_teacher.weight", "to_teacher", rows, teacher.rows[theirs], unit=False),
+        ]
+
     def _scores(self, student: StudentOutput, own: Side, teacher: Side) -> tuple[Tensor, Tensor]:
         """(B, n, m) attention scores between the two sequences, and the mask of real pairs."""
+        queries, keys = _apply(self.query, self._asked(student, own)), self._keys(teacher)
+        queries, real = pad(own, queries)
+        keys, present = pad(teacher, keys)
+        return queries @ keys.mT / math.sqrt(keys.shape[-1]), real[:, :, None] & present[:, None, :]
+
+    def _asked(self, student: StudentOutput, own: Side) -> Tensor:
+        """(n, 2 d_S) the student's embeddings of the token read and of the one to predict."""
         if student.embedding is None:
             raise ConfigError(
                 "objective dskd needs the student's input embeddings", "pass them as StudentOutput.embedding"
             )
         table = student.embedding.detach()
-        queries = _apply(self.query, torch.cat([table[own.source], table[own.target]], -1))
-        keys = torch.cat([self._embedded(teacher.source), self._embedded(teacher.target)], -1)
-        keys = keys / _spread(keys)
-        queries, real = pad(own, queries)
-        keys, present = pad(teacher, keys)
-        return queries @ keys.mT / math.sqrt(keys.shape[-1]), real[:, :, None] & present[:, None, :]
+        return torch.cat([table[own.source], table[own.target]], -1)
 
-    def _normal_targets(self, teacher: Side) -> Tensor:
+    def _keys(self, teacher: Side) -> Tensor:
+        """(m, 2 d_T) the teacher's, scaled."""
+        keys = torch.cat([self._embedded(teacher.source), self._embedded(teacher.target)], -1)
+        return keys / _spread(keys)
+
+    def _to_carry(self, teacher: Side) -> Tensor:
+        """(m, d_T) the teacher's states and the embeddings of the tokens to predict, each scaled."""
         targets = self._embedded(teacher.target)
-        return targets / _spread(targets)
+        return teacher.rows / _spread(teacher.rows) + targets / _spread(targets)
 
     def _embedded(self, ids: Tensor) -> Tensor:
         table = self.constants.get("embedding")

@@ -1,9 +1,10 @@
-"""Where a projector starts: the least-squares map from the untrained student's centres to the teacher's.
+"""Where a learned map starts: at least squares, from what the untrained student makes to what the teacher made.
 
 A map that starts at random puts the cosine term near 1, and its gradient then says nothing of the student until the
 map is learned. On a pair of two families that cost 0.04 bits a byte of a short run; fitted first, it costs nothing.
 
-Legend: K spans, d_S and d_T widths. Unit vectors c, g of student's and teacher's centres; W maps c to g.
+Legend: K rows to map, d_S and d_T widths of what W maps and of what it maps to (for SRA's projectors unit vectors of
+student's and teacher's centres, c and g).
 """
 
 from __future__ import annotations
@@ -14,21 +15,40 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["RIDGES", "Fit", "RidgeFit"]
+__all__ = ["RIDGES", "Fit", "RidgeFit", "ToFit"]
 
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Ridges that are tried, as shares of the mean diagonal of the normal equations."""
 
 
 @dataclass(frozen=True, slots=True)
+class ToFit:
+    """What a batch adds to the fit of one map.
+
+    Attributes:
+        weight: Name of the map's parameter in the objective.
+        title: What people call it, as in a metric's name.
+        inputs: (K, d_S) what it maps.
+        targets: (K, d_T) what it is to come to.
+        unit: Whether lengths say nothing: rows are then made unit vectors first.
+    """
+
+    weight: str
+    title: str
+    inputs: Tensor
+    targets: Tensor
+    unit: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Fit:
-    """A fitted map and how well it carries spans that it was not fitted to.
+    """A fitted map and how well it carries rows that it was not fitted to.
 
     Attributes:
         weight: (d_T, d_S) float32.
-        ridge: The ridge that carried held-out spans best, as a share of the mean diagonal.
-        cosine: Mean cosine between held-out spans' mapped centres and the teacher's.
-        identity: The same with the student's centres as they are; None where the widths differ.
+        ridge: The ridge that carried held-out rows best, as a share of the mean diagonal.
+        cosine: Mean cosine between held-out rows as they are mapped and what they should come to.
+        identity: The same with the rows as they are; None where the widths differ.
     """
 
     weight: Tensor
@@ -38,37 +58,41 @@ class Fit:
 
 
 class RidgeFit:
-    """Normal equations of one layer pair, in float64 on the device of what is added first.
+    """Normal equations of one map, in float64 on the device of what is added first.
 
-    ``W^T = (sum c c^T + r I)^-1 sum c g^T`` over the spans added; the ridge r is chosen by the spans held out.
+    ``W^T = (sum c c^T + r I)^-1 sum c g^T`` over the rows added; the ridge r is chosen by the rows held out.
+
+    Args:
+        unit: Make rows unit vectors first.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, unit: bool = True) -> None:
+        self._scaled = _unit if unit else _double
         self._inner: Tensor | None = None
         self._outer: Tensor | None = None
         self._held_out: list[tuple[Tensor, Tensor]] = []
 
-    def add(self, student: Tensor, teacher: Tensor) -> None:
-        """Spans to fit to: centres (K, d_S) and (K, d_T)."""
-        own, other = _unit(student), _unit(teacher)
+    def add(self, inputs: Tensor, targets: Tensor) -> None:
+        """Rows to fit to, (K, d_S) and (K, d_T)."""
+        own, other = self._scaled(inputs), self._scaled(targets)
         if self._inner is None or self._outer is None:
             self._inner = own.new_zeros(own.shape[1], own.shape[1])
             self._outer = own.new_zeros(own.shape[1], other.shape[1])
         self._inner += own.T @ own
         self._outer += own.T @ other
 
-    def hold_out(self, student: Tensor, teacher: Tensor) -> None:
-        """Spans to choose the ridge by and to judge the map with."""
-        self._held_out.append((_unit(student), _unit(teacher)))
+    def hold_out(self, inputs: Tensor, targets: Tensor) -> None:
+        """Rows to choose the ridge by and to judge the map with."""
+        self._held_out.append((self._scaled(inputs), self._scaled(targets)))
 
     def solve(self) -> Fit:
         """The map of the best ridge.
 
         Raises:
-            ValueError: No span was added, or none held out.
+            ValueError: Nothing was added, or nothing held out.
         """
         if self._inner is None or self._outer is None or not self._held_out:
-            raise ValueError("a fit needs spans to fit to and spans held out")
+            raise ValueError("a fit needs rows to fit to and rows held out")
         own, other = (torch.cat(parts) for parts in zip(*self._held_out, strict=True))
         scale = self._inner.diagonal().mean()
         found = []
@@ -81,8 +105,12 @@ class RidgeFit:
         return Fit(weight.float().cpu().contiguous(), ridge, cosine, identity)
 
 
-def _unit(centers: Tensor) -> Tensor:
-    return functional.normalize(centers.detach().double(), dim=-1)
+def _double(rows: Tensor) -> Tensor:
+    return rows.detach().double()
+
+
+def _unit(rows: Tensor) -> Tensor:
+    return functional.normalize(_double(rows), dim=-1)
 
 
 def _cosine(mapped: Tensor, other: Tensor) -> float:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from sra_core.config import ObjectiveConfig
 from sra_core.errors import ConfigError
 from sra_core.objective.batch import Batch, ObjectiveContext, StudentOutput
+from sra_core.objective.fit import ToFit
 from sra_core.objective.head import Head
 from sra_core.objective.logit import next_token_loss, span_logit_kl
 from sra_core.objective.pooling import pool_spans
@@ -56,20 +57,20 @@ class SraObjective(nn.Module):
     def forward(self, batch: Batch, student: StudentOutput) -> dict[str, Tensor]:
         """The terms of one batch."""
         terms = {"ce": next_token_loss(student.final, batch, student.head)}
-        centers = [
-            pool_spans(
-                student.hidden[layer],
-                student.weights[layer],
-                batch.span_range,
-                self.config.weighted_pooling,
-                batch.sizes.in_spans,
-            )[0]
-            for _, layer in self.layers
-        ]
+        centers = self._centers(batch, student)
         terms |= self._cosine(batch, centers)
         terms |= self._last_pair(batch, centers[-1], student.head)
         terms |= self._trajectory(batch, centers)
         return {"loss": self.total(terms), **terms, "spans": _count(batch)}
+
+    def to_fit(self, batch: Batch, student: StudentOutput) -> list[ToFit]:
+        """What the projectors can be fitted to: the centres of each layer pair."""
+        if not len(self.projectors):
+            return []
+        return [
+            ToFit(f"projectors.{place}.weight", f"{pair[0]}_{pair[1]}", own, batch.teacher[pair[0]].centers, unit=True)
+            for place, (pair, own) in enumerate(zip(self.layers, self._centers(batch, student), strict=True))
+        ]
 
     def weights(self) -> dict[str, float]:
         """What each term weighs in the loss."""
@@ -85,6 +86,19 @@ class SraObjective(nn.Module):
     def total(self, terms: dict[str, Tensor]) -> Tensor:
         """The loss from the terms."""
         return torch.stack([weight * terms[name] for name, weight in self.weights().items() if name in terms]).sum()
+
+    def _centers(self, batch: Batch, student: StudentOutput) -> list[Tensor]:
+        """(K, d_S) the student's centres of each layer pair."""
+        return [
+            pool_spans(
+                student.hidden[layer],
+                student.weights[layer],
+                batch.span_range,
+                self.config.weighted_pooling,
+                batch.sizes.in_spans,
+            )[0]
+            for _, layer in self.layers
+        ]
 
     def _cosine(self, batch: Batch, centers: Sequence[Tensor]) -> dict[str, Tensor]:
         if not any(self.lambdas):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sra_core.objective.batch import Batch, StudentOutput
 from sra_core.objective.chunks import head_loss, slope_by_autograd
-from sra_core.objective.tokens import Side, TokenObjective, predicted_spans, rows_by_place, teacher_ranges
+from sra_core.objective.tokens import Side, TokenObjective, single_tokens
 
 __all__ = ["StrictKlObjective"]
 
@@ -28,11 +28,8 @@ class StrictKlObjective(TokenObjective):
 
     def distill(self, batch: Batch, student: StudentOutput, own: Side, teacher: Side) -> Mapping[str, Tensor]:
         """The term ``strict_kl``."""
-        ranges, tau, top = teacher_ranges(batch), self.config.temperature, self.config.top_k
-        single = (batch.span_range.diff() == 1)[:, 0] & (ranges.diff() == 1)[:, 0]
-        single &= predicted_spans(own, batch.span_range) & predicted_spans(teacher, ranges)
-        mine = rows_by_place(own)[batch.span_range[single, 0]]
-        theirs = rows_by_place(teacher)[ranges[single, 0]]
+        tau, top = self.config.temperature, self.config.top_k
+        mine, theirs = single_tokens(batch, own, teacher)
         head = self.head("teacher_head", own.rows.device)
 
         def values(logits: Tensor, teacher_rows: Tensor) -> Tensor:

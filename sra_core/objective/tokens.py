@@ -29,6 +29,7 @@ __all__ = [
     "paired",
     "predicted_spans",
     "rows_by_place",
+    "single_tokens",
     "student_side",
     "teacher_ranges",
     "teacher_side",
@@ -169,6 +170,16 @@ def predicted_spans(side: Side, ranges: Tensor) -> Tensor:
     tokens, span = span_tokens(ranges)
     none = (rows_by_place(side).index_select(0, tokens) == len(side.rows)).long()
     return (ranges[:, 1] > ranges[:, 0]) & (none.new_zeros(len(ranges)).index_add(0, span, none) == 0)
+
+
+def single_tokens(batch: Batch, own: Side, teacher: Side) -> tuple[Tensor, Tensor]:
+    """Positions that predict the token of a span of one token on both sides: indices into each side's rows."""
+    ranges = teacher_ranges(batch)
+    single = (batch.span_range.diff() == 1)[:, 0] & (ranges.diff() == 1)[:, 0]
+    single &= predicted_spans(own, batch.span_range) & predicted_spans(teacher, ranges)
+    mine = rows_by_place(own).index_select(0, batch.span_range[single, 0])
+    theirs = rows_by_place(teacher).index_select(0, ranges[single, 0])
+    return mine, theirs
 
 
 def log_likelihood(logits: Tensor, target: Tensor) -> Tensor:

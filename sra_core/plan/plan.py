@@ -20,7 +20,8 @@ class Plan:
         memory: Bytes at the peak of the stages that run a model (``adapt``, ``cache``, ``distill``); on a CPU, of
             the whole process.
         devices: Where these run.
-        seconds: Duration of the capture and of the steps of either training on this machine.
+        seconds: Duration on this machine of the capture, of the steps of either training, and of scoring the test split
+            (the longest it takes, without other data sets).
         warnings: What speaks against the run as it is.
         actual: Those of the above, by the same names, that a finished stage shows.
     """
@@ -60,6 +61,7 @@ def _table(plan: Plan) -> Table:
         for name, (value, actual) in pairs.items():
             gap = "" if not actual else f"{(value - actual) / actual:+.1%}"
             where = f" ({plan.devices[name]})" if kind in ("memory", "seconds") else ""
+            where = f", at most{where}" if kind == "seconds" and name == "evaluate" else where
             table.add_row(title.format(name) + where, form(value), "" if actual is None else form(actual), gap)
     return table
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import psutil
@@ -22,22 +22,26 @@ from numpy.typing import NDArray
 
 from sra_core.alignment import AlignedExample, AlignmentAudit, render_html
 from sra_core.cache import Holdings, capture_of
-from sra_core.config import ModelRef, ObjectiveConfig, RunConfig, TrainingConfig
+from sra_core.config import ObjectiveConfig, RunConfig, TrainingConfig
 from sra_core.corpus import Corpus, Example, Rejected
-from sra_core.doctor import check_layers, check_models, doubtful_teacher
+from sra_core.doctor import check_devices, check_layers, check_models, doubtful_teacher
 from sra_core.errors import DataError, SraError
+from sra_core.evaluate import AnswerSettings, generate
 from sra_core.models import (
+    answer_ends,
     build_student,
     choose_layout,
+    input_embeddings,
     layer_count,
     lm_head,
     load_head,
+    load_kept_tokenizer,
     load_model,
-    load_tokenizer,
     load_tokenizers,
     make_encoder,
     pick_device,
     resolve_layer,
+    response_likelihood,
     save_head,
     shared_tokens,
 )
@@ -65,11 +69,13 @@ from sra_core.training.context import distill_data, objective_context
 from sra_core.training.module import DistillModule
 from sra_core.watch import Watcher
 
-__all__ = ["SAMPLE", "plan_run"]
+__all__ = ["SAMPLE", "plan_run", "stage_seconds"]
 
 SAMPLE = 200
 """Examples that a plan looks at."""
+_FEW = 48
 _CALIBRATION_TOKENS = 4096  # teacher tokens of the timed capture
+_ANSWERED = 8  # tokens of the timed answers
 _SPLITS = ("train", "validation", "test")
 _ADAM_BYTES = 16  # of a trained parameter: weight, gradient and two moments, all float32
 _MIXED_BYTES = 18  # 16-bit weight and gradient, float32 master copy, gradient and moments
@@ -115,6 +121,7 @@ def plan_run(config: RunConfig, samples: int = SAMPLE) -> Plan:
     config = settled(config)
     check_models(config)
     check_layers(config)
+    check_devices(config)
     quiet_libraries()
     doubt = doubtful_teacher(config)
     plan, libraries = Plan(warnings=[doubt] if doubt else []), psutil.Process().memory_info().rss
@@ -132,11 +139,17 @@ def plan_run(config: RunConfig, samples: int = SAMPLE) -> Plan:
             _plan_adaptation(config, plan, train, folder)
         if config.objective.name != "sft":
             teacher = _plan_cache(config, plan, train, folder)
-        _plan_training(config, plan, train, teacher, folder)
-    for stage, device in plan.devices.items():
-        plan.memory[stage] += libraries if device == "cpu" else 0
+        student = _plan_training(config, plan, train, teacher, folder)
+        _plan_evaluation(config, plan, sample.only("test"), student, folder)
+    for stage in plan.memory:
+        plan.memory[stage] += libraries if plan.devices[stage] == "cpu" else 0
     _compare(config, plan)
     return plan
+
+
+def stage_seconds(config: RunConfig) -> dict[str, float]:
+    """Seconds of the stages that run a model, from fewer examples than a plan looks at: a guess for a grid of runs."""
+    return plan_run(config, samples=_FEW).seconds
 
 
 def _shards(config: RunConfig, examples: float) -> int:
@@ -179,7 +192,7 @@ def _take_sample(config: RunConfig, folder: Path, samples: int) -> _Sample:
 
 def _audit_bytes(config: RunConfig, folder: Path, encoded: Sequence[AlignedExample | Rejected]) -> int:
     """What the audit of the sample takes on disk; that of the whole corpus is hardly larger."""
-    tokenizers = load_tokenizers(folder)
+    tokenizers = load_tokenizers(config, folder)
     audit = AlignmentAudit(shared_tokens(config, folder))
     for item in encoded:
         if isinstance(item, AlignedExample):
@@ -249,7 +262,8 @@ def _prepared_parts(sample: _Sample) -> list[float]:
 
 def _plan_cache(config: RunConfig, plan: Plan, sample: _Sample, folder: Path) -> MemoryTeacher:
     """Returns the captured rows: those of the first examples of ``sample``, which is a training sample."""
-    device, started = pick_device(config.cache.device), time.perf_counter()
+    device, started = config.cache.device, time.perf_counter()
+    device = device if device == "spread" else pick_device(device)
     model = load_model(config.teacher, config.cache.compute_dtype, device)
     choose_layout(model, config.layout, config.alignment.max_length)
     loading = time.perf_counter() - started
@@ -269,7 +283,7 @@ def _plan_cache(config: RunConfig, plan: Plan, sample: _Sample, folder: Path) ->
         lambda rows: _teacher_size(config, holds, width, rows), kept, parts, sample, _shards(config, len(sample))
     )
     shared = shared_tokens(config, folder)
-    embedding = model.get_input_embeddings().weight if holds.tokens else None
+    embedding = input_embeddings(model) if holds.tokens else None
     files = save_head(folder, head, shared, layer_count(model), embedding)
     plan.bytes["cache"] += sum((folder / name).stat().st_size for name in files)
     return MemoryTeacher(kept)
@@ -345,9 +359,10 @@ def _plan_adaptation(config: RunConfig, plan: Plan, sample: _Sample, folder: Pat
     _plan_steps(plan, "adapt", settings, module, data)
 
 
-def _plan_training(config: RunConfig, plan: Plan, sample: _Sample, teacher: MemoryTeacher | None, folder: Path) -> None:
+def _plan_training(config: RunConfig, plan: Plan, sample: _Sample, teacher: MemoryTeacher | None, folder: Path) -> Any:
+    """Returns the student as it starts, a few timed steps later."""
     settings, device = config.distill, pick_device(config.distill.device)
-    tokenizer = load_tokenizer(ModelRef(source=str(folder / STUDENT_TOKENIZER)))
+    tokenizer = load_kept_tokenizer(config, folder, "student")
     student = build_student(config, tokenizer, [row.prompt + row.response for row in sample.rows[:32]])
     plan.bytes["distill"] = _bytes_of(student) / 4 * _number(settings)
     plan.bytes["distill"] += _bytes_below(folder / STUDENT_TOKENIZER)
@@ -361,6 +376,7 @@ def _plan_training(config: RunConfig, plan: Plan, sample: _Sample, teacher: Memo
     count = load_head(folder).layers if teacher else 0
     data = distill_data(config, MemoryPrepared(rows), teacher, count)
     plan.counts["steps"] = _plan_steps(plan, "distill", settings, module, data)
+    return student
 
 
 def _plan_steps(plan: Plan, stage: str, settings: TrainingConfig, module: DistillModule, data: DistillData) -> int:
@@ -370,8 +386,7 @@ def _plan_steps(plan: Plan, stage: str, settings: TrainingConfig, module: Distil
     places = [np.arange(start, start + micro) % len(data.prepared) for start in range(0, 3 * micro, micro)]
     batches = [data.batch(place, 0).to(device) for place in places]
     step = _seconds(module, batches) * settings.accumulation * settings.batch_size / micro
-    size = settings.batch_size * settings.accumulation * settings.processes
-    steps = total_steps(settings, round(plan.counts["train"]), size)
+    steps = total_steps(settings, round(plan.counts["train"]), settings.step_examples)
     longest = max(len(batch.input_ids) for batch in batches)
     plan.seconds[stage] = steps * step
     plan.devices[stage], plan.memory[stage] = device.type, _training_memory(settings, module, longest)
@@ -395,6 +410,62 @@ def _seconds(module: DistillModule, batches: Sequence[Batch]) -> float:
         if place == 0:
             started = time.perf_counter()
     return (time.perf_counter() - started) / (len(batches) - 1)
+
+
+# Evaluation: the likelihood of some test examples, and a few tokens of their answers.
+
+
+def _plan_evaluation(config: RunConfig, plan: Plan, sample: _Sample, student: Any, folder: Path) -> None:
+    """The longest that scoring the corpus's own test split takes: answers that stop before their limit take less."""
+    if not sample.rows:
+        return
+    device = pick_device(config.evaluate.device)
+    teacher_tokenizer, student_tokenizer = load_tokenizers(config, folder)
+    seconds = _scoring_seconds(config, student.to(device), student_tokenizer, sample, "student")
+    seconds *= 1 + config.evaluate.initial
+    if config.evaluate.teacher:
+        teacher = load_model(config.teacher, config.cache.compute_dtype, device)
+        seconds += _scoring_seconds(config, teacher, teacher_tokenizer, sample, "teacher")
+    plan.devices["evaluate"], plan.seconds["evaluate"] = device, seconds
+
+
+def _scoring_seconds(
+    config: RunConfig, model: Any, tokenizer: Any, sample: _Sample, side: Literal["teacher", "student"]
+) -> float:
+    """Of all test examples for one model."""
+    settings, answers = config.evaluate, AnswerSettings.of(config.evaluate)
+    rows = sample.rows[: settings.batch_size]
+    choose_layout(model, config.layout, config.alignment.max_length)
+
+    def timed(work: Callable[[], Any]) -> float:
+        work()  # warms up
+        started = time.perf_counter()
+        work()
+        return time.perf_counter() - started
+
+    def answered(tokens: int) -> float:
+        return timed(
+            lambda: generate(
+                model,
+                tokenizer,
+                rows,
+                side,
+                sampling=answers.sampling,
+                max_new_tokens=tokens,
+                max_prompt=answers.max_prompt,
+                batch_size=settings.batch_size,
+            )
+        )
+
+    examples = min(len(sample), settings.examples or len(sample))
+    seconds = timed(lambda: response_likelihood(model, rows, side, eos_token_id=answer_ends(model)))
+    seconds *= examples / len(rows)
+    wanted = min(examples, examples if settings.generate is None else settings.generate) * len(answers.used_seeds)
+    if wanted:
+        first, several = answered(1), answered(_ANSWERED)
+        step = max(several - first, 0.0) / (_ANSWERED - 1)
+        seconds += (first + step * (answers.max_new_tokens - 1)) * wanted / len(rows)
+    return seconds
 
 
 # Afterwards.

@@ -34,7 +34,7 @@ from sra_core.prepare.tasks import (
     hold_tools,
     save_tools,
 )
-from sra_core.prepare.tokenizers import save_tokenizers, student_tokenizer_ref, tell_templates
+from sra_core.prepare.tokenizers import save_tokenizers, tell_templates
 from sra_core.processes import Pool
 from sra_core.runs import Run
 from sra_core.shards import SCHEMA_VERSION, Manifest, ShardEntry, StageFolder, atomic_write
@@ -73,7 +73,7 @@ class Prepared:
 def identity(run: Run) -> dict[str, Any]:
     """All that determines the bytes of prepared examples."""
     config = run.config
-    ref = student_tokenizer_ref(config)
+    ref = config.student_tokenizer_origin
     student = {"train": config.student.vocabulary_size} if ref is None else tokenizer_identity_of(ref)
     return {
         "schema": SCHEMA_VERSION,
@@ -145,7 +145,7 @@ def prepare_corpus(
     overall = report.overall
     watch.message(
         f"spans cover {overall.coverage:.2%} of the response bytes, {overall.one_to_one:.0%} of them one token to one; "
-        f"{overall.teacher.mean:.2f} teacher and {overall.student.mean:.2f} student tokens a span"
+        f"{overall.teacher.mean:.2f} teacher and {overall.student.mean:.2f} student tokens per span"
     )
     return manifest
 

@@ -65,7 +65,7 @@ class _Loaded:
     def read(cls, folder: Path) -> _Loaded:
         values = json.loads((folder / TOOLS).read_bytes())
         config = RunConfig.model_validate(values["config"])
-        tokenizers = [BareTokenizer.parse(side) for side in values["tokenizers"]] or load_tokenizers(folder)
+        tokenizers = [BareTokenizer.parse(side) for side in values["tokenizers"]] or load_tokenizers(config, folder)
         ids = {name: np.array(values["shared"][name], np.int32) for name in ("teacher_ids", "student_ids")}
         return cls(encoder_of(config, *tokenizers), SharedVocabulary(**{**values["shared"], **ids}))
 

@@ -8,22 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from sra_core.alignment import answer_end
-from sra_core.config import ModelRef, RunConfig
+from sra_core.config import RunConfig
 from sra_core.corpus import FIXED_DAY, Corpus, Example, asks_for_the_date, render
 from sra_core.errors import AlignmentError
 from sra_core.shards import STUDENT_TOKENIZER, TEACHER_TOKENIZER
 from sra_core.watch import Watcher
 
-__all__ = ["save_tokenizers", "student_tokenizer_ref", "tell_templates"]
-
-
-def student_tokenizer_ref(config: RunConfig) -> ModelRef | None:
-    """Where the student's tokenizer comes from; None when it is trained on the corpus."""
-    if config.student.tokenizer == "train":
-        return None
-    if config.student.tokenizer != "source":
-        return ModelRef(source=config.student.tokenizer, trust_remote_code=config.student.trust_remote_code)
-    return config.student_origin
+__all__ = ["refuse_chat_without_template", "save_tokenizers", "tell_templates"]
 
 
 def save_tokenizers(config: RunConfig, corpus: Corpus, folder: Path, watch: Watcher) -> tuple[Any, Any]:
@@ -37,11 +28,13 @@ def save_tokenizers(config: RunConfig, corpus: Corpus, folder: Path, watch: Watc
     """
     from sra_core.models import load_tokenizer, require_embeddings
 
-    ref = student_tokenizer_ref(config)
+    ref = config.student_tokenizer_origin
     if ref is None:
         watch.message(f"training the student's tokenizer ({config.student.vocabulary_size} entries)")
     student = _train_student_tokenizer(config, corpus) if ref is None else load_tokenizer(ref)
-    teacher = load_tokenizer(config.teacher)
+    place = {"source", "revision", "trust_remote_code"}
+    same = ref is not None and ref.model_dump(include=place) == config.teacher.model_dump(include=place)
+    teacher = student if same else load_tokenizer(config.teacher)
     require_embeddings(config.teacher, teacher, config.teacher.template == "chat")
     teacher.save_pretrained(folder / TEACHER_TOKENIZER)
     student.save_pretrained(folder / STUDENT_TOKENIZER)
@@ -65,15 +58,24 @@ def tell_templates(config: RunConfig, tokenizers: Sequence[Any], watch: Watcher)
             )
 
 
-def _train_student_tokenizer(config: RunConfig, corpus: Corpus) -> Any:
-    """A byte-level BPE tokenizer trained on the training split, prompts included."""
-    from sra_core.models import train_tokenizer
+def refuse_chat_without_template(config: RunConfig) -> None:
+    """Refuse a chat template of a tokenizer that is trained on the corpus.
 
-    if config.student.template == "chat":
+    Raises:
+        AlignmentError: It has none.
+    """
+    if config.student.template == "chat" and config.student_tokenizer_origin is None:
         raise AlignmentError(
             "student.template is `chat`, but a tokenizer trained on the corpus has no chat template",
             "set student.template to `plain`, or name a student.tokenizer that has one",
         )
+
+
+def _train_student_tokenizer(config: RunConfig, corpus: Corpus) -> Any:
+    """A byte-level BPE tokenizer trained on the training split, prompts included."""
+    from sra_core.models import train_tokenizer
+
+    refuse_chat_without_template(config)
     return train_tokenizer(_training_texts(config, corpus), config.student.vocabulary_size)
 
 

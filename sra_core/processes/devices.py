@@ -18,14 +18,15 @@ def native_dtype(device: str) -> str:
     there. Elsewhere bfloat16 is emulated, and slower than float32.
 
     Args:
-        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``, as in the config.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``spread``, as in the config.
     """
     if device != "cpu" and _has_nvidia_driver():
         import torch
 
-        if torch.cuda.is_available():
-            number = int(device.partition(":")[2] or 0)
-            return "bfloat16" if torch.cuda.get_device_capability(number) >= _AMPERE else "float32"
+        number = device.partition(":")[2] or "0"
+        there = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if number.isdecimal() and int(number) < there:  # a device that is not there is refused where it is asked for
+            return "bfloat16" if torch.cuda.get_device_capability(int(number)) >= _AMPERE else "float32"
     return "bfloat16" if _cpu_flags() & _BFLOAT16_FLAGS else "float32"
 
 

@@ -8,6 +8,7 @@ from .job import WORK, Job
 from .launcher import join_stage, launch
 from .runtime import deepspeed_settings, quiet_libraries
 from .schedule import learning_rate, total_steps
+from .sharing import refuse_other_numbers, refuse_other_steps
 from .start import Starts, start_projectors
 from .weights import KeptWeights
 
@@ -33,6 +34,8 @@ __all__ = [
     "model_card",
     "quiet_libraries",
     "read_history",
+    "refuse_other_numbers",
+    "refuse_other_steps",
     "start_projectors",
     "step_costs",
     "total_steps",

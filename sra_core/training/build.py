@@ -56,7 +56,7 @@ def _engine(job: Job, module: DistillModule, device: torch.device) -> Any:
     groups = parameter_groups(module, training.learning_rate, job.projector_rate, training.weight_decay)
     engine, *_ = deepspeed.initialize(
         model=module,
-        optimizer=make_optimizer(groups, device, training.offload),
+        optimizer=make_optimizer(groups),
         config=deepspeed_settings(training, job.micro, job.forwards, job.part),
     )
     if training.zero_stage == 3:
@@ -79,7 +79,9 @@ def build_module(job: Job) -> DistillModule:
     context = objective_context(job.config, job.prepared, job.teacher, model)
     objective = build_objective(job.objective, context)
     if job.projectors.exists():
-        objective.projectors.load_state_dict(load_file(job.projectors))
+        maps = load_file(job.projectors)
+        unknown = objective.load_state_dict(maps, strict=False).unexpected_keys
+        assert not unknown, unknown
     model.train()
     return DistillModule(
         model, objective, layers, len(context.shared_student_ids), attention=job.objective.weighted_pooling

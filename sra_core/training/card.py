@@ -102,7 +102,7 @@ def _data(config: RunConfig, upstream: Sequence[Manifest]) -> Iterator[tuple[str
 def _training(config: RunConfig, result: Mapping[str, float | None]) -> Iterator[tuple[str, str]]:
     training = config.distill
     yield "student tokens seen", _number(result["tokens"])
-    yield "batch", f"{training.batch_size} x {training.accumulation} x {training.processes} processes a machine"
+    yield "batch", f"{training.batch_size} x {training.accumulation} x {training.processes} processes"
     yield (
         "learning rate",
         f"{training.learning_rate:g}, warm-up {training.warmup:g}, cosine to {training.min_learning_rate:g}",

@@ -8,10 +8,9 @@ from typing import Any, Literal
 import torch
 
 from sra_core.alignment import token_bytes
-from sra_core.config import ModelRef, RunConfig
-from sra_core.models import layer_count, lm_head, load_head, load_tokenizer, resolve_layer
+from sra_core.config import RunConfig
+from sra_core.models import layer_count, lm_head, load_head, load_tokenizers, resolve_layer
 from sra_core.objective import ObjectiveContext, teacher_needs
-from sra_core.shards.prepared import STUDENT_TOKENIZER, TEACHER_TOKENIZER
 from sra_core.training.data import DistillData
 
 __all__ = ["distill_data", "objective_context", "student_in_teacher"]
@@ -46,10 +45,12 @@ def objective_context(config: RunConfig, prepared: Path, teacher: Path | None, s
         teacher_embedding=kept.embedding if needs.embedding else None,
     )
     if config.objective.name == "mined":
-        context.student_tokens = _token_texts(prepared / STUDENT_TOKENIZER)
-        context.teacher_tokens = _token_texts(prepared / TEACHER_TOKENIZER)
+        teacher_tokenizer, student_tokenizer = load_tokenizers(config, prepared)
+        context.student_tokens = _token_texts(student_tokenizer)
+        context.teacher_tokens = _token_texts(teacher_tokenizer)
     if config.objective.name == "xtoken":
-        context.student_in_teacher = student_in_teacher(prepared, context, len(lm_head(student).weight))
+        tokenizers = load_tokenizers(config, prepared)
+        context.student_in_teacher = student_in_teacher(*tokenizers, context, len(lm_head(student).weight))
     return context
 
 
@@ -78,32 +79,28 @@ def distill_data(
     return DistillData(prepared, teacher, side, layers=wanted, token_states=states, one_to_one=one_to_one)
 
 
-def _token_texts(folder: Path) -> list[str]:
+def _token_texts(tokenizer: Any) -> list[str]:
     """The text of every token; special tokens stand for none."""
-    table = token_bytes(load_tokenizer(ModelRef(source=str(folder))))
-    return [(text or b"").decode("utf-8", "replace") for text in table]
+    return [(text or b"").decode("utf-8", "replace") for text in token_bytes(tokenizer)]
 
 
-def student_in_teacher(prepared: Path, context: ObjectiveContext, entries: int) -> torch.Tensor:
+def student_in_teacher(teacher: Any, student: Any, context: ObjectiveContext, entries: int) -> torch.Tensor:
     """(V_S, V_T) sparse, V_S being ``entries``: the teacher tokens of a student token, with halving weights.
 
     A shared token stands for its partner alone.  A token that is no text (a piece of a character, a special token)
     stands for none.  As X-Token (arXiv 2605.21699), at most four teacher tokens each.
     """
-    teacher = load_tokenizer(ModelRef(source=str(prepared / TEACHER_TOKENIZER)))
-    table = token_bytes(load_tokenizer(ModelRef(source=str(prepared / STUDENT_TOKENIZER))))
     stands = dict(zip(context.shared_student_ids.tolist(), context.shared_teacher_ids[:, None].tolist(), strict=True))
     texts = {}
-    for place, piece in enumerate(table):
-        text = (piece or b"").decode("utf-8", "replace")
+    for place, text in enumerate(_token_texts(student)):
         if place not in stands and text and "\ufffd" not in text:
             texts[place] = text
     if texts:
         stands |= zip(texts, teacher(list(texts.values()), add_special_tokens=False)["input_ids"], strict=True)
     rows, columns, weights = [], [], []
-    for student, tokens in stands.items():
+    for row, tokens in stands.items():
         halves = [0.5**step for step in range(min(len(tokens), TEACHER_TOKENS))]
-        rows += [student] * len(halves)
+        rows += [row] * len(halves)
         columns += tokens[: len(halves)]
         weights += [half / sum(halves) for half in halves]
     assert context.teacher_full_head is not None

@@ -47,7 +47,7 @@ class Meter:
         """The means, and a new window.
 
         Args:
-            tokens: Tokens of this process so far.
+            tokens: Tokens of all processes so far.
         """
         seconds = max(time.monotonic() - self._started - self._apart, 1e-9)
         values = {name: float(value) for name, value in mean_terms(self._terms).items()}
@@ -69,14 +69,11 @@ def mean_terms(terms: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def average(values: Mapping[str, float], device: torch.device) -> dict[str, float]:
-    """Each value's mean over all processes; rates of tokens add up."""
+    """Each value's mean over all processes."""
     stacked = torch.tensor(list(values.values()), dtype=torch.float64, device=device)
     torch.distributed.all_reduce(stacked)
     world = torch.distributed.get_world_size()
-    means = dict(zip(values, (stacked / world).tolist(), strict=True))
-    if "tokens_per_second" in means:
-        means["tokens_per_second"] *= world
-    return means
+    return dict(zip(values, (stacked / world).tolist(), strict=True))
 
 
 def peak_memory(device: torch.device) -> int:

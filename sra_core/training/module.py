@@ -44,16 +44,20 @@ class DistillModule(nn.Module):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """The objective's terms; ``loss`` is the one to minimise."""
-        states = mapped_states(
-            self.student, batch.input_ids, batch.starts, self.layers, batch.sizes.longest, self.attention
-        )
-        embedding = unwrap(self.student).get_input_embeddings().weight
-        output = StudentOutput(states.hidden, states.weights, states.final, lm_head(self.student), embedding)
+        output = self.read(batch)
         terms: dict[str, Tensor] = self.objective(batch, output)
         if self.diagnosing:
             parameters = [parameter for _, parameter in self.trainable()]
             self.findings = diagnose(self.objective, batch, output, terms, parameters, self.shared)
         return terms
+
+    def read(self, batch: Batch) -> StudentOutput:
+        """What the objective is given of the student's forward pass."""
+        states = mapped_states(
+            self.student, batch.input_ids, batch.starts, self.layers, batch.sizes.longest, self.attention
+        )
+        embedding = unwrap(self.student).get_input_embeddings().weight
+        return StudentOutput(states.hidden, states.weights, states.final, lm_head(self.student), embedding)
 
     def trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Names and parameters of the student that training changes."""

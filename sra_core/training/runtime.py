@@ -100,9 +100,15 @@ def start_processes(device: str, precision: str) -> torch.device:
     """Join the training processes (environment set by the launcher) and return this one's device.
 
     Raises:
-        ConfigError: The device cannot compute in this precision.
+        ConfigError: The device cannot compute in this precision, or there are fewer GPUs than processes.
     """
     on_gpu = device.startswith("cuda")
+    local, gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if on_gpu and local >= gpus:
+        raise ConfigError(
+            f"training process {local} of this machine has no GPU: there are {gpus}",
+            f"set processes to {gpus} here, or let torchrun start them on several machines (docs/gpu.md)",
+        )
     if not on_gpu:
         os.environ["DS_ACCELERATOR"] = "cpu"
     quiet_libraries()
@@ -124,13 +130,12 @@ def start_processes(device: str, precision: str) -> torch.device:
     deepspeed.init_distributed("nccl" if on_gpu else "gloo", verbose=False)
     if not on_gpu:
         return torch.device("cpu")
-    local = int(os.environ.get("LOCAL_RANK", "0"))
     torch.cuda.set_device(local)
     if precision == "float32":
         torch.set_float32_matmul_precision("high")  # TF32: ten bits of mantissa, many times the speed
     return torch.device("cuda", local)
 
 
-def make_optimizer(groups: list[dict[str, Any]], device: torch.device, offload: bool) -> torch.optim.Optimizer:
-    """AdamW: fused on a GPU, plain where it runs on the CPU (DeepSpeed's own CPU Adam wants a compiler)."""
-    return torch.optim.AdamW(groups, fused=device.type == "cuda" and not offload)
+def make_optimizer(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    """AdamW, fused: one pass over weights and moments, on CPUs too (DeepSpeed's own CPU Adam wants a compiler)."""
+    return torch.optim.AdamW(groups, fused=True)

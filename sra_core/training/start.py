@@ -1,23 +1,21 @@
 """Where the objective's projectors start: a pass of the untrained student over some of the training texts.
 
 It runs once, in the process of the stage, before any training process is started: they all read the same file, and a
-run that is resumed finds it. Legend: K spans, d_S and d_T widths.
+run that is resumed finds it.
 """
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import save
 
-from sra_core.models import evaluating, load_head, mapped_states, pick_device
-from sra_core.objective import pool_spans
-from sra_core.objective.fit import Fit, RidgeFit
+from sra_core.models import evaluating, load_head, pick_device
+from sra_core.objective.fit import Fit, RidgeFit, ToFit
 from sra_core.shards import PreparedSet, TeacherSet, atomic_write, read_manifest
 from sra_core.training.build import build_module
 from sra_core.training.context import distill_data
@@ -26,8 +24,10 @@ from sra_core.training.module import DistillModule
 from sra_core.training.schedule import total_steps
 from sra_core.watch import Watcher
 
-__all__ = ["Starts", "start_projectors"]
+__all__ = ["FITTED", "Starts", "start_projectors"]
 
+FITTED = {"sra": "spans", "dskd": "tokens"}
+"""Objectives with learned maps, and what these carry."""
 MOST_TEXTS, FEWEST_TEXTS = 2000, 48
 _SHARE = 0.15
 """Texts of the fit, as a share of those that training reads. A forward is a third of a step: it costs 5 % of a run."""
@@ -54,27 +54,23 @@ def start_projectors(job: Job, watch: Watcher) -> Starts:
         watch: Told of progress and of what was found.
     """
     config = job.objective
-    if config.name != "sra" or config.projector_start in ("identity", "random"):
+    if config.name not in FITTED or config.projector_start in ("identity", "random"):
         return Starts()
     if job.projectors.exists():
         with safe_open(job.projectors, "pt") as file:
             return Starts(**json.loads(file.metadata()["starts"]))
-    module = build_module(job)
-    projectors = getattr(module.objective, "projectors", [])
-    if not len(projectors):
-        return Starts()
-    fits = _fit(job, module, watch)
     maps, metrics, notes = {}, {}, []
-    for place, (pair, fit) in enumerate(zip(module.objective.layers, fits, strict=True)):
-        name = f"{pair[0]}_{pair[1]}"
+    for name, (title, fit) in _fit(job, build_module(job), watch).items():
         poor = fit.cosine < WELL_CARRIED and fit.identity is not None
-        identity = config.projector_start == "auto" and poor
-        maps[f"{place}.weight"] = torch.eye(len(fit.weight)) if identity else fit.weight
-        metrics[f"projector_fit_{name}"] = fit.cosine
+        identity = config.name == "sra" and config.projector_start == "auto" and poor
+        maps[name] = torch.eye(len(fit.weight)) if identity else fit.weight
+        metrics[f"projector_fit_{title}"] = fit.cosine
         if fit.identity is not None:
-            metrics[f"projector_identity_{name}"] = fit.identity
-        found = f"a fit carries held-out spans with cosine {fit.cosine:.2f}, ridge {fit.ridge:g}"
-        notes.append(f"{pair[0]}-{pair[1]} {'identity' if identity else 'fit'} ({found})")
+            metrics[f"projector_identity_{title}"] = fit.identity
+        found = f"a fit carries held-out {FITTED[config.name]} with cosine {fit.cosine:.2f}, ridge {fit.ridge:g}"
+        notes.append(f"{title.replace('_', '-')} {'identity' if identity else 'fit'} ({found})")
+    if not maps:
+        return Starts()
     starts = Starts(metrics, {"projectors": ", ".join(notes)})
     with atomic_write(job.projectors) as file:
         file.write(save(maps, metadata={"starts": json.dumps(asdict(starts))}))
@@ -83,8 +79,8 @@ def start_projectors(job: Job, watch: Watcher) -> Starts:
 
 
 @torch.no_grad()
-def _fit(job: Job, module: DistillModule, watch: Watcher) -> list[Fit]:
-    """One map a layer pair, from texts drawn by the run's seed."""
+def _fit(job: Job, module: DistillModule, watch: Watcher) -> dict[str, tuple[str, Fit]]:
+    """What people call each map and its fit, by parameter name, from texts drawn by the run's seed."""
     training, objective = job.training, module.objective
     device = torch.device(pick_device(training.device))
     prepared = PreparedSet(read_manifest(job.prepared), "train")
@@ -96,24 +92,17 @@ def _fit(job: Job, module: DistillModule, watch: Watcher) -> list[Fit]:
     count = min(len(prepared), MOST_TEXTS, max(FEWEST_TEXTS, round(_SHARE * seen)))
     order = np.random.default_rng(job.config.seed).permutation(len(prepared))[:count]
     batches = np.array_split(order, max(2, -(-count // training.batch_size)))
-    pairs: Any = objective.layers
-    fits = [RidgeFit() for _ in pairs]
+    fits: dict[str, tuple[str, RidgeFit]] = {}
     module.to(device)
     with evaluating(module.student):
         for number, places in enumerate(batches):
             batch = data.batch(places, 0).to(device)
-            states = mapped_states(
-                module.student, batch.input_ids, batch.starts, module.layers, batch.sizes.longest, module.attention
-            )
-            for fit, (above, below) in zip(fits, pairs, strict=True):
-                own, _ = pool_spans(
-                    states.hidden[below],
-                    states.weights[below],
-                    batch.span_range,
-                    job.objective.weighted_pooling,
-                    batch.sizes.in_spans,
-                )
-                take: Any = fit.hold_out if number % _HELD_OUT == 0 else fit.add
-                take(own, batch.teacher[above].centers)
+            found: list[ToFit] = objective.to_fit(batch, module.read(batch))
+            if not found:
+                return {}
+            for each in found:
+                fit = fits.setdefault(each.weight, (each.title, RidgeFit(each.unit)))[1]
+                take = fit.hold_out if number % _HELD_OUT == 0 else fit.add
+                take(each.inputs, each.targets)
             watch.progress(number + 1, len(batches), "batches", "fitting where the projectors start")
-    return [fit.solve() for fit in fits]
+    return {name: (title, fit.solve()) for name, (title, fit) in fits.items()}

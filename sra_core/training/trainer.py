@@ -58,14 +58,16 @@ class Trainer:
         self.validation = validation
         self.device = device
         self.rank = rank
-        lengths = data.lengths() if config.group_by_length else None
+        self._lengths = data.lengths()
+        lengths = self._lengths if config.group_by_length else None
         self.order = Order(len(data.prepared), job.config.seed, job.micro, job.forwards, world, lengths)
         self.total = total_steps(config, len(data.prepared), self.order.step_size)
         self.events = Lines(job.events, silent=rank != 0)
         self.history = Lines(job.history, silent=rank != 0)
         self.checkpoints = Checkpoints(job.checkpoints, config.keep_checkpoints, rank)
         self.weights = KeptWeights(job.weights, rank)
-        self.progress = Progress(world=world)
+        self.world = world
+        self.progress = Progress(world=world, examples=self.order.step_size)
         self.spikes = SpikeWatch(config.spike)
         # Then every gradient is whole, in float32 and at hand: no optimizer of DeepSpeed's clips or drops it for us.
         self._plain = config.zero_stage == 0 and config.precision == "float32"
@@ -115,9 +117,12 @@ class Trainer:
         for line in damaged:
             self.events.append(kind="message", text=line)
         if progress:
-            self.progress = progress
+            self.progress, progress.examples = progress, self.order.step_size
             self.spikes = SpikeWatch(self.config.spike, *progress.spikes)
-            self.events.append(kind="message", text=f"resumed at step {progress.step} of {self.total}")
+            told = f"resumed at step {progress.step} of {self.total}"
+            if progress.earlier and progress.earlier[-1][0] == progress.step:
+                told += f", with {self.world} processes in place of {progress.earlier[-1][1]}"
+            self.events.append(kind="message", text=told)
         self.history.rewind(progress.step if progress else -1)
         self.events.append(kind="start")  # the stage reads the history from now on, never rows that are taken back
         self.weights.drop(keep=[], after=progress.step if progress else -1)
@@ -127,7 +132,7 @@ class Trainer:
 
     def _micro_batches(self, step: int) -> list[Batch]:
         # DeepSpeed averages over forwards and processes: with these shares that is the mean over the step.s tokens.
-        forwards = self.job.forwards * self.progress.world
+        forwards = self.job.forwards * self.world
         supervised = self.data.supervised(self.order.step(step)) / forwards
         return [self._upload(self.data.batch(indices, supervised)) for indices in self.order.forwards(step, self.rank)]
 
@@ -147,13 +152,13 @@ class Trainer:
             result = self.engine(batch)
             self.engine.backward(result["loss"])
             terms.append({name: value.detach().float() for name, value in result.items()})
-            self.progress.tokens += len(batch.input_ids)
             if len(terms) == len(micro_batches) and self._plain:
                 norm, losses, applied = self._clip(terms)
             self.engine.step()
         if not self._plain:
             norm, applied = self._stepped()
             losses = torch.stack([each["loss"] for each in terms]).tolist()
+        self.progress.tokens += int(self._lengths[self.order.step(self.progress.step)].sum())
         self.progress.step += 1
         self._guard(losses, applied, micro_batches)
         self._meter.add(mean_terms(terms), norm)
@@ -168,7 +173,7 @@ class Trainer:
     def _tell_findings(self) -> None:
         """What the step's first forward showed, before the weights moved; the mean over processes."""
         findings = self.module.findings
-        if self.progress.world > 1:
+        if self.world > 1:
             findings = average(findings, self.device)
         self._publish({f"diagnose/{name}": value for name, value in findings.items()})
 
@@ -228,7 +233,7 @@ class Trainer:
         values = self._meter.close(self.progress.tokens)
         values |= {f"weighted/{name}": value for name, value in weighted_terms(self.module.objective, values).items()}
         values["learning_rate"] = float(self.engine.optimizer.param_groups[0]["lr"])
-        if self.progress.world > 1:
+        if self.world > 1:
             values = average(values, self.device)
         values |= {"skipped_steps": self.progress.skipped, "loss_spikes": self.progress.spiked}
         values["peak_memory_bytes"] = peak_memory(self.device)
@@ -268,7 +273,7 @@ class Trainer:
 
     def _bits_per_byte(self) -> float:
         """Each process scores its share of the held-out examples; under ZeRO 3, where all run together, all of them."""
-        world = self.progress.world if self.config.zero_stage < 3 else 1
+        world = self.world if self.config.zero_stage < 3 else 1
         rows = self.validation[self.rank % world :: world]
         sums = torch.zeros(2, dtype=torch.float64, device=self.device)
         if rows:

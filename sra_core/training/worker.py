@@ -60,11 +60,12 @@ def _write_result(job: Job, progress: Progress, layout: str) -> None:
         "steps": progress.step,
         "best_bits_per_byte": progress.best if progress.best < float("inf") else None,
         "best_step": progress.best_step,
-        "tokens": progress.tokens * progress.world,
+        "tokens": progress.tokens,
         "seconds": progress.seconds,
         "skipped": progress.skipped,
         "spikes": progress.spiked,
         "layout": layout,
+        "processes": progress.shared,
     }
     with atomic_write(job.folder / "result.json") as file:
         file.write(json.dumps(values).encode())

@@ -1,5 +1,7 @@
 """What a run tells while it goes on, and who listens: the terminal, MLflow (`watch.mlflow`), Prefect (in `flows`)."""
 
+from sra_core.watch.command import as_typed, sra_command
+from sra_core.watch.counts import counted
 from sra_core.watch.markdown import escape_markdown, fenced
 from sra_core.watch.outbox import Outbox, Report
 from sra_core.watch.pace import Pace
@@ -16,6 +18,8 @@ __all__ = [
     "TerminalWatcher",
     "Watcher",
     "Watchers",
+    "as_typed",
+    "counted",
     "duration",
     "escape_markdown",
     "fenced",
@@ -23,5 +27,6 @@ __all__ = [
     "quiet_telemetry",
     "redact",
     "redact_text",
+    "sra_command",
     "watched",
 ]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
+from sra_core.watch.command import as_typed
+from sra_core.watch.counts import counted
 from sra_core.watch.pace import Pace
 from sra_core.watch.watcher import Watcher
 
@@ -57,7 +59,7 @@ class TerminalWatcher(Watcher):
         if done == total or now - self._printed >= 15:
             self._printed = now
             parts = [f"{done}/{total} {unit}" if total else f"{done} {unit}"]
-            parts += [f"{rate:.3g} a second"] if rate else []
+            parts += [f"{rate:.3g} per second"] if rate else []
             parts += [f"{duration((total - done) / rate)} left"] if rate and total > done else []
             self._say(f"  {', '.join(parts)}  {note}".rstrip())
 
@@ -95,13 +97,12 @@ class TerminalWatcher(Watcher):
         self._live = self._task = None
 
     def message(self, text: str) -> None:
-        self._say(f"  {text}")
+        self._say(f"  {as_typed(text)}")
 
     def end(self, manifest: Manifest) -> None:
         self._stop()
-        counts = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in manifest.counts.items() if count)
         seconds = time.monotonic() - self._started
-        self._say(f"  [green]done[/] in {seconds:.1f} s: {counts}")
+        self._say(f"  [green]done[/] in {seconds:.1f} s: {counted(manifest)}")
 
     def failed(self, error: BaseException) -> None:
         self._stop()

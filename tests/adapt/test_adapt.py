@@ -73,3 +73,11 @@ def test_an_adapter_kept_alone_gives_the_teacher_that_was_merged(
     plain.adapt.enabled = False
     assert cache.fingerprint != Run(plain).folder("cache").fingerprint
     assert model_identity(adapted[0])["weights"] in str(cache.identity)
+
+
+def test_students_of_several_seeds_learn_from_one_adapted_teacher(tmp_path: Path) -> None:
+    def adapted(seed: int, **adapt: Any) -> str:
+        config = load_config("smoke", {"store": str(tmp_path), "seed": seed, "adapt": {"enabled": True, **adapt}})
+        return Run(config).fingerprint("adapt")
+
+    assert adapted(1) == adapted(2) != adapted(1, seed=7)

@@ -105,7 +105,7 @@ def test_a_selection_outside_the_grid_is_refused(
     [
         ({"seeds": [1, 1]}, "seeds: 1 occurs twice"),
         ({"variants": [{"name": "sft"}, {"name": "sft"}]}, "variants: 'sft' occurs twice"),
-        ({"reference": "nothing"}, "reference: 'nothing' is none of the variants sra, sft"),
+        ({"reference": "nothing"}, "reference: 'nothing' is not one of the variants sra, sft"),
         ({"seeds": []}, "at least 1"),
     ],
 )

@@ -15,6 +15,7 @@ from sra_core.bench.grid import Bench
 from sra_core.bench.report import figure, markdown, terminal
 from sra_core.bench.run import bench_report, run_cells
 from sra_core.compare import interval, paired
+from sra_core.config import RunConfig
 from sra_core.errors import EvaluationError, TrainingError
 from sra_core.runs import Run
 from sra_core.shards import Manifest, read_manifest
@@ -25,11 +26,15 @@ from tests.bench.make import bits, finish, grid, sizes
 class Told(Watcher):
     def __init__(self) -> None:
         self.lines: list[tuple[int, int, str]] = []
+        self.messages: list[str] = []
         self.tables: dict[str, list[dict]] = {}
         self.reports: dict[str, str] = {}
 
     def progress(self, done: int, total: int, unit: str, note: str = "") -> None:
         self.lines.append((done, total, note))
+
+    def message(self, text: str) -> None:
+        self.messages.append(text)
 
     def table(self, name: str, rows: list[dict]) -> None:
         self.tables[name] = rows
@@ -187,6 +192,10 @@ def run_stage(stage: str, run: Run, parent: object, name: str) -> Manifest:
     return folder.manifest() or folder.commit(metrics={"evaluate/student/bits_per_byte": 1.5})
 
 
+def predicted(config: RunConfig) -> dict[str, float]:
+    return {"cache": 60.0, "distill": 300.0}
+
+
 def test_shared_stages_run_once_and_a_finished_grid_runs_nothing(tmp_path: Path) -> None:
     called: list[str] = []
 
@@ -195,14 +204,15 @@ def test_shared_stages_run_once_and_a_finished_grid_runs_nothing(tmp_path: Path)
         return run_stage(stage, run, parent, name)
 
     told = Told()
-    run_cells(grid(tmp_path), counted, None, told)
+    run_cells(grid(tmp_path), counted, None, told, predicted)
     assert called[:4] == ["prepare", "cache", "distill sra, seed 1", "evaluate sra, seed 1"]
     assert len(called) == 2 + 2 * 6
     assert [(done, total) for done, total, _ in told.lines] == [(number, 6) for number in range(7)]
     assert told.lines[1][2].startswith("sra, seed 1: 1.5000 bits per byte, 0 s, about")
     assert "left" not in told.lines[-1][2]
+    assert told.messages[0].startswith("6 of 6 cells to run: about 31 min 0 s by a plan of sra, seed 1 (")
     called.clear()
-    run_cells(grid(tmp_path), counted, None, Watcher())
+    run_cells(grid(tmp_path), counted, None, Watcher(), predicted)
     assert called == ["prepare", "cache"]
 
 
@@ -213,7 +223,7 @@ def test_a_cell_that_fails_is_told_and_the_others_go_on(tmp_path: Path) -> None:
         return run_stage(stage, run, parent, name)
 
     bench, told = grid(tmp_path), Told()
-    run_cells(bench, failing, None, told)
+    run_cells(bench, failing, None, told, predicted)
     assert [cell.name for cell in bench.failed] == ["sft, seed 1"]
     assert any(note.startswith("sft, seed 1 failed: the loss is not a number") for _, _, note in told.lines)
     assert [cell.name for cell in bench.cells if bench.scores(cell) is None] == ["sft, seed 1"]
@@ -227,4 +237,4 @@ def test_a_shared_stage_that_fails_stops_everything(tmp_path: Path) -> None:
         raise TrainingError("no corpus", "bring one")
 
     with pytest.raises(TrainingError):
-        run_cells(grid(tmp_path), failing, None, Watcher())
+        run_cells(grid(tmp_path), failing, None, Watcher(), predicted)

@@ -22,7 +22,6 @@ from sra_core.models import (
 )
 from sra_core.objective import Head, ObjectiveContext, build_objective, student_layers
 from sra_core.shards import Manifest, PreparedSet, TeacherSet
-from sra_core.shards.prepared import STUDENT_TOKENIZER, TEACHER_TOKENIZER
 from sra_core.training.context import distill_data, objective_context, student_in_teacher
 from sra_core.training.module import DistillModule
 from sra_core.watch import Watcher
@@ -97,8 +96,8 @@ def test_xtoken_reads_student_tokens_as_the_teacher_writes_them(across: tuple[Ru
     context.shared_student_ids, context.shared_teacher_ids = (
         ids[::2] for ids in (context.shared_student_ids, context.shared_teacher_ids)
     )
-    table = student_in_teacher(Path(prepared.folder), context, len(load_tokenizer(config.student))).to_dense()
     own, teacher = load_tokenizer(config.student), load_tokenizer(config.teacher)
+    table = student_in_teacher(teacher, own, context, len(own)).to_dense()
     shared = dict(zip(context.shared_student_ids.tolist(), context.shared_teacher_ids.tolist(), strict=True))
     for token, partner in shared.items():
         assert table[token].nonzero()[:, 0].tolist() == [partner]
@@ -117,15 +116,13 @@ def test_xtoken_reads_student_tokens_as_the_teacher_writes_them(across: tuple[Ru
     assert told > 50
 
 
-def test_xtoken_weighs_the_pieces_of_a_token_by_halves(tmp_path: Path) -> None:
+def test_xtoken_weighs_the_pieces_of_a_token_by_halves() -> None:
     """A teacher that knows bytes alone: the token for `abc` stands for three of its tokens, longer ones for four."""
     own, teacher = train_tokenizer(["abcde abcde"] * 9, 300), train_tokenizer([], 257)
-    own.save_pretrained(tmp_path / STUDENT_TOKENIZER)
-    teacher.save_pretrained(tmp_path / TEACHER_TOKENIZER)
     none = torch.empty(0, dtype=torch.long)
     head = Head(torch.zeros(len(teacher), 2))
     context = ObjectiveContext([], 2, 2, None, none, none, teacher_full_head=head)
-    table = student_in_teacher(tmp_path, context, len(own)).to_dense()
+    table = student_in_teacher(teacher, own, context, len(own)).to_dense()
     words = set(own.get_vocab().values()) - set(own.all_special_ids)
     longest = max(words, key=lambda token: len(own.decode([token])))
     pieces = teacher(own.decode([longest]), add_special_tokens=False)["input_ids"]

@@ -72,7 +72,7 @@ def test_an_error_is_printed_with_its_remedy_and_no_traceback(tmp_path: Path) ->
     failed = sra("cache", "smoke", store=tmp_path)
     assert failed.returncode == 1
     assert "Traceback" not in failed.stderr
-    assert "run `sra prepare`" in failed.stderr
+    assert "sra prepare` with this config first" in failed.stderr
 
 
 @pytest.mark.parametrize(

@@ -82,7 +82,7 @@ def test_evaluations_on_object_storage_are_found_with_what_they_rest_on(
     assert "distill.learning_rate" in Path("comparison-sra-sft.html").read_text(), "the lineage came along"
     _, folder = find_evaluation(RunConfig(store=url), made[0].name)
     assert folder.is_relative_to(place / "reader")
-    with pytest.raises(EvaluationError, match=f"no evaluation in {url}/evaluations"):
+    with pytest.raises(EvaluationError, match=f"nor an evaluation in {url}/evaluations"):
         find_evaluation(RunConfig(store=url), "0123")
 
 

@@ -59,7 +59,7 @@ def test_the_reference_meets_the_others_its_start_and_its_teacher(comparison, fo
     runs = [read_run(folder, name) for folder, name in zip(folders, ("good", "bad"), strict=False)]
     other = compare_runs(runs, reference="bad", resamples=20)
     assert list(other.metrics["rougeL"].pairs) == [("bad", "good"), ("bad", "initial student"), ("bad", "teacher")]
-    with pytest.raises(EvaluationError, match="'sft' is none of the runs"):
+    with pytest.raises(EvaluationError, match="'sft' is not one of the runs"):
         compare_runs(runs, reference="sft")
 
 

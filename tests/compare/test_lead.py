@@ -30,7 +30,7 @@ def test_a_teacher_that_is_ahead_on_every_text_is_clearly_better() -> None:
     assert lead.clear
     told = lead.told(adapted=False)
     assert told == (
-        "there is something to learn: on 8 validation texts the teacher takes 1.000 bits a byte, "
+        "there is something to learn: on 8 validation texts the teacher takes 1.000 bits per byte, "
         "the student as it starts 1.200"
     )
     assert lead.metrics()["teacher_ahead_low"] == pytest.approx(0.2, abs=1e-6)

@@ -4,11 +4,16 @@ import io
 import re
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 from rich.console import Console
 
 from sra_core.compare import compare_runs, figures, html_report, read_run, report_tables, terminal_report, write_report
 from sra_core.compare.charts import curve_names, line_chart
+from sra_core.compare.comparison import MetricResult
+from sra_core.compare.intervals import Comparison, Interval, compare_all
+from sra_core.compare.page import _verdict
+from sra_core.compare.results import METRICS
 from tests.compare.store import write_run
 
 EVIL = "<script>alert(1)</script>"
@@ -102,6 +107,40 @@ def test_no_difference_is_said_to_be_none(tmp_path):
         for rate in (1.0, 2.0)
     ]
     assert "no difference shown" in html_report(compare_runs(runs, resamples=100))
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "p", "record", "said"),
+    [
+        (0.1, 0.3, 0.01, (2, 0, 38), "second is better"),  # bits: the first takes more
+        (-0.3, -0.1, 0.01, (38, 0, 2), "first is better"),
+        (-0.1, 0.2, 0.5, (20, 0, 20), "no difference shown"),
+        (0.1, 0.3, 0.2, (12, 0, 28), "not shown: the interval leaves out 0, but p is 0.200"),
+        (-0.1, 0.3, 0.04, (12, 0, 28), "not shown: p is 0.040, but the interval holds 0"),
+        (0.1, 0.3, 0.094, (0, 0, 6), "not shown: 6 examples are too few for p below 0.05 in 2 comparisons"),
+        (0.1, 0.3, 0.07, (0, 2, 5), "not shown: 7 examples are too few for p below 0.05 in 2 comparisons"),
+    ],
+)
+def test_a_verdict_says_why_where_interval_and_p_disagree(low, high, p, record, said):
+    gap = Interval((low + high) / 2, low, high, sum(record), 1)
+    found = Comparison(gap, p, p, *record, detectable=0.1)
+    other = Comparison(gap, p, p, 0, sum(record), 0, detectable=0.1)
+    metric = next(metric for metric in METRICS if metric.name == "bits_per_byte")
+    result = MetricResult(metric, {}, {("first", "second"): found, ("first", "third"): other}, sum(record), 0)
+    assert _verdict(result, "first", "second") == said
+
+
+@pytest.mark.parametrize("examples", [5, 6, 7])
+def test_too_few_examples_are_told_from_the_test_itself(examples):
+    """Whatever is measured on so few examples, the swaps cannot give a smaller p than the one that is told."""
+    values = {"first": np.arange(1.0, examples + 1), "second": np.zeros(examples), "third": np.zeros(examples)}
+    pairs = compare_all(values, None, [("first", "second"), ("first", "third")], resamples=20000)
+    metric = next(metric for metric in METRICS if metric.name == "bits_per_byte")
+    result = MetricResult(metric, {}, pairs, examples, 0)
+    least = 2 * 2.0 ** (1 - examples)
+    assert min(found.adjusted for found in pairs.values()) == pytest.approx(least, rel=0.25)
+    said = "too few" in _verdict(result, "first", "second")
+    assert said == (least >= 0.05)
 
 
 def test_a_single_run_without_answers_has_a_page(tmp_path):

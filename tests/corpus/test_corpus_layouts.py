@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import pytest
 from pydantic import ValidationError
 
 from sra_core.config import CorpusConfig
-from sra_core.corpus import Corpus, Turn
+from sra_core.corpus import Corpus, Turn, conversations
+from sra_core.corpus.types import MalformedRow
 from sra_core.errors import DataError
 
 from .helpers import NO_HOLDOUT, kept, rejected, splits, write_jsonl
@@ -254,3 +256,21 @@ def test_a_list_of_responses_has_no_holes(file, responses):
     config = CorpusConfig(source=str(file({"instruction": "q", "response": responses})), **NO_HOLDOUT)
     with pytest.raises(DataError, match="line 1: column `response` holds"):
         list(Corpus(config, several=True))
+
+
+ROLES = [*conversations.ROLES, "tool", "User", " gpt ", "narrator", "", None, 3]
+CONTENTS = ["text", "", None, ["a"], [{"type": "text", "text": "part"}], {"a": 1}, 5, "half \ud800"]
+
+
+@pytest.mark.parametrize("keys", [("role", "content"), ("from", "value"), ("role", "value"), ("from", "content")])
+def test_plain_turns_are_read_as_all_others_are(keys):
+    """Turns of two keys take a shorter way; a third key that says nothing sends them the whole one."""
+    for role, content in itertools.product(ROLES, CONTENTS):
+        turn = dict(zip(keys, (role, content), strict=True))
+        found = []
+        for each in (turn, {**turn, "weight": None}):
+            try:
+                found.append(conversations.spoken_turns([each], "messages"))
+            except MalformedRow as error:
+                found.append(str(error).replace(", weight", "").replace(", 'weight'", ""))
+        assert found[0] == found[1], turn

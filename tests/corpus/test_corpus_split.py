@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from sra_core.config import CorpusConfig
 from sra_core.corpus import Example, Rejected
+from sra_core.corpus.files import Files
 from sra_core.corpus.split import Limit, digest, split_of
 
 from .helpers import NO_HOLDOUT, corpus, kept, pairs, rejected, splits, write_jsonl
@@ -202,3 +203,28 @@ def test_two_passes_side_by_side_do_not_disturb_each_other(tmp_path):
     shared = corpus(write_jsonl(tmp_path / "d.jsonl", pairs(200)), max_train=50)
     alone = list(shared)
     assert [first for first, second in zip(shared, shared, strict=True) if first == second] == alone
+
+
+SOURCES = {
+    "none": lambda n: {},
+    "named": lambda n: {"source": f"part {n % 3}"},
+    "telling rows apart": lambda n: {"source": f"https://example.org/{n}"},
+}
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_a_corpus_that_is_kept_between_the_passes_gives_what_reading_it_again_gives(name, tmp_path, monkeypatch):
+    rows = [{**row, **SOURCES[name](n)} for n, row in enumerate([*pairs(40), *pairs(9)])]
+    path = write_jsonl(tmp_path / "d.jsonl", [*rows, b"{", {"instruction": "q", "response": ""}])
+    fields = {"max_train": 20, "validation_share": 0.2, "max_malformed": 3}
+    read = []
+    original = Files.__iter__
+    monkeypatch.setattr(Files, "__iter__", lambda files: (read.append(1), original(files))[1])
+    once = corpus(path, tmp_path / "odd.jsonl", **fields)
+    small, again = list(once), list(once)
+    assert len(read) == (3 if name == "telling rows apart" else 2)
+    monkeypatch.setattr("sra_core.corpus.corpus._SMALL", 0)
+    large = corpus(path, tmp_path / "odd.jsonl", **fields)
+    assert small == again == list(large)
+    assert len((tmp_path / "odd.jsonl").read_text().splitlines()) == 1
+    assert once.notes() == large.notes()

@@ -64,7 +64,7 @@ def engine(vllm: ModuleType, tmp_path: Any) -> Any:
     model = build_model("llama")
     model.generation_config.eos_token_id = [1, 9]
     model.save_pretrained(tmp_path / "model")
-    return open_engine(tmp_path / "model", "bfloat16")
+    return open_engine(tmp_path / "model", "bfloat16", trusted=False)
 
 
 def test_what_goes_in(engine: Any) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
 
 import pyarrow.compute as pc
 import pytest
+from pydantic import ValidationError
 
 from sra_core import stages
 from sra_core.compare import ModelScores
@@ -30,6 +32,12 @@ doc_to_target: "{{{{answer}}}}"
 metric_list:
   - {{metric: acc, aggregation: mean, higher_is_better: true}}
 """
+GROUP = """
+group: tiny_group
+task: [tiny_choice, tiny_other]
+aggregate_metric_list:
+  - {metric: acc, weight_by_size: true}
+"""
 
 
 @pytest.fixture
@@ -39,6 +47,9 @@ def folder(tmp_path: Path) -> Path:
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "tasks").mkdir()
     (tmp_path / "tasks" / "tiny.yaml").write_text(TASK.format(data=data))
+    other = TASK.replace("tiny_choice", "tiny_other").format(data=data)
+    (tmp_path / "tasks" / "other.yaml").write_text(f"{other}fewshot_split: test\n")
+    (tmp_path / "tasks" / "group.yaml").write_text(GROUP)
     return tmp_path / "tasks"
 
 
@@ -73,6 +84,52 @@ def test_the_limit_and_unknown_tasks(model: Any, folder: Path) -> None:
         score_tasks(*model, config.model_copy(update={"lm_eval_folder": str(folder / "none")}))
 
 
+def test_a_group_is_one_task_of_all_its_examples(model: Any, folder: Path) -> None:
+    pytest.importorskip("lm_eval")
+    config = EvaluateConfig(lm_eval=["tiny_group"], lm_eval_folder=str(folder))
+    table = score_tasks(*model, config)
+    assert set(table["task"].to_pylist()) == {"tiny_group"}
+    assert table["id"].to_pylist() == [
+        f"{task}/{number}" for task in ("tiny_choice", "tiny_other") for number in range(4)
+    ]
+    apart = score_tasks(*model, config.model_copy(update={"lm_eval": ["tiny_choice", "tiny_other"]}))
+    assert apart["value"].to_pylist() == table["value"].to_pylist()
+
+
+def test_solved_examples_and_chat_templates_reach_the_prompt(
+    model: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    harness = pytest.importorskip("lm_eval.models.huggingface")
+    prompts: list[str] = []
+    original = harness.HFLM.loglikelihood
+
+    def watched(self: Any, requests: Any, *args: Any, **kw: Any) -> Any:
+        prompts.extend(request.args[0] for request in requests)
+        return original(self, requests, *args, **kw)
+
+    monkeypatch.setattr(harness.HFLM, "loglikelihood", watched)
+    loaded, tokenizer = model[0], copy.deepcopy(model[1])
+    config = EvaluateConfig(lm_eval=["tiny_other@2", "tiny_choice"], lm_eval_folder=str(folder), lm_eval_chat=True)
+    assert {row["task"] for row in score_tasks(loaded, tokenizer, config).to_pylist()} == {"tiny_choice", "tiny_other"}
+    assert {prompt.count("even?") for prompt in prompts} == {1, 3}
+    prompts.clear()
+    tokenizer.chat_template = "{% for turn in messages %}<{{ turn.role }}>{{ turn.content }}{% endfor %}"
+    score_tasks(loaded, tokenizer, config)
+    assert all(prompt.startswith("<user>") for prompt in prompts)
+    prompts.clear()
+    score_tasks(loaded, tokenizer, config.model_copy(update={"lm_eval_chat": False}))
+    assert not any("<user>" in prompt for prompt in prompts)
+
+
+@pytest.mark.parametrize(
+    ("tasks", "message"), [(["mmlu@five"], "has no number"), (["mmlu@5", "mmlu"], "named twice"), (["a@"], "no number")]
+)
+def test_tasks_that_cannot_be_meant_are_refused_when_built(tasks: list[str], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        EvaluateConfig(lm_eval=tasks)
+    assert EvaluateConfig(lm_eval=["mmlu@5", "piqa"]).shots == {"mmlu": 5, "piqa": None}
+
+
 def test_without_lm_eval_the_error_says_how_to_install_it(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sra_core.evaluate.settings.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="not installed") as error:
@@ -89,7 +146,7 @@ def test_only_means_over_examples_are_kept() -> None:
         "higher_is_better": {"t": {"acc": True, "perplexity": False}},
         "results": {"t": {"acc,strict": 0.5, "perplexity,strict": 7.0}},
     }
-    assert [(row["metric"], row["id"], row["value"]) for row in tasks._rows(made)] == [
+    assert [(row["metric"], row["id"], row["value"]) for row in tasks._rows(made, ["t"])] == [
         ("acc (strict)", "0", 1.0),
         ("acc (strict)", "1", 0.0),
     ]

@@ -46,11 +46,12 @@ def with_template(source: str, folder: Path) -> str:
 
 
 def test_the_doctor_passes_what_is_written(tmp_path: Path, data: str) -> None:
-    path = tmp_path / "mine.yaml"
-    written = write_recipe(path, guesses("mine", TEACHER, STUDENT, data))
+    path, teacher = tmp_path / "mine.yaml", str(tmp_path / "teacher")
+    shutil.copytree(resolve(ModelRef(source=TEACHER)), teacher)  # one that nobody knows to have random weights
+    written = write_recipe(path, guesses("mine", teacher, STUDENT, data))
     config = load_config(str(path), {"store": str(tmp_path / "store")})
     assert [finding.text for finding in examine(config) if finding.level == "bad"] == []
-    assert (written.teacher.source, written.student.source, written.corpus.source) == (TEACHER, STUDENT, data)
+    assert (written.teacher.source, written.student.source, written.corpus.source) == (teacher, STUDENT, data)
     assert (written.teacher.template, written.student.template) == ("plain", "plain")
     assert written.objective.layers == [(3, 2)]
     assert written.adapt.enabled, "a teacher that reads prompts of another format is adapted first"
@@ -131,7 +132,7 @@ def test_a_terminal_is_asked_what_is_not_given(tmp_path: Path, data: str) -> Non
     os.close(ours), os.close(theirs)
     assert done.returncode == 0, done.stderr
     assert "Student (likewise, or `teacher` for half of its layers)" in done.stdout
-    assert "Next: sra doctor mine.yaml" in done.stdout
+    assert "sra doctor mine.yaml`, `" in done.stdout
     assert load_config(str(tmp_path / "mine.yaml")).student.source == STUDENT
 
 

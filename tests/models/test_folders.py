@@ -224,7 +224,7 @@ STATES: dict[str, tuple[Callable[[dict[str, Any]], dict[str, Any]], str]] = {
     "one is missing": (lambda kept: {k: v for k, v in kept.items() if k != LOST}, f"lack 1 tensors .*: {LOST}"),
     "a wrapper's prefix": (
         lambda kept: {f"module.{k}": v for k, v in kept.items()},
-        r"lack 21 tensors .*; 21 tensors .* are no part of Llama.*: module.lm_head",
+        r"lack 21 tensors .*; 21 tensors .* are not part of Llama.*: module.lm_head",
     ),
     "the base model alone": (
         lambda kept: {k.removeprefix("model."): v for k, v in kept.items() if k != "lm_head.weight"},
@@ -441,7 +441,7 @@ def test_gguf_files_that_cannot_be_read(gguf_file: Path, tmp_path: Path) -> None
     refused("torn.gguf", whole[:-1], rf"torn.gguf is cut short: it has {len(whole) - 1:,} bytes, and its weights need")
     refused("head.gguf", whole[:300], "head.gguf is cut short: it has 300 bytes, and its header is not whole")
     refused("pointer.gguf", POINTER.encode(), "pointer.gguf is a Git LFS pointer")
-    refused("page.gguf", b"<!doctype html>", "page.gguf is no GGUF file: it starts with b'<!doctype html>'")
+    refused("page.gguf", b"<!doctype html>", "page.gguf is not a GGUF file: it starts with b'<!doctype html>'")
     other = whole.replace(b"llama", b"rwkvx")
     refused("other.gguf", other, "transformers reads no GGUF file of the architecture 'rwkvx'")
 

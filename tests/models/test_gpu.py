@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import dispatch_model
 
 from sra_core.models import attention, choose_layout, mapped_states
+from sra_core.models.structure import check_decoder
 from tests.models.conftest import ARCHITECTURES, tiny_model
 from tests.models.test_forward import LENGTHS, STARTS, alone, assert_near, eager_copy, gradients
 
@@ -87,3 +89,22 @@ def test_greedy_answers_are_those_of_the_cpu(device: str) -> None:
     expected = model.generate(prompt, **settings)
     found = model.to(device).generate(prompt.to(device), **settings)
     assert found.cpu().tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2"])
+def test_layers_on_two_devices_are_read_as_on_one(device: str, name: str) -> None:
+    """As accelerate spreads a teacher; its main device is set to the CPU here, so that one GPU makes two devices."""
+    model, ids = on("cpu", name, torch.float32)
+    expected = mapped_states(model, ids, STARTS, [1, 2, 3])
+    parts = ("model.embed_tokens", "model.rotary_emb", "model.layers.1", "lm_head")
+    others = ("model.layers.0", "model.layers.2", "model.norm")
+    places = {**dict.fromkeys(parts, "cpu"), **dict.fromkeys(others, device)}
+    dispatch_model(model, places, main_device="cpu", force_hooks=True)
+    check_decoder(model, name)
+    for layout in ("flat", "padded"):
+        choose_layout(model, layout)
+        found = mapped_states(model, ids, STARTS, [1, 2, 3])
+        assert {states.device for states in (*found.hidden.values(), *found.weights.values())} == {found.final.device}
+        for layer in (1, 2, 3):
+            assert relative(found.hidden[layer].cpu(), expected.hidden[layer]) < 1e-3
+            assert relative(found.weights[layer].cpu(), expected.weights[layer]) < 1e-3

@@ -49,7 +49,7 @@ def test_no_such_folder(source: str) -> None:
 
 def test_a_file_that_is_no_gguf_file(tmp_path: Path) -> None:
     (tmp_path / "model.bin").write_bytes(b"x")
-    with pytest.raises(ModelError, match="is a file that is no GGUF file"):
+    with pytest.raises(ModelError, match="is a file, but not a GGUF file"):
         resolve(reference(str(tmp_path / "model.bin")))
 
 
@@ -210,8 +210,8 @@ def test_a_part_that_is_missing(parts_index: Path) -> None:
         ("package:n{1..3}==1/n.gguf.part{1..2}", "do not count the same parts"),
         ("package:n{3..1}==1/n.gguf", "do not count the same parts"),
         ("package:n==1/n-{1..3}-of-3.gguf", "names several GGUF files, not the parts of one"),
-        ("package:n{1,2}==1/n.gguf", "is no packaged model"),
-        ("package:n==1/n.gguf.part1", "is no packaged model"),
+        ("package:n{1,2}==1/n.gguf", "is not a packaged model"),
+        ("package:n==1/n.gguf.part1", "is not a packaged model"),
     ],
 )
 def test_parts_that_cannot_be(source: str, problem: str) -> None:
@@ -263,9 +263,9 @@ def test_random_architectures_load(architecture: str) -> None:
         ("random:nonsense", "no decoder architecture 'nonsense'"),
         ("random:t5", "no decoder architecture 't5'"),
         ("random:", "no decoder architecture ''"),
-        ("random:llama?depth=2", "depth=2 is no option"),
-        ("random:llama?width=wide", "width=wide is no option"),
-        ("random:llama?width=30&heads=4", "width is no multiple of heads"),
+        ("random:llama?depth=2", "depth=2 is not an option"),
+        ("random:llama?width=wide", "width=wide is not an option"),
+        ("random:llama?width=30&heads=4", "width is not a multiple of heads"),
         ("random:llama?heads=4&kv_heads=3", "makes no model"),
         ("random:llama?vocabulary=100", "no room for every byte"),
     ],

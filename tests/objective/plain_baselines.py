@@ -96,6 +96,35 @@ def likelihood(head: Head, positions: list[Position], span: Tensor) -> Tensor | 
     return sum((known[t] for t in tokens), torch.zeros((), dtype=torch.float64)) if set(tokens) <= set(known) else None
 
 
+def dskd_pairs(world: World) -> dict[str, tuple[list[Tensor], list[Tensor]]]:
+    """What each of DSKD's maps is fitted to: inputs and targets, span by span of one token on both sides."""
+    student, context, batch = world.student, world.context, world.batch
+    theirs = [position for row in range(batch.texts) for position in sides(world, row)[1]]
+    table, embeddings = student.embedding.detach(), context.teacher_embedding
+    target_spread = torch.stack([embeddings[target] for _, _, target, _ in theirs]).std()
+    state_spread = torch.stack([state for state, _, _, _ in theirs]).std()
+    key_spread = torch.stack([key(embeddings, each) for each in theirs]).std()
+    found = {name: ([], []) for name in ("query", "to_student", "to_teacher")}
+    for row in range(batch.texts):
+        own, teacher = sides(world, row)
+        own_at, teacher_at = ({each[3]: each for each in side} for side in (own, teacher))
+        for place, span in enumerate(batch.span_text.tolist()):
+            (a, b), (c, d) = batch.span_range[place].tolist(), batch.teacher_range[place].tolist()
+            if span != row or b - a != 1 or d - c != 1:
+                continue
+            mine = own_at.get(a - int(batch.starts[row]))
+            other = teacher_at.get(c - int(batch.teacher_starts[row]))
+            if mine is None or other is None:
+                continue
+            found["query"][0].append(key(table, mine))
+            found["query"][1].append(key(embeddings, other) / key_spread)
+            found["to_student"][0].append(other[0] / state_spread + embeddings[other[2]] / target_spread)
+            found["to_student"][1].append(mine[0])
+            found["to_teacher"][0].append(mine[0])
+            found["to_teacher"][1].append(other[0])
+    return found
+
+
 def dskd(world: World, objective: torch.nn.Module, tau: float) -> dict[str, Tensor]:
     student, context = world.student, world.context
     rows = [sides(world, row) for row in range(world.batch.texts)]

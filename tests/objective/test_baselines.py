@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,9 +14,11 @@ from sra_core.errors import AlignmentError, ConfigError
 from sra_core.objective import TeacherNeeds, build_objective, student_layers, teacher_needs
 from sra_core.objective.alm import binary_kl
 from sra_core.objective.divergences import DIVERGENCES
+from sra_core.objective.fit import RidgeFit
 from sra_core.objective.mined import align_tokens, edit_distances
 from sra_core.objective.multilevel_ot import sinkhorn_distance
 from sra_core.objective.needs import ON_ONE_VOCABULARY
+from sra_core.objective.tokens import student_side, teacher_side
 from tests.objective import plain, plain_baselines
 from tests.objective.make import NARROW, WIDE, World, assert_same, make
 
@@ -254,3 +257,46 @@ def test_dskd_projectors_have_the_papers_shapes() -> None:
         "to_student.weight": (NARROW, WIDE),
         "to_teacher.weight": (WIDE, NARROW),
     }
+
+
+def test_dskd_is_fitted_to_spans_of_one_token_on_both_sides() -> None:
+    world = make(seed=3, most_spans=(9, 0, 8, 9))
+    for ranges in (world.batch.span_range, world.batch.teacher_range):
+        assert ranges is not None
+        ranges[::2, 1] = ranges[::2, 0] + 1
+    objective = build_objective(ObjectiveConfig(name="dskd"), world.context).double()
+    found = {each.title: each for each in objective.to_fit(world.batch, world.student)}
+    pairs = plain_baselines.dskd_pairs(world)
+    assert found.keys() == pairs.keys()
+    for name, (inputs, targets) in pairs.items():
+        assert len(inputs) > 2
+        torch.testing.assert_close(found[name].inputs, torch.stack(inputs))
+        torch.testing.assert_close(found[name].targets, torch.stack(targets))
+        assert found[name].weight in dict(objective.named_parameters())
+
+
+def test_fitted_dskd_attends_to_the_token_of_the_same_text() -> None:
+    """Where the student's embeddings are a linear image of the teacher's, the fitted query finds the token itself."""
+    world = make(seed=3, most_spans=(9, 1, 8, 9), same=True)
+    places = (world.batch.labels != -100).nonzero()[:, 0]
+    ranges = torch.stack([places, places + 1], 1)
+    text = torch.searchsorted(world.batch.starts, places, right=True) - 1
+    world.batch = replace(world.batch, span_text=text, span_range=ranges, teacher_range=ranges)
+    turned = torch.randn(WIDE, NARROW, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    world.student.embedding = world.context.teacher_embedding @ turned
+    objective = build_objective(ObjectiveConfig(name="dskd"), world.context).double()
+
+    @torch.no_grad()
+    def own_share() -> float:
+        own, teacher = student_side(world.batch, world.student), teacher_side(world.batch)
+        scores, mask = objective._scores(world.student, own, teacher)
+        weights = torch.softmax(scores.masked_fill(~mask, -1e5), -1)
+        return float(weights[own.text, own.rank, own.rank].mean())
+
+    before = own_share()
+    for each in objective.to_fit(world.batch, world.student):
+        fit = RidgeFit(each.unit)
+        fit.add(each.inputs, each.targets)
+        fit.hold_out(each.inputs, each.targets)
+        objective.get_parameter(each.weight).data.copy_(fit.solve().weight)
+    assert own_share() > 2 * before

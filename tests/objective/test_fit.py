@@ -72,6 +72,17 @@ def test_what_is_linear_is_found_and_the_identity_is_judged_where_widths_are_equ
     assert found.identity < 0.5
 
 
+def test_lengths_count_where_they_are_not_taken_away() -> None:
+    own, other = (part.astype(np.float32).astype(np.float64) for part in spans(200, 8, noise=0.5))
+    fit = RidgeFit(unit=False)
+    fit.add(torch.from_numpy(own), torch.from_numpy(other))
+    fit.hold_out(torch.from_numpy(own), torch.from_numpy(other))
+    found = fit.solve()
+    weight = found.ridge * np.mean(np.sum(own**2, axis=0))
+    expected = np.linalg.solve(own.T @ own + weight * np.eye(own.shape[1]), own.T @ other).T
+    np.testing.assert_allclose(found.weight, expected, atol=1e-4)
+
+
 def test_nothing_to_fit_to_is_refused() -> None:
     with pytest.raises(ValueError, match="held out"):
         RidgeFit().solve()

@@ -53,13 +53,14 @@ def test_a_corpus_smaller_than_the_sample_is_counted_exactly(smoke_run: SmokeRun
         assert plan.bytes[stage] == pytest.approx(plan.actual["bytes"][stage], rel=0.05), stage
     assert 0 < plan.actual["bytes"]["distill"] - plan.bytes["distill"] < SMALL_FILES
     assert plan.total == (sum(plan.bytes.values()), sum(plan.actual["bytes"].values()))
-    assert plan.devices == {"cache": "cpu", "distill": "cpu"}
+    assert plan.devices == {"cache": "cpu", "distill": "cpu", "evaluate": "cpu"}
     assert all(0 < value < 60 for value in plan.seconds.values())
     assert all(1e8 < value < 3e9 for value in plan.memory.values())  # on a CPU, the libraries are most of it
     assert 0.2 < plan.memory["distill"] / plan.actual["memory"]["distill"] < 2
     metrics = smoke_run.results["distill"].metrics
     assert plan.actual["seconds"]["distill"] == plan.counts["steps"] * metrics["distill/seconds_per_step"]
     table = plan.table()
+    assert "evaluate: time, at most (cpu)" in list(table.columns[0].cells)
     assert table.row_count == len(plan.counts) + len(plan.bytes) + 1 + len(plan.memory) + len(plan.seconds)
 
 

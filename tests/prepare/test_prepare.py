@@ -14,11 +14,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from transformers import AutoTokenizer
 
 from sra_core import stages
 from sra_core.alignment import PairEncoder, align
 from sra_core.config import RunConfig
 from sra_core.config.load import load_config
+from sra_core.doctor import check_models
 from sra_core.errors import AlignmentError, DataError
 from sra_core.models import load_tokenizers
 from sra_core.prepare import audit_of
@@ -49,7 +51,7 @@ def digests(manifest: Manifest) -> dict[str, str]:
 def test_spans_are_those_of_the_response_retokenized(smoke_run: SmokeRun) -> None:
     """Read a shard back and align its texts anew with the tokenizers that lie beside it."""
     manifest = smoke_run.results["prepare"]
-    teacher, student = load_tokenizers(Path(manifest.folder))
+    teacher, student = load_tokenizers(smoke_run.config, Path(manifest.folder))
     checked = 0
     for row in PreparedSet(manifest, "train"):
         sides = []
@@ -182,7 +184,7 @@ def test_the_gate_stops_the_run_before_the_cache(smoke_run: SmokeRun) -> None:
 
 def test_truncation_keeps_both_sides_on_the_same_text(smoke_run: SmokeRun) -> None:
     manifest = smoke_run.results["prepare"]
-    tokenizers = load_tokenizers(Path(manifest.folder))
+    tokenizers = load_tokenizers(smoke_run.config, Path(manifest.folder))
     limits = smoke_run.config.alignment
     assert manifest.counts["truncated"] > 0
     for row in PreparedSet(manifest, "train"):
@@ -257,3 +259,21 @@ def test_a_folder_of_ten_kinds_of_files_is_read_or_counted_line_by_line(tmp_path
         "end_stripped": 1,
         **({"special_as_text": counts["special_as_text"]} if "special_as_text" in counts else {}),
     }
+
+
+@pytest.mark.parametrize(("student", "loads"), [("random:gpt2?layers=2&vocabulary=300", 2), ("teacher", 1)])
+def test_each_tokenizer_is_loaded_once(
+    student: str, loads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For its checks, for the identity of the result and for the work: a large one takes seconds."""
+    monkeypatch.setenv("SRA_CACHE_HOME", str(tmp_path / "cache"))
+    config = config_for(tmp_path / "a", many(9))
+    config.teacher.source, config.student.source = "random:llama?layers=2&vocabulary=400", student
+    loaded = []
+    original = AutoTokenizer.from_pretrained
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda *a, **kw: (loaded.append(a), original(*a, **kw))[1])
+    check_models(config)
+    manifest = stages.prepare(config)
+    assert len(loaded) == loads
+    teacher, student_tokenizer = load_tokenizers(config, Path(manifest.folder))
+    assert (teacher.get_vocab() == student_tokenizer.get_vocab()) is (loads == 1)

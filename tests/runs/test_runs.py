@@ -116,3 +116,21 @@ def test_half_precision_has_its_optimizer_from_zero_1_on(precision: str, asked: 
     assert (found.distill.zero_stage, found.adapt.zero_stage) == (run_as, run_as)
     assert (config.distill.zero_stage, config.adapt.zero_stage) == (asked, asked)
     assert deepspeed_settings(found.distill, 1, 1, "distill")["zero_optimization"]["stage"] == run_as
+
+
+@pytest.mark.parametrize(("objective", "same"), [("sra", True), ("sft", True), ("uld", False)])
+def test_who_shares_a_step_is_no_part_of_a_name(tmp_path: Path, objective: str, same: bool) -> None:
+    """Halves of uneven texts have other means: where terms are means over the tokens of a forward, the cut is named."""
+
+    def names(**steps: int) -> list[str]:
+        parts = {"adapt": {"enabled": True, **steps}, "distill": steps, "objective": {"name": objective}}
+        run = Run(load_config("smoke", {"store": str(tmp_path), **parts}))
+        run.adapted = run.config
+        return [run.fingerprint(stage) for stage in ("adapt", "distill", "evaluate")]
+
+    alone = names(batch_size=8)
+    adapted, *trained = names(batch_size=4, processes=2)
+    assert adapted == alone[0], "adapt trains on cross-entropy alone"
+    assert (trained == alone[1:]) is same
+    assert names(batch_size=8, processes=2)[:2] != alone[:2]
+    assert names(batch_size=4, accumulation=2) == names(batch_size=4, processes=2)

@@ -25,7 +25,7 @@ from sra_core.watch import Watcher
 from tests.conftest import SmokeRun
 
 LEAD = (
-    r"there is something to learn: on 6 validation texts the teacher takes \d\.\d{3} bits a byte, "
+    r"there is something to learn: on 6 validation texts the teacher takes \d\.\d{3} bits per byte, "
     r"the student as it starts \d\.\d{3}"
 )
 
@@ -134,7 +134,7 @@ def test_what_there_is_to_learn_is_told_before_training_and_kept(own_store: RunC
         assert re.fullmatch(LEAD, line), "untrained both, but the teacher's longer tokens make fewer guesses a byte"
     rows = list(PreparedSet(run.result("prepare"), "validation"))
     prepared = Path(run.result("prepare").folder)
-    teacher, student = load_tokenizers(prepared)
+    teacher, student = load_tokenizers(own_store, prepared)
     start, _ = initial_student(own_store, run.result("prepare"))
     expected = {
         "teacher": bits_per_byte(load_model(own_store.teacher), rows, "teacher", eos_token_id=teacher.eos_token_id),

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import re
+import signal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file
 
+from sra_core.training import Job
+from sra_core.training.checkpoints import damage
 from tests.training.make import again, make_config, make_job, read_history
 from tests.training.test_launcher import Listener
 from tests.training.warm import Run, finish
@@ -18,8 +25,12 @@ STEPS = 36
 THRESHOLD = {"zero_optimization": {"stage3_param_persistence_threshold": 0}}  # else ZeRO 3 leaves tiny models whole
 
 
-def final_weights(job: object) -> bytes:
-    return sorted(job.weights.glob("step-*"))[-1].read_bytes()  # type: ignore[attr-defined]
+def last_weights(job: Job) -> Path:
+    return sorted(job.weights.glob("step-*"))[-1]
+
+
+def final_weights(job: Job) -> bytes:
+    return last_weights(job).read_bytes()
 
 
 @pytest.mark.integration
@@ -105,13 +116,89 @@ def test_resuming_is_exact(tmp_path: Path, fields: dict[str, Any], world: int) -
     assert final_weights(killed) == final_weights(whole)
 
 
+def over(job: Job, processes: int) -> Job:
+    """The job with its steps of eight examples shared by another number of processes."""
+    job.config.distill.processes, job.config.distill.accumulation = processes, 4 // processes
+    return job
+
+
+CHANGES = [
+    (2, 1, {}),
+    (1, 2, {"zero_stage": 1}),
+    (2, 4, {"zero_stage": 2}),
+    (2, 1, {"precision": "bfloat16"}),
+    (1, 2, {"zero_stage": 2, "lora": {"rank": 2, "dropout": 0.0}}),
+    (2, 1, {"zero_stage": 1, "offload": True}),
+]
+
+
 @pytest.mark.integration
-def test_another_number_of_processes_is_refused(tmp_path: Path) -> None:
-    job = make_job(tmp_path, make_config(max_steps=4))
+@pytest.mark.parametrize(("before", "after", "fields"), CHANGES, ids=str)
+def test_another_number_of_processes_goes_on_as_the_old_one_would_have(
+    tmp_path: Path, before: int, after: int, fields: dict[str, Any]
+) -> None:
+    """Weights, moments, order of examples and counts: what follows is the run that was not stopped, but rounding."""
+    config = make_config("plain", max_steps=7, checkpoint_every=3, keep_best=False, **fields)
+    whole = over(make_job(tmp_path / "whole", config), before)
+    finish(whole, before)
+    moved = again(whole, tmp_path / "a store [of ours]+")  # a pattern, where DeepSpeed looks for files
+    Run(moved, before).kill_at(5)
+    run = finish(over(moved, after), after)
+    assert f"resumed at step 3 of 7, with {after} processes in place of {before}" in run.messages()
+    close = 2e-2 if "precision" in fields else 1e-4
+    for name in ("train/loss", "train/ce", "train/cosine", "train/gradient_norm", "validation/bits_per_byte"):
+        values, others = read_history(whole, name), read_history(moved, name)
+        assert values.keys() == others.keys()
+        assert all(others[step] == values[step] for step in values if step <= 3)
+        np.testing.assert_allclose(list(others.values()), list(values.values()), rtol=close)
+    alone, shared = load_file(last_weights(whole)), load_file(last_weights(moved))
+    for name in alone:
+        torch.testing.assert_close(shared[name].float(), alone[name].float(), rtol=close, atol=close * 3e-2)
+    told = [json.loads((job.folder / "result.json").read_text()) for job in (whole, moved)]
+    assert told[0]["tokens"] == told[1]["tokens"], "other examples have other lengths"
+    assert [each["processes"] for each in told] == [str(before), f"{before} to step 3, then {after}"]
+    assert sorted(path.name for path in moved.checkpoints.iterdir()) == ["step-00000006", "step-00000007"]
+
+
+def killed_while_converting() -> None:
+    from deepspeed.checkpoint import ds_to_universal
+
+    ds_to_universal._merge_tp_slice_files = lambda *args, **named: os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.integration
+def test_a_kill_while_a_checkpoint_is_converted_leaves_it_whole(tmp_path: Path) -> None:
+    job = over(make_job(tmp_path, make_config("plain", max_steps=4, zero_stage=1)), 2)
+    Run(job, 2).kill_at(2)
+    assert Run(over(job, 1), 1, killed_while_converting).wait() == [-9]
+    (half,) = job.checkpoints.glob(".step-*.universal")
+    whole = job.checkpoints / half.name.removeprefix(".").removesuffix(".universal")
+    assert any(half.rglob("fp32.*"))
+    assert damage(whole) is None
+    finish(over(job, 2), 2)  # as if nobody had tried
+    assert list(read_history(job, "train/loss")) == [1, 2, 3, 4]
+    assert not any(job.checkpoints.glob(".*"))
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        (
+            {},
+            "a step would take 8 examples, not 4.*set processes to 2, batch_size to 2 and accumulation to 1; or train",
+        ),
+        ({"zero_stage": 3}, "under ZeRO 3 each process keeps its part of every parameter"),
+    ],
+)
+def test_another_number_of_processes_is_refused(tmp_path: Path, fields: dict[str, Any], told: str) -> None:
+    job = make_job(tmp_path, make_config("plain", max_steps=4, **fields))
     Run(job).kill_at(2)
+    before = sorted(path.name for path in job.checkpoints.iterdir())
     run = Run(job, world=2)
     assert any(run.wait())
-    assert "was written by 1 processes and cannot be resumed by 2" in run.output()
+    assert re.search("was written by 1 processes and cannot be resumed by 2: " + told, run.output(), re.DOTALL)
+    assert sorted(path.name for path in job.checkpoints.iterdir()) == before
 
 
 @pytest.mark.integration

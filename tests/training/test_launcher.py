@@ -203,5 +203,5 @@ def test_the_command_follows_from_the_processes_and_from_torchrun() -> None:
 
 @pytest.mark.parametrize("field", ["launcher", "hostfile"])
 def test_fields_of_earlier_versions_say_what_to_do_instead(field: str) -> None:
-    with pytest.raises(ConfigError, match=f"distill.{field}: is no field any more.*torchrun"):
+    with pytest.raises(ConfigError, match=f"distill.{field}: is not a field any more.*torchrun"):
         load_config("smoke", {"distill": {field: "slurm"}})

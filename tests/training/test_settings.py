@@ -13,7 +13,7 @@ from sra_core.config import AdaptConfig, DistillConfig, RunConfig
 from sra_core.errors import ConfigError
 from sra_core.training import Job, deepspeed_settings
 from sra_core.training.module import parameter_groups
-from sra_core.training.runtime import make_optimizer
+from sra_core.training.runtime import make_optimizer, start_processes
 
 
 def settings(**fields: Any) -> dict[str, Any]:
@@ -50,7 +50,7 @@ def test_matrices_decay_norms_and_biases_do_not_and_projectors_have_their_own_ra
     for group, (parameters, rate, decay) in zip(groups, expected, strict=True):
         assert [id(p) for p in group["params"]] == [id(p) for p in parameters]
         assert (group["peak"], group["lr"], group["weight_decay"]) == (rate, rate, decay)
-    optimizer = make_optimizer(groups, torch.device("cpu"), offload=False)
+    optimizer = make_optimizer(groups)
     assert [group["peak"] for group in optimizer.param_groups] == [1e-3, 1e-3, 2e-3]
 
 
@@ -141,3 +141,11 @@ def test_a_job_survives_its_file(tmp_path: Any) -> None:
     assert job.training is job.config.adapt
     assert job.objective.name == "sft"
     assert job.side == "teacher"
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    monkeypatch.setenv("LOCAL_RANK", "8")
+    with pytest.raises(ConfigError, match="training process 8 of this machine has no GPU: there are 8") as caught:
+        start_processes("cuda", "bfloat16")
+    assert caught.value.remedy.startswith("set processes to 8 here, or let torchrun")

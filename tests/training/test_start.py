@@ -64,11 +64,11 @@ def test_the_start_is_the_least_squares_map_of_the_untrained_student(job: Job) -
     for number, name in enumerate(("2_1", "3_2")):
         ridge = float(found.notes["projectors"].split("ridge ")[number + 1].split(")")[0])
         expected = plain(own[number].astype(np.float64), other[number].astype(np.float64), ridge)
-        np.testing.assert_allclose(kept[f"{number}.weight"], expected, atol=2e-3)
+        np.testing.assert_allclose(kept[f"projectors.{number}.weight"], expected, atol=2e-3)
         assert -1 <= found.metrics[f"projector_fit_{name}"] <= 1
     module = build_module(job)
     for number, projector in enumerate(module.objective.projectors):
-        assert torch.equal(projector.weight, kept[f"{number}.weight"])
+        assert torch.equal(projector.weight, kept[f"projectors.{number}.weight"])
 
 
 def test_a_try_that_goes_on_finds_what_the_first_one_fitted(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,11 +95,14 @@ def test_a_poor_start_keeps_the_identity_where_widths_are_equal(job: Job, monkey
     for cosine, identity, where, chosen in cases:
         job.projectors.unlink(missing_ok=True)
         one = job.model_copy(update={"config": with_start(job.config, where)})
-        fits = [start.Fit(torch.full((12, 12), 0.5), 0.01, cosine, identity) for _ in range(2)]
+        names = {"projectors.0.weight": "2_1", "projectors.1.weight": "3_2"}
+        fits = {
+            name: (title, start.Fit(torch.full((12, 12), 0.5), 0.01, cosine, identity)) for name, title in names.items()
+        }
         monkeypatch.setattr(start, "_fit", lambda *_, fits=fits: fits)
         found = start.start_projectors(one, Watcher())
         assert found.notes["projectors"].startswith(f"2-1 {chosen} ")
-        kept = load_file(job.projectors)["0.weight"]
+        kept = load_file(job.projectors)["projectors.0.weight"]
         assert torch.equal(kept, torch.eye(12) if chosen == "identity" else torch.full((12, 12), 0.5))
 
 

@@ -28,7 +28,7 @@ def tell(watch: TerminalWatcher, folder: Path) -> None:
 
 def test_a_log_has_plain_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tell(TerminalWatcher(), tmp_path)
-    lines = [re.sub(r", \S+ a second", "", line) for line in capsys.readouterr().out.splitlines()]
+    lines = [re.sub(r", \S+ per second", "", line) for line in capsys.readouterr().out.splitlines()]
     assert lines[:4] == [
         "distill 0123456789abcdef  train",
         "  1/2 batches",

@@ -78,7 +78,7 @@ class Ledger:
     def __init__(self, uri: str, experiment: str, artifacts: Path | None) -> None:
         if uri.partition(":")[0].partition("+")[0] not in _SCHEMES:
             raise ConfigError(
-                f"tracking.uri {redact_text(uri)!r} is no tracking server or database",
+                f"tracking.uri {redact_text(uri)!r} is not a tracking server or database",
                 "give an address such as http://127.0.0.1:5000 or a database such as sqlite:////folder/mlflow.db",
             )
         self._uri, self._experiment, self._artifacts = uri, experiment, artifacts
