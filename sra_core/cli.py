@@ -78,6 +78,44 @@ def root(
 
 
 @app.command()
+def init(
+    path: Annotated[Path, typer.Argument(help="The recipe to write, such as mine.yaml.")],
+    teacher: Annotated[str | None, typer.Option(help="Hub id, local folder or GGUF file of the teacher.")] = None,
+    student: Annotated[
+        str | None, typer.Option(help="Likewise of the student; `teacher` takes half of the teacher's layers.")
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help="JSONL, Parquet or CSV file, a folder of these, a hub data set, or `python-docs`."),
+    ] = None,
+) -> None:
+    """Write a recipe for a teacher, a student and data; on a terminal, what is not given is asked."""
+    from sra_core.init import guesses, require_new, write_recipe
+
+    require_new(path)
+    given = {
+        "teacher": ("Teacher (hub id, folder or GGUF file)", teacher),
+        "student": ("Student (likewise, or `teacher` for half of its layers)", student),
+        "data": ("Data (file, folder or hub data set, or `python-docs`)", data),
+    }
+    missing = [name for name, (_, value) in given.items() if not value]
+    if missing and not sys.stdin.isatty():
+        problem = f"not given: {', '.join(missing)}; and there is no terminal to ask on"
+        raise ConfigError(problem, f"add {' '.join(f'--{name} ...' for name in missing)}")
+    told = {name: value or typer.prompt(question) for name, (question, value) in given.items()}
+    with console.status("looking at the models, and at the first examples"):
+        found = guesses(path.stem, **told)
+    write_recipe(path, found)
+    console.print(f"{path} is written. What was guessed, and from what (the file says it too):\n", soft_wrap=True)
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for guess in found:
+        if guess.why:
+            table.add_row(f"  {guess.field}", escape(str(guess.value)), f"[dim]{escape(guess.why)}")
+    console.print(table)
+    console.print(as_typed(f"\nNext: `sra doctor {path}`, `sra plan {path}`, `sra run {path}`"), soft_wrap=True)
+
+
+@app.command()
 def run(recipe: Recipe, settings: Settings = None) -> None:
     """Run the whole pipeline: prepare, cache, distill, evaluate."""
     from sra_core import stages
@@ -93,6 +131,7 @@ def run(recipe: Recipe, settings: Settings = None) -> None:
     if config.tracking.enabled:
         say.append(f"Runs in MLflow: {tracking_uri(config)}, opened by: {sra} ui {recipe}{chosen}")
     say.append(f"To compare it:  {sra} compare {results['evaluate'].folder} OTHER ...")
+    say.append(f"To publish it:  {sra} publish {results['evaluate'].folder} --to OWNER/NAME")
     say.append(f"Another try:    {sra} run {recipe}{chosen} --set distill.learning_rate=1e-3")
     say.append("                (finished stages are kept)")
     console.print("\n".join(["", *say]), soft_wrap=True)
@@ -391,44 +430,6 @@ def ui(recipe: Recipe = "quickstart", settings: Settings = None) -> None:
     finally:
         stop([server])
     raise typer.Exit(status)
-
-
-@app.command()
-def init(
-    path: Annotated[Path, typer.Argument(help="The recipe to write, such as mine.yaml.")],
-    teacher: Annotated[str | None, typer.Option(help="Hub id, local folder or GGUF file of the teacher.")] = None,
-    student: Annotated[
-        str | None, typer.Option(help="Likewise of the student; `teacher` takes half of the teacher's layers.")
-    ] = None,
-    data: Annotated[
-        str | None,
-        typer.Option(help="JSONL, Parquet or CSV file, a folder of these, a hub data set, or `python-docs`."),
-    ] = None,
-) -> None:
-    """Write a recipe for a teacher, a student and data; on a terminal, what is not given is asked."""
-    from sra_core.init import guesses, require_new, write_recipe
-
-    require_new(path)
-    given = {
-        "teacher": ("Teacher (hub id, folder or GGUF file)", teacher),
-        "student": ("Student (likewise, or `teacher` for half of its layers)", student),
-        "data": ("Data (file, folder or hub data set, or `python-docs`)", data),
-    }
-    missing = [name for name, (_, value) in given.items() if not value]
-    if missing and not sys.stdin.isatty():
-        problem = f"not given: {', '.join(missing)}; and there is no terminal to ask on"
-        raise ConfigError(problem, f"add {' '.join(f'--{name} ...' for name in missing)}")
-    told = {name: value or typer.prompt(question) for name, (question, value) in given.items()}
-    with console.status("looking at the models, and at the first examples"):
-        found = guesses(path.stem, **told)
-    write_recipe(path, found)
-    console.print(f"{path} is written. What was guessed, and from what (the file says it too):\n", soft_wrap=True)
-    table = Table(box=None, show_header=False, pad_edge=False)
-    for guess in found:
-        if guess.why:
-            table.add_row(f"  {guess.field}", escape(str(guess.value)), f"[dim]{escape(guess.why)}")
-    console.print(table)
-    console.print(as_typed(f"\nNext: `sra doctor {path}`, `sra plan {path}`, `sra run {path}`"), soft_wrap=True)
 
 
 @app.command()

@@ -24,7 +24,20 @@ def sra(*arguments: str, store: Path | None = None) -> subprocess.CompletedProce
 
 def test_help_lists_every_command() -> None:
     shown = sra("--help").stdout
-    for command in ("run", "prepare", "cache", "distill", "evaluate", "audit", "doctor", "verify", "fields", "recipes"):
+    for command in (
+        "run",
+        "prepare",
+        "cache",
+        "distill",
+        "evaluate",
+        "audit",
+        "doctor",
+        "verify",
+        "fields",
+        "recipes",
+        "init",
+        "publish",
+    ):
         assert command in shown
 
 
@@ -52,6 +65,7 @@ def test_run_on_a_finished_store_ends_with_scores_and_what_to_do_next(smoke_run:
     assert done.stdout.count("already done") == 4
     assert "bits per byte" in done.stdout
     assert f"{smoke_run.results['distill'].folder}/student" in done.stdout.replace("\n", "")
+    assert f"publish {smoke_run.results['evaluate'].folder} --to OWNER/NAME" in done.stdout
 
 
 def test_an_error_is_printed_with_its_remedy_and_no_traceback(tmp_path: Path) -> None:
