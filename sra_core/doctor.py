@@ -146,6 +146,7 @@ def _remote_store(url: str) -> Finding:
 def _teacher(config: RunConfig) -> Iterator[Finding]:
     from sra_core.models import is_at_hand
 
+    told: set[str] = set()
     for part, ref, check in _models(config):
         try:
             if not is_at_hand(ref):
@@ -153,7 +154,9 @@ def _teacher(config: RunConfig) -> Iterator[Finding]:
                 continue
             check()
         except SraError as error:
-            yield Finding("bad", f"{part}: {error.problem} -> {error.remedy}")
+            if error.problem not in told:  # a model and its tokenizer may lie in one folder
+                yield Finding("bad", f"{part}: {error.problem} -> {error.remedy}")
+            told.add(error.problem)
         else:
             yield Finding("good", f"{part} {ref.source} is at hand")
     for part, ref in (("teacher", config.teacher), ("student", config.student)):

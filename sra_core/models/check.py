@@ -90,11 +90,13 @@ def require_embeddings(ref: ModelRef, tokenizer: Any, chat: bool) -> None:
     that merely looks like one is tokenized as text.
 
     Raises:
-        ModelError: Names the tokens.
+        ModelError: Names the tokens; or there is no config of a decoder to tell its embeddings from.
     """
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(resolve(ref, weights=False), trust_remote_code=ref.trust_remote_code)
+    folder = Path(resolve(ref, weights=False))
+    check_config(folder, ref)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=ref.trust_remote_code)
     rows, added = config.get_text_config().vocab_size, tokenizer.added_tokens_decoder
     template = str(tokenizer.chat_template) if chat else ""
     beyond = {}

@@ -24,9 +24,11 @@ def layer_count_of(ref: ModelRef) -> int:
     def read() -> int:
         from transformers import AutoConfig
 
+        from sra_core.models.structure import layer_count
+
         check_config(folder, ref)
         config = AutoConfig.from_pretrained(folder, trust_remote_code=ref.trust_remote_code)
-        return int(config.get_text_config().num_hidden_layers)
+        return layer_count(config)
 
     return remembered("layers", [folder / "config.json"], read)
 

@@ -30,13 +30,22 @@ __all__ = [
 
 _BEFORE_HEAD = {"modernbert-decoder": "lm_head", "electra": "generator_predictions"}
 """What stands between the final norm and the linear head, token by token, by type of model."""
+_CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+"""What configs call the bound that a tanh puts on logits; RecurrentGemma and xLSTM have names of their own."""
 _PROBE = ((3, 4, 5), (3, 4, 6))  # two texts that differ in their last token only
 
 
 def layer_count(model_or_config: Any) -> int:
-    """The number of decoder layers of a model (wrapped or not) or of its config."""
+    """The number of decoder layers of a model (wrapped or not) or of its config.
+
+    Raises:
+        ModelError: it does not say.
+    """
     config = model_or_config if not isinstance(model_or_config, nn.Module) else unwrap(model_or_config).config
-    return int(config.get_text_config().num_hidden_layers)
+    count = getattr(config.get_text_config(), "num_hidden_layers", None)
+    if not isinstance(count, int):
+        raise ModelError(f"a config of type {config.model_type} names no number of layers", "use another architecture")
+    return count
 
 
 def unwrap(model: nn.Module) -> PreTrainedModel:
@@ -127,7 +136,7 @@ def weight_of(module: nn.Module, name: str = "weight") -> Tensor:
 
 
 def lm_head(model: nn.Module) -> Head:
-    """The LM head as tensors; a constant factor on the logits (Granite, Cohere, Falcon-H1) is folded into the weight.
+    """The LM head as tensors; a constant factor on the logits (Granite, Cohere, Inkling) is folded into the weight.
 
     The weight is the model's own parameter where there is no such factor, so that gradients reach it.
 
@@ -146,13 +155,16 @@ def lm_head(model: nn.Module) -> Head:
     bias = None if getattr(linear, "bias", None) is None else weight_of(linear, "bias")
     if factor != 1.0:
         weight, bias = weight * factor, None if bias is None else bias * factor
-    return Head(weight, bias, getattr(config, "final_logit_softcapping", None))
+    caps = (getattr(config, name, None) for name in _CAPS)
+    return Head(weight, bias, next(filter(None, caps), None))
 
 
 def _logit_factor(config: Any) -> float:
     kind = config.model_type
     if kind.startswith(("granite", "minicpm")) and getattr(config, "logits_scaling", None):
         return 1.0 / config.logits_scaling
+    if getattr(config, "logits_mup_width_multiplier", None):  # Inkling
+        return 1.0 / config.logits_mup_width_multiplier
     for name in ("logit_scale", "lm_head_multiplier", "logits_scaling"):
         value = getattr(config, name, None)
         if isinstance(value, int | float):
@@ -193,4 +205,4 @@ def check_decoder(model: PreTrainedModel, name: str) -> None:
 
 
 def _close(left: Tensor, right: Tensor, tolerance: float) -> bool:
-    return bool((left - right).abs().max() <= tolerance * right.abs().max())
+    return left.shape == right.shape and bool((left - right).abs().max() <= tolerance * right.abs().max())

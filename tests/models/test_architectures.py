@@ -26,6 +26,7 @@ SAMPLE = [
     "bart",
     "bert",
     "bloom",
+    "blt",
     "cohere2",
     "deepseek_v3",
     "doge",
@@ -45,6 +46,8 @@ SAMPLE = [
     "modernbert-decoder",
     "mpt",
     "phi3",
+    "recurrent_gemma",
+    "xlstm",
 ]
 
 

@@ -219,6 +219,18 @@ def test_a_folder_is_refused_for_its_own_cause(kind: str, folder: Path, monkeypa
         load_model(reference(folder))
 
 
+@pytest.mark.parametrize("kind", FOLDERS)
+def test_the_doctor_tells_it_once_and_looks_at_all_the_rest(kind: str, folder: Path, tmp_path: Path) -> None:
+    spoil, problem, remedy = FOLDERS[kind]
+    spoil(folder)
+    changes = {"store": str(tmp_path / "store"), "teacher": {"source": str(folder)}}
+    findings = examine(load_config("smoke", changes))
+    bad = [finding.text for finding in findings if finding.level == "bad"]
+    assert [text for text in bad if not text.startswith("teacher's tokenizer: ")] == bad[:1]
+    assert re.search(f"^teacher: .*{problem}.* -> .*{remedy}", bad[0])
+    assert any(finding.text.startswith("corpus ") for finding in findings)
+
+
 LOST = "model.layers.1.mlp.up_proj.weight"
 STATES: dict[str, tuple[Callable[[dict[str, Any]], dict[str, Any]], str]] = {
     "one is missing": (lambda kept: {k: v for k, v in kept.items() if k != LOST}, f"lack 1 tensors .*: {LOST}"),

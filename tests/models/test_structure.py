@@ -37,6 +37,7 @@ def test_resolve_layer_refuses(layer: int) -> None:
         ("granite", {"logits_scaling": 8.0}),
         ("hyperclovax", {"logits_scaling": 3.0}),
         ("gemma2", {"final_logit_softcapping": 5.0}),
+        ("recurrent_gemma", {"logits_soft_cap": 0.5, "lru_width": 32}),
         ("phi", {}),  # a head with a bias
         ("gpt2", {}),  # tied
         ("gpt_neox", {}),  # its own name for the head

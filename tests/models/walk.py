@@ -47,9 +47,12 @@ SIZES: dict[str, int] = {
 
 
 LEFT_OUT = {
-    "falcon_h1": "its tiny model does not come to an end",
-    "kimi_linear": "its plain implementation takes a minute",
-    "xlm": "it stays too large for a test",
+    **dict.fromkeys(("gemma4_assistant", "gemma4_unified_assistant"), "drafts from the cache of another model"),
+    **dict.fromkeys(
+        ("musicgen", "musicgen_melody"), "its decoder has a config of its own, which names no causal model"
+    ),
+    "dots3_note": "its towers for pictures and sound can't be shrunk so; dots3_note_text is its decoder",
+    "gemma3n": "its vision tower needs the package timm; gemma3n_text is its decoder",
 }
 
 
@@ -67,7 +70,7 @@ def shrunk(values: dict[str, Any]) -> dict[str, Any]:
         if name == "per_layer_config":
             value = {}  # sizes of single layers
         elif isinstance(value, dict) and name.endswith("_config"):
-            value = shrunk(value)
+            value = shrunk(value) | OVERRIDES.get(value.get("model_type", ""), {})
         elif name in SIZES and isinstance(value, int):
             value = min(value, SIZES[name])
         elif name in ASKED and value is None:
@@ -91,9 +94,16 @@ _ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 _CONVOLUTIONS = {"layer_types": ["conv", "full_attention"] * 2}
 _MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 8}
 _SHARED = {"num_kv_shared_layers": 2, "layer_types": ["sliding_attention", "full_attention"] * 2}
+_BYTES = {"num_attention_heads": HEADS, "num_hidden_layers": LAYERS, "intermediate_size": 2 * WIDTH, "vocab_size": 260}
+_SHARED_BLOCKS = {
+    "layers_block_type": ["linear_attention", "hybrid"] * 2,
+    "num_key_value_heads": HEADS,
+    "attention_hidden_size": 2 * WIDTH,
+    "attention_head_dim": 2 * WIDTH // HEADS,
+}
 OVERRIDES: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("axk1", "axk2", "deepseek_v2", "deepseek_v3", "deepseek_v32", "glm_moe_dsa", "minicpm3"), _MLA),
-    **dict.fromkeys(("sarvam_mla", "youtu", "kimi_linear", "glm4_moe_lite"), _MLA),
+    **dict.fromkeys(("sarvam_mla", "youtu", "glm4_moe_lite"), _MLA),
     "bailing_hybrid": _MLA
     | {
         "num_expert_group": 1,
@@ -116,6 +126,46 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     | {"hidden_size_per_layer_input": 8, "laurel_rank": 4, "intermediate_size": [64] * 4}
     | {"activation_sparsity_pattern": [0.0] * 4, "vocab_size_per_layer_input": VOCABULARY},
     **dict.fromkeys(("axk2", "deepseek_v32", "glm_moe_dsa"), _MLA | {"index_topk": 8, "index_n_heads": 2}),
+    "blt": {
+        "encoder_hash_byte_group_vocab": 500,
+        "patcher_config": {**_BYTES, "hidden_size": WIDTH},
+        "encoder_config": {**_BYTES, "hidden_size": WIDTH, "hidden_size_global": 2 * WIDTH},
+        "decoder_config": {**_BYTES, "hidden_size": WIDTH, "hidden_size_global": 2 * WIDTH},
+        "global_config": {**_BYTES, "hidden_size": 2 * WIDTH},
+    },
+    "dbrx": {
+        "attn_config": {"kv_n_heads": GROUPS, "rope_theta": 10000.0, "clip_qkv": 8.0},
+        "ffn_config": {"ffn_hidden_size": 2 * WIDTH, "moe_num_experts": 4, "moe_top_k": 2},
+    },
+    "dory": {
+        "n_input_layers": 1,
+        "n_recurrent_layers": 2,
+        "n_output_layers": 1,
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+    },
+    "dots3_note_text": _MLA
+    | {"head_dim": 16, "index_topk": 8, "index_n_heads": 2, "shared_experts_intermediate_size": 16},
+    "qwen4_exp_text": {"linear_key_head_dim": 8, "linear_value_head_dim": 8, "linear_num_key_heads": 2}
+    | {"linear_num_value_heads": HEADS, "ngram_vocab_size_base": 100, "make_ngram_vocab_size_divisible_by": 8}
+    | {"hc_lowrank": 8, "split_ngram_parts": 1, "indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 8}
+    | {"indexer_budget": 8, "indexer_compress_ratio": 2},
+    "reformer": {"is_decoder": True, "attn_layers": ["local", "lsh"] * 2, "axial_pos_embds": False, "num_buckets": 4}
+    | {"feed_forward_size": 64, "local_attn_chunk_length": 8, "lsh_attn_chunk_length": 8, "hash_seed": 0},
+    "xlstm": {"embedding_dim": WIDTH, "num_blocks": LAYERS, "num_heads": HEADS, "chunk_size": 16},
+    "zamba": _SHARED_BLOCKS | {"mamba_dt_rank": 2},
+    "zamba2": _SHARED_BLOCKS
+    | {
+        "n_mamba_heads": HEADS,
+        "hybrid_layer_ids": [1, 3],
+        "mamba_headdim": 16,
+        "kv_channels": 8,
+        "num_query_groups": HEADS,
+    },
+    "falcon_h1": {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8},
+    "kimi_linear": _MLA
+    | {"layer_types": ["linear_attention", "full_attention"] * 2, "mlp_layer_types": ["dense"] * 4}
+    | {"linear_head_dim": 8, "linear_num_heads": HEADS},
+    "xlm": {"emb_dim": WIDTH},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
     "phi3": {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 1.0}},
 }
@@ -166,7 +216,9 @@ def outcome(name: str) -> str:
             assert near(logits, whole.logits[0]), f"{name}: logits"
             for layer in [each for each in layers if each < count]:
                 # Mamba's hidden states begin after the first layer, all others' before it
-                known = whole.hidden_states[layer - 1 : layer + 1]
+                known = whole.hidden_states
+                if len(known) == count + 1:  # else layers are run in loops, and each time counts
+                    known = known[layer - 1 : layer + 1]
                 own = found.hidden[layer][begin:end]
                 assert any(near(own, each[0]) for each in known), f"{name}: layer {layer}"
         rows = [layer for layer in layers if _has_row(model, ids, starts, layer)]
