@@ -124,6 +124,7 @@ def run_grid(config: RunConfig, variants: Sequence[str] = (), seeds: Sequence[in
 
 
 def _name_flow_run(name: str) -> None:
+    name = redact_text(name)
     if flow_run.id and flow_run.name != name:
         with get_client(sync_client=True) as client:
             client.update_flow_run(flow_run.id, name=name)

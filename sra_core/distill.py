@@ -13,7 +13,7 @@ from sra_core.objective import teacher_needs
 from sra_core.runs import Run
 from sra_core.shards import SCHEMA_VERSION, STUDENT, Manifest, StageFolder
 from sra_core.training import learning_curves
-from sra_core.watch import Watcher
+from sra_core.watch import Watcher, redact_text
 
 if TYPE_CHECKING:
     from sra_core.training import Job
@@ -143,7 +143,7 @@ def show_curves(config: RunConfig, manifest: Manifest, watch: Watcher) -> None:
 
     def draw() -> Any:
         history = read_history(Path(manifest.folder) / HISTORY)
-        return learning_curves(history, _CURVES, f"{config.name}: {config.objective.name}")
+        return learning_curves(history, _CURVES, redact_text(f"{config.name}: {config.objective.name}"))
 
     watch.figure("loss_terms", draw)
 

@@ -16,6 +16,7 @@ from sra_core.bench.report import Report
 from sra_core.compare import Comparison, EvaluatedRun, Interval, ModelScores, compare_all, interval, read_run
 from sra_core.compare.results import METRICS, Metric
 from sra_core.errors import EvaluationError
+from sra_core.watch import redact_text
 
 __all__ = ["Found", "collect", "compare"]
 
@@ -60,7 +61,7 @@ def compare(bench: Bench, found: Sequence[Found]) -> Report:
     """
     done = [each.cell.name for each in found]
     report = Report(
-        title=bench.config.name,
+        title=redact_text(bench.config.name),
         reference=bench.config.bench.reference,
         variants=list(dict.fromkeys(cell.variant for cell in bench.cells)),
         done=done,

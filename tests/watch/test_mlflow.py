@@ -471,6 +471,7 @@ def test_nothing_is_lost_while_the_server_is_away(
 def test_secrets_reach_neither_database_nor_artifacts(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     planted = "s3cr3t-pa55phrase"
     monkeypatch.setenv("STORE_ACCESS_KEY", planted)
+    config.name = f"run {planted}"
     # A whole config with these is refused; parts of one are changed behind its back, and masked all the same.
     config.corpus.source, config.corpus.system = f"https://ann:{planted}@host/data.jsonl", f"Say {planted}"
     config.distill.deepspeed = {"wandb": {"api_key": planted}}
@@ -480,6 +481,9 @@ def test_secrets_reach_neither_database_nor_artifacts(config: RunConfig, monkeyp
         watch.table("samples", [{"question": planted}])
         watch.markdown("audit", planted)
         watch.failed(OSError(planted))
+        alone = MlflowWatcher(config)
+        alone.begin("distill", "distill-fp", config, "", reused=False)
+        alone.end(_manifest(config, "distill"))
     files = [path for path in Path(config.store).rglob("*") if path.is_file()]
     assert len(files) >= 3
     assert [path for path in files if planted.encode() in path.read_bytes()] == []

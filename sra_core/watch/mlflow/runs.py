@@ -82,7 +82,7 @@ class PipelineRun:
                 "do": "open",
                 "run": self.key,
                 "parent": parent.key if parent else None,
-                "name": name or (config.grid_title if grid else config.title),
+                "name": redact_text(name or (config.grid_title if grid else config.title)),
                 "match": {"kind": kind, "config": describe.config_digest(config, grid=grid)},
                 "tags": {**describe.process_tags(), **redact(self.tags)},
                 **describe.parameters(config, grid=grid),
@@ -229,7 +229,7 @@ class MlflowWatcher(Watcher):
         self._put(
             "open",
             parent=self._parent.key if self._parent else None,
-            name=stage if self._parent else f"{title} · {stage}",
+            name=stage if self._parent else redact_text(f"{title} · {stage}"),
             match={"stage": stage, "fingerprint": fingerprint},
             tags={**describe.process_tags(), **redact(self._tags), "plan": redact_text(plan)[: describe.LONGEST_VALUE]},
             **describe.parameters(config),
@@ -286,9 +286,8 @@ class MlflowWatcher(Watcher):
             self._put("inputs", inputs=describe.manifest_inputs(manifest))
         self._put("tags", tags={**describe.manifest_tags(manifest), "error": ""})
         if manifest.stage == "distill" and not self._repeats:
-            self._put(
-                "model", name=f"{self._config.name}-student", fingerprint=manifest.fingerprint, path=manifest.folder
-            )
+            name = redact_text(f"{self._config.name}-student")
+            self._put("model", name=name, fingerprint=manifest.fingerprint, path=manifest.folder)
         self._close("FINISHED", PATIENCE)
 
     def failed(self, error: BaseException) -> None:
