@@ -207,7 +207,7 @@ def test_cancelling_ends_all_ranks(stack: Stack) -> None:
     flow_run = stack.trigger("pipeline", recipe="smoke", overrides=overrides)
     _training(stack, flow_run, 20)
     folder = overrides["store"]
-    ranks = processes_with("sra_core.training") + processes_with(folder)
+    ranks = processes_with(folder)  # others of this machine may train too
     assert len(ranks) >= 2
     stack.set_state(flow_run, "CANCELLING")
     stack.wait(flow_run, "CANCELLED", seconds=90)
