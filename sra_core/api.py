@@ -129,7 +129,7 @@ def _loaded(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
     if isinstance(tokenizer, (str, Path)):
         from sra_core.models import load_tokenizer
 
-        return load_tokenizer(ModelRef(source=str(tokenizer)))
+        return load_tokenizer(ModelRef(source=str(tokenizer), trust_remote_code=False))
     if not hasattr(tokenizer, "backend_tokenizer"):
         raise TokenizerError(
             f"a {type(tokenizer).__name__} is no fast tokenizer of transformers",

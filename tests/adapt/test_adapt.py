@@ -40,7 +40,7 @@ def test_the_identity_holds_training_data_teacher_and_seed_but_not_the_switch(tm
         return identity(run)
 
     first = of(base)
-    assert of(base.model_copy(update={"seed": 5})) != first
+    assert of(config_with(tmp_path, seed=5)) != first
     assert of(base, "q") != first
     assert of(config_with(tmp_path, learning_rate=1e-3)) != first
     assert of(config_with(tmp_path, log_every=3)) == first
@@ -76,8 +76,8 @@ def test_an_adapter_kept_alone_gives_the_teacher_that_was_merged(
 
 
 def test_students_of_several_seeds_learn_from_one_adapted_teacher(tmp_path: Path) -> None:
-    def adapted(seed: int, **adapt: Any) -> str:
-        config = load_config("smoke", {"store": str(tmp_path), "seed": seed, "adapt": {"enabled": True, **adapt}})
-        return Run(config).fingerprint("adapt")
+    def adapted(seed: int) -> str:
+        return Run(config_with(tmp_path).model_copy(update={"seed": seed})).fingerprint("adapt")
 
-    assert adapted(1) == adapted(2) != adapted(1, seed=7)
+    other = Run(config_with(tmp_path, seed=7)).fingerprint("adapt")
+    assert adapted(1) == adapted(2) != other

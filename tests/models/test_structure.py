@@ -116,5 +116,5 @@ def test_an_encoder_decoder_is_refused() -> None:
 
 
 def test_something_else_is_refused() -> None:
-    with pytest.raises(ModelError, match="no transformers model"):
+    with pytest.raises(ModelError, match="is not a transformers model"):
         lm_head(nn.Linear(2, 2))

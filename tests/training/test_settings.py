@@ -115,7 +115,7 @@ def test_micro_batches_cut_a_batch_without_changing_the_step(tmp_path: Any) -> N
     cut = job(batch_size=8, accumulation=3, micro_batch=2)
     assert (cut.micro, cut.forwards) == (2, 12)
     assert job(batch_size=8, micro_batch="auto").micro == 8
-    with pytest.raises(ValidationError, match="no divisor of batch_size 8"):
+    with pytest.raises(ValidationError, match="does not divide batch_size 8"):
         DistillConfig(batch_size=8, micro_batch=3)
 
 
