@@ -31,7 +31,10 @@ def licence_of(ref: ModelRef) -> str:
     if ref.source.startswith("random:"):
         return MADE_HERE
     path = Path(ref.source).expanduser()
-    named = licence_in(path) if path.suffix == ".gguf" else _of_card(Path(resolve(ref, weights=False)) / "README.md")
+    if path.suffix == ".gguf" and not ref.source.startswith("package:"):  # of a packaged file the header is gone
+        named = licence_in(path)
+    else:
+        named = _of_card(Path(resolve(ref, weights=False)) / "README.md")
     return (named or ref.terms or "").strip().lower()
 
 

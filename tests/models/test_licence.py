@@ -11,7 +11,7 @@ import pytest
 
 from sra_core.config import ModelRef
 from sra_core.errors import ModelError
-from sra_core.models import MADE_HERE, licence_of, resolve
+from sra_core.models import MADE_HERE, licence, licence_of, resolve
 
 
 @pytest.fixture
@@ -49,6 +49,12 @@ def test_of_a_gguf_file(tmp_path: Path) -> None:
     writer.write_tensors_to_file()
     writer.close()
     assert licence_of(ModelRef(source=str(path), terms="mit")) == "cc-by-nd-4.0"
+
+
+@pytest.mark.parametrize("member", ["tiny.gguf", "tiny.gguf.part{0..1}"])
+def test_of_a_packaged_file(folder: Path, member: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(licence, "resolve", lambda ref, weights: str(folder))
+    assert licence_of(ModelRef(source=f"package:tiny==1.0/tiny/{member}", terms="Apache-2.0")) == "apache-2.0"
 
 
 def test_of_models_without_one(folder: Path) -> None:
