@@ -114,7 +114,8 @@ def evaluation_sets(
             watch.message(f"data set {found.name} has no example to score: it is left out")
     if not kept:
         raise EvaluationError(
-            "there is no test example to score", "raise corpus.test_share or corpus.max_test, or look at evaluate.leaks"
+            "there is no test example to score",
+            "raise corpus.test_share; where examples were left out as leaked, look at evaluate.leaks",
         )
     return kept, counts
 

@@ -90,6 +90,8 @@ def _fit(job: Job, module: DistillModule, watch: Watcher) -> dict[str, tuple[str
     size = training.batch_size * training.accumulation * training.processes
     seen = total_steps(training, len(prepared), size) * size
     count = min(len(prepared), MOST_TEXTS, max(FEWEST_TEXTS, round(_SHARE * seen)))
+    if count < 2:  # one to fit to and one held out
+        return {}
     order = np.random.default_rng(job.config.seed).permutation(len(prepared))[:count]
     batches = np.array_split(order, max(2, -(-count // training.batch_size)))
     fits: dict[str, tuple[str, RidgeFit]] = {}

@@ -17,7 +17,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sra_core import stages
 from sra_core.config import RunConfig
-from sra_core.errors import ConfigError, ManifestMismatch
+from sra_core.config.load import load_config
+from sra_core.errors import ConfigError, EvaluationError, ManifestMismatch
 from sra_core.models import bits_per_byte, initial_student, load_model, load_tokenizers
 from sra_core.runs import Run
 from sra_core.shards import Manifest, PreparedSet, TeacherSet
@@ -223,6 +224,17 @@ def test_layers_that_a_model_lacks_are_refused_before_anything_runs(
     with pytest.raises(ConfigError, match=f"layer {max(layers[0])}"):
         stages.run(config)
     assert not (tmp_path / "store").exists()
+
+
+def test_a_corpus_without_a_test_example_is_refused_before_the_teacher_runs(tmp_path: Path) -> None:
+    rows = [{"instruction": f"What is {number}?", "response": f"It is the number {number}."} for number in range(12)]
+    (tmp_path / "few.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    corpus = {"source": str(tmp_path / "few.jsonl"), "test_share": 0.0}
+    store = {"store": str(tmp_path / "store"), "tracking": {"enabled": False}}
+    with pytest.raises(EvaluationError, match="the corpus has no test example") as caught:
+        stages.run(load_config("smoke", {**store, "corpus": corpus}))
+    assert "corpus.test_share" in caught.value.remedy
+    assert not (tmp_path / "store" / "teacher").exists()
 
 
 def test_scores_of_another_model_are_not_reused(own_store: RunConfig) -> None:

@@ -77,6 +77,12 @@ def test_a_try_that_goes_on_finds_what_the_first_one_fitted(job: Job, monkeypatc
     assert start.start_projectors(job, Watcher()) == first
 
 
+def test_a_single_text_is_too_few_for_a_fit(tmp_path: Path) -> None:
+    job = make_job(tmp_path, make_config("plain"), examples=1)
+    assert start.start_projectors(job, Watcher()) == start.Starts()
+    assert not job.projectors.exists()
+
+
 @pytest.mark.parametrize("where", ["random", "identity"])
 def test_a_start_that_the_config_fixes_is_not_fitted(job: Job, where: str) -> None:
     fixed = job.model_copy(update={"config": with_start(job.config, where)})
