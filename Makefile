@@ -33,7 +33,7 @@ $(TOOLS): $(READY)
 	$(call step,Installing the tools that tests and checks need,$(INSTALL) --editable '.[dev]')
 	@touch $@
 
-demo: $(READY)  ## Distil a real teacher into a small student on this machine's CPU (about 6 minutes)
+demo: $(READY)  ## Distil a real teacher into a small student on this machine's CPU (about 5 minutes)
 	$(call step,Distilling: sra run $(RECIPE),$(BIN)/sra run $(RECIPE))
 	@echo "Next: \`make ui\` shows the runs in MLflow; README.md tells how to use your own models and data."
 
