@@ -21,7 +21,7 @@ from flows.watcher import PrefectWatcher
 from sra_core.bench import Bench, Report, bench_report, run_cells
 from sra_core.config import RunConfig
 from sra_core.config.load import load_config, parse_overrides
-from sra_core.doctor import check_datasets, check_layers, check_models, check_tools
+from sra_core.doctor import check_datasets, check_devices, check_examples, check_layers, check_models, check_tools
 from sra_core.errors import SraError, StorageError
 from sra_core.plan import stage_seconds
 from sra_core.processes import outlive_readers
@@ -76,12 +76,15 @@ def _run_stages(stages: Iterable[str], run: Run, parent: PipelineRun | None) -> 
     with closing(FlowSummary(run.config.title, run.config, parent)) as summary:
         check_models(run.config)
         check_layers(run.config)
+        check_devices(run.config)
         if "evaluate" in stages:
             check_tools(run.config)
             check_datasets(run.config)
         for stage in stages:
             made[stage] = stage_task(stage, _run_one)(stage, run, parent)
             summary.add(made[stage])
+            if stage == "prepare" and "evaluate" in stages:
+                check_examples(run.config, made[stage])
     return made
 
 

@@ -14,15 +14,16 @@ from pathlib import Path
 from typing import Literal
 
 from sra_core.config import ModelRef, RunConfig
-from sra_core.errors import ConfigError, DataError, SraError
+from sra_core.errors import ConfigError, DataError, EvaluationError, SraError
 from sra_core.runs import settled
-from sra_core.shards import Remote, is_url, local_copy
+from sra_core.shards import Manifest, Remote, is_url, local_copy
 
 __all__ = [
     "Finding",
     "check_corpus",
     "check_datasets",
     "check_devices",
+    "check_examples",
     "check_layers",
     "check_models",
     "check_tools",
@@ -360,6 +361,19 @@ def check_tools(config: RunConfig) -> None:
 
     require_lm_eval(config.evaluate.lm_eval)
     pick_backend(config.evaluate.backend, pick_device(config.evaluate.device))
+
+
+def check_examples(config: RunConfig, prepared: Manifest) -> None:
+    """Refuse prepared examples of which none could be scored, before the teacher runs over them.
+
+    Raises:
+        EvaluationError: Names what to raise.
+    """
+    if prepared.rows("train") and not prepared.rows("test") and not config.evaluate.datasets:
+        raise EvaluationError(
+            "the corpus has no test example, so that nothing could be scored",
+            "raise corpus.test_share (0.2 takes every fifth example), or name evaluate.datasets",
+        )
 
 
 def check_datasets(config: RunConfig) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from concurrent.futures import Executor
 
 from sra_core.config import RunConfig
-from sra_core.errors import ConfigError, EvaluationError
+from sra_core.errors import ConfigError
 from sra_core.processes import shard_executor
 from sra_core.runs import Run
 from sra_core.shards import Manifest
@@ -196,7 +196,7 @@ def run(config: RunConfig | Run, watch: Watcher | None = None) -> dict[str, Mani
         DataError: A data set of evaluation that cannot be read.
         EvaluationError: The corpus has no test example and no other data set is named: found before the teacher runs.
     """
-    from sra_core.doctor import check_datasets, check_devices, check_layers, check_models, check_tools
+    from sra_core.doctor import check_datasets, check_devices, check_examples, check_layers, check_models, check_tools
 
     settled = Run.of(config)
     check_models(settled.config)  # before the run is identified, which reads and converts whole models
@@ -208,9 +208,6 @@ def run(config: RunConfig | Run, watch: Watcher | None = None) -> dict[str, Mani
     results: dict[str, Manifest] = {}
     for name in settled.stages:
         results[name] = STAGES[name](settled, watch)
-        if name == "prepare" and not results[name].rows("test") and not settled.config.evaluate.datasets:
-            raise EvaluationError(
-                "the corpus has no test example, so that nothing could be scored",
-                "raise corpus.test_share (0.2 takes every fifth example), or name evaluate.datasets",
-            )
+        if name == "prepare":
+            check_examples(settled.config, results[name])
     return results

@@ -60,6 +60,7 @@ def _seconds(bench: Bench, cell: Cell, scores: Manifest) -> float | None:
     trained = bench.student(cell)
     if trained is None or "distill/seconds" not in trained.metrics:
         return None
+    # a cell that was stopped in between counts the pause too: hence the median over cells
     scored = datetime.fromisoformat(scores.created) - datetime.fromisoformat(trained.created)
     return trained.metrics["distill/seconds"] + scored.total_seconds()
 

@@ -334,6 +334,7 @@ def _each_text(
     lengths = texts.lengths
     outputs = []
     for text in zip(*(each.split(lengths) for each in rows), strict=True):
+        # the mask was made for the longest text; a shorter one begins as it does, at position 0
         own = None if mask is None else mask[..., : len(text[0]), : len(text[0])]
         query, key, value = (each.transpose(0, 1)[None] for each in text)
         outputs.append(function(query, key, value, own, *args, **options)[0][0])

@@ -75,6 +75,23 @@ def test_an_adapter_kept_alone_gives_the_teacher_that_was_merged(
     assert model_identity(adapted[0])["weights"] in str(cache.identity)
 
 
+def test_the_teacher_is_adapted_with_the_seed_of_the_adaptation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained: list[int] = []
+
+    def stopped(job: Any, watch: Any) -> dict[str, Any]:
+        trained.append(job.config.seed)
+        raise ConfigError("far enough", "")
+
+    monkeypatch.setattr("sra_core.training.launch", stopped)
+    config = config_with(tmp_path, seed=7).model_copy(update={"seed": 1})
+    stages.prepare(config)
+    with pytest.raises(ConfigError, match="far enough"):
+        stages.adapt(config)
+    assert trained == [7]
+
+
 def test_students_of_several_seeds_learn_from_one_adapted_teacher(tmp_path: Path) -> None:
     def adapted(seed: int) -> str:
         return Run(config_with(tmp_path).model_copy(update={"seed": seed})).fingerprint("adapt")

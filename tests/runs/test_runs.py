@@ -134,3 +134,10 @@ def test_who_shares_a_step_is_no_part_of_a_name(tmp_path: Path, objective: str, 
     assert (trained == alone[1:]) is same
     assert names(batch_size=8, processes=2)[:2] != alone[:2]
     assert names(batch_size=4, accumulation=2) == names(batch_size=4, processes=2)
+
+
+@pytest.mark.parametrize(("start", "fitted"), [("auto", True), ("fit", True), ("identity", False), ("random", False)])
+def test_a_student_whose_maps_are_fitted_has_another_name(tmp_path: Path, start: str, fitted: bool) -> None:
+    objective = {"name": "dskd", "projector_start": start}
+    run = Run(load_config("smoke", {"store": str(tmp_path), "objective": objective}))
+    assert ("maps" in run.identity("distill")) is fitted
