@@ -144,9 +144,12 @@ class Bench:
             first = next(iter(self.failed.values()))
             problem = first.problem if isinstance(first, SraError) else f"{type(first).__name__}: {first}"
             remedy = first.remedy if isinstance(first, SraError) else "run the benchmark again: it goes on from there"
-            raise TrainingError(
-                f"{len(self.failed)} cells failed ({names}), the first with: {problem}", remedy
-            ) from first
+            cells = (
+                f"1 cell failed ({names}) with"
+                if len(self.failed) == 1
+                else f"{len(self.failed)} cells failed ({names}), the first with"
+            )
+            raise TrainingError(f"{cells}: {problem}", remedy) from first
 
     def scores(self, cell: Cell) -> Manifest | None:
         """The evaluation of a cell; None until it is done."""

@@ -15,6 +15,8 @@ from sra_core.shards import Manifest
 __all__ = ["Lead", "kept_nats", "teacher_lead"]
 
 _NOTE = "validation_nats"
+_FEWEST = 6
+"""Of fewer texts not even all could show the teacher ahead: five that agree do so by chance with p = 0.06."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +34,8 @@ class Lead:
 
     @property
     def clear(self) -> bool:
-        """Whether the interval leaves out that the teacher knows no more than the student."""
-        return self.ahead.low > 0
+        """Whether the interval leaves out that the teacher knows no more than the student; never on few texts."""
+        return self.ahead.low > 0 and self.ahead.examples >= _FEWEST
 
     def told(self, adapted: bool) -> str:
         """One line for a person; a warning with its remedy where the teacher is not clearly better."""
@@ -43,6 +45,11 @@ class Lead:
         )
         if self.clear:
             return f"there is something to learn: {figures}"
+        if self.ahead.low > 0:
+            return (
+                f"{figures}: too few texts to tell whether there is something to learn -> keep at least {_FEWEST} "
+                "(corpus.validation_share, corpus.max_validation)"
+            )
         remedy = (
             "adapt it longer (adapt.max_steps, adapt.epochs), or take a stronger teacher"
             if adapted

@@ -91,8 +91,8 @@ def test_the_twin_reads_other_text_as_the_tokenizer_does(name):
 def test_no_tokenizer_reads_a_typed_special_token_as_one(name):
     loaded = tokenizer(name)
     special = set(loaded.all_special_ids) - {loaded.unk_token_id}
+    make = encoder(loaded, byte_level(), ("plain", "plain"))
     for token in loaded.all_special_tokens[:8]:
-        make = encoder(loaded, byte_level(), ("plain", "plain"))
         (found,) = make([Example("a", "Say it.", f"It is {token} in here, {token}{token}x.")])
         inside = found.teacher_ids[found.teacher_response : -1].tolist()
         assert special.isdisjoint(inside), token

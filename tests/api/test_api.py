@@ -22,19 +22,25 @@ HUB = {"deepseek-ai/DeepSeek-V3": "deepseek", "Qwen/Qwen2.5-0.5B": "qwen"}
 TEXT = "In 2026 the naïve approach fails: 東京."
 
 
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+@pytest.fixture(scope="module")
+def downloaded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The hub's cache with the two tokenizers that the docstrings name, as an earlier download leaves them."""
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    hub = tmp_path_factory.mktemp("downloaded")
     for name, kind in HUB.items():
         tokenizer = load(kind)
         if tokenizer is None:
             pytest.skip(f"the package that ships {kind} is not installed")
-        folder = tmp_path / "hub" / f"models--{name.replace('/', '--')}"
+        folder = hub / f"models--{name.replace('/', '--')}"
         (folder / "refs").mkdir(parents=True)
         (folder / "refs" / "main").write_text("0" * 40)
         tokenizer.save_pretrained(folder / "snapshots" / ("0" * 40))
-    return tmp_path / "hub"
+    return hub
+
+
+@pytest.fixture
+def hub(downloaded: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(downloaded))
+    return downloaded
 
 
 @pytest.mark.parametrize("name", [name for name in sra_core.__all__ if name != "__version__"])

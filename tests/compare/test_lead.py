@@ -62,3 +62,14 @@ def test_a_cache_that_keeps_no_code_lengths_of_these_texts_says_nothing() -> Non
     assert teacher_lead(cache(None), nats(1.0), SIZES) is None
     assert teacher_lead(cache(nats(1.0)[:3]), nats(1.0), SIZES) is None
     assert teacher_lead(cache(np.empty(0)), np.empty(0), np.empty(0, np.int64)) is None
+
+
+def test_two_texts_show_nothing() -> None:
+    """All of them agree, and the interval leaves out 0; five that agree would do so by chance once in sixteen times."""
+    for count, clear in ((2, False), (5, False), (6, True)):
+        lead = teacher_lead(cache(nats(1.0)[:count]), nats(1.2)[:count], SIZES[:count])
+        assert lead is not None
+        assert lead.ahead.low > 0
+        assert lead.clear is clear
+        assert lead.told(adapted=False).startswith("there is something") is clear
+        assert ("too few texts to tell" in lead.told(adapted=False)) is not clear

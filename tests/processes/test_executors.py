@@ -61,7 +61,8 @@ class Notes(Watcher):
         self.done.append((done, total))
 
 
-@pytest.mark.parametrize("engine", [pytest.param(processes, marks=pytest.mark.slow), dask])
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", [processes, dask])
 def test_an_executor_makes_the_same_bytes(
     engine: object, alone: tuple[Manifest, Manifest], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -81,7 +82,9 @@ def test_an_executor_makes_the_same_bytes(
     assert len(notes.done) >= 5
 
 
-def test_the_executor_stays_open_and_finished_shards_are_not_sent_again(tmp_path: Path) -> None:
+def test_the_executor_stays_open_and_finished_shards_are_not_sent_again(
+    alone: tuple[Manifest, Manifest], tmp_path: Path
+) -> None:
     class Counting(ProcessPoolExecutor):
         sent: list[object]
 
@@ -95,6 +98,7 @@ def test_the_executor_stays_open_and_finished_shards_are_not_sent_again(tmp_path
         prepared = stages.prepare(config, executor=executor)
         assert len(executor.sent) == len(prepared.shards)
         cached = stages.cache(config, executor=executor)
+        assert (prepared.content, cached.content) == tuple(manifest.content for manifest in alone)
         for manifest in (prepared, cached):
             folder = Path(manifest.folder)
             (folder / "manifest.json").unlink()
