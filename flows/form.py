@@ -160,7 +160,7 @@ def _short(dotted: str) -> Any:
     kind: Any = Annotated[field.annotation, field]
     schema = TypeAdapter(kind).json_schema()
     box = next((each for each in schema.get("anyOf", ()) if each["type"] != "null"), schema)
-    shown = {name: value for name, value in box.items() if name not in ("default", "fingerprint")}
+    shown = {name: value for name, value in box.items() if name not in ("default", "fingerprint", "before")}
     shown["description"] = f"`{dotted}`: {field.description}"
     if shown["type"] == "string" and "enum" not in shown:
         shown |= _WITHOUT_SECRETS

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sra_core.config import ModelRef, RunConfig, TeacherConfig, hashed, hashed_steps
+from sra_core.config import ModelRef, ObjectiveConfig, RunConfig, TeacherConfig, hashed, hashed_steps
 from sra_core.models import load_kept_tokenizer, load_model, model_identity, pick_device
 from sra_core.objective import teacher_needs
 from sra_core.runs import Run
@@ -45,11 +45,18 @@ def identity(run: Run) -> dict[str, Any]:
         **({"maps": "fitted"} if fitted else {}),  # its maps started at random once, whatever the config said
         **{stage: run.fingerprint(stage) for stage in run.trained_from},
         "student": {**hashed(config.student), "source": model_identity(config.student_origin)},
-        "objective": hashed(config.objective),
+        "objective": _hashed_objective(config.objective),
         # Objectives that compare tokens take means over the tokens of a forward, the others over texts.
         "distill": hashed_steps(config.distill, per_forward=teacher_needs(config.objective).token_states),
         "seed": config.seed,
     }
+
+
+def _hashed_objective(config: ObjectiveConfig) -> dict[str, Any]:
+    found = hashed(config)
+    if config.name == "sft":
+        found.pop("annealing", None)  # there is no teacher to fade out
+    return found
 
 
 def distill_student(

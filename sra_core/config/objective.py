@@ -37,7 +37,20 @@ class ObjectiveConfig(Part):
     layers: list[tuple[int, int]] = Field(
         [(-1, -1)], min_length=1, description="Pairs of teacher and student layers, counted from 1; -1 is the last."
     )
-    alpha: float = Field(0.5, ge=0, le=1, description="Weight of cross-entropy; the teacher's terms weigh 1 - alpha.")
+    alpha: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="Weight of cross-entropy at the start of training; the teacher's terms weigh 1 - alpha. See `annealing`.",
+    )
+    annealing: float = where_set(
+        1.0,
+        "By how much the weight of the teacher's terms falls over the training, evenly from step to step, in favour of cross-entropy: 1 fades them out by its end (teacher annealing, arXiv 1907.04829), 0 keeps `alpha` throughout, as the papers of SRA and of the baselines do.",
+        before=0.0,
+        title="Annealing of the teacher's terms",
+        ge=0,
+        le=1,
+    )
     cosine: float | list[float] = Field(
         10.0,
         description="Weight lambda of the cosine term: one number, or one per layer pair; 1 in the paper.",

@@ -22,9 +22,17 @@ def runtime(default: Any, description: str, **constraints: Any) -> Any:
     return Field(default, description=description, json_schema_extra={"fingerprint": False}, **constraints)
 
 
-def where_set(default: Any, description: str, **constraints: Any) -> Any:
-    """A field that determines results, left out of their identity at its default: results from before it stay valid."""
-    return Field(default, description=description, json_schema_extra={"fingerprint": "where set"}, **constraints)
+def where_set(default: Any, description: str, *, before: Any = None, **constraints: Any) -> Any:
+    """A field that determines results, left out of their identity at one value: results from before it stay valid.
+
+    Args:
+        default: Its default.
+        description: For people.
+        before: What results from before the field were made with, where that is not the default.
+        constraints: As for pydantic's ``Field``.
+    """
+    extra = {"fingerprint": "where set", "before": default if before is None else before}
+    return Field(default, description=description, json_schema_extra=extra, **constraints)
 
 
 class Part(BaseModel):
@@ -36,17 +44,16 @@ class Part(BaseModel):
 def hashed(part: BaseModel) -> dict[str, Any]:
     """The fields of a config part that determine results, nested as in the config and ready for JSON.
 
-    Fields marked ``runtime`` are left out, and those marked ``where_set`` at their default.
+    Fields marked ``runtime`` are left out, and those marked ``where_set`` where they are as they were before them.
     """
     return dict(_identity_items(part))
 
 
 def _identity_items(part: BaseModel) -> Iterator[tuple[str, Any]]:
     for name, field in type(part).model_fields.items():
-        extra = field.json_schema_extra
-        marked = extra.get("fingerprint") if isinstance(extra, dict) else None
-        value = getattr(part, name)
-        if marked is False or (marked == "where set" and value == field.get_default(call_default_factory=True)):
+        extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+        marked, value = extra.get("fingerprint"), getattr(part, name)
+        if marked is False or (marked == "where set" and value == extra["before"]):
             continue
         yield name, _plain(value)
 

@@ -1,3 +1,4 @@
+from .base import Objective
 from .batch import Batch, ObjectiveContext, StudentOutput, TeacherSpans
 from .build import build_objective
 from .diagnostics import center_cosines, diagnose, gradient_norms, span_statistics, weighted_terms
@@ -10,6 +11,7 @@ from .terms import span_cosine_loss, span_geometry_loss, span_trajectory_loss, s
 __all__ = [
     "Batch",
     "Head",
+    "Objective",
     "ObjectiveContext",
     "StudentOutput",
     "TeacherNeeds",

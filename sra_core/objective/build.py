@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from torch import nn
-
 from sra_core.config import ObjectiveConfig
 from sra_core.objective.alm import AlmObjective
+from sra_core.objective.base import Objective
 from sra_core.objective.batch import ObjectiveContext
 from sra_core.objective.divergences import DIVERGENCES, DivergenceObjective
 from sra_core.objective.dskd import DskdObjective
@@ -35,7 +34,7 @@ BASELINES: Mapping[str, type[TokenObjective]] = {
 }
 
 
-def build_objective(config: ObjectiveConfig, context: ObjectiveContext) -> nn.Module:
+def build_objective(config: ObjectiveConfig, context: ObjectiveContext) -> Objective:
     """The objective that the config names; its parameters are what is trained besides the student.
 
     Called with a batch and the student's output it gives a dict: ``loss``, every term by name, and ``spans``.
@@ -45,4 +44,4 @@ def build_objective(config: ObjectiveConfig, context: ObjectiveContext) -> nn.Mo
     """
     if config.name == "sra":
         return SraObjective(config, context)
-    return SftObjective() if config.name == "sft" else BASELINES[config.name](config, context)
+    return SftObjective(config) if config.name == "sft" else BASELINES[config.name](config, context)

@@ -6,9 +6,10 @@ from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
+from sra_core.objective.base import Objective
 from sra_core.objective.batch import Batch, StudentOutput
 from sra_core.objective.pooling import pool_spans
 from sra_core.objective.sra import SraObjective
@@ -20,7 +21,7 @@ Number = TypeVar("Number", Tensor, float)
 
 
 def diagnose(
-    objective: nn.Module,
+    objective: Objective,
     batch: Batch,
     student: StudentOutput,
     terms: Mapping[str, Tensor],
@@ -46,14 +47,14 @@ def diagnose(
     return found | span_statistics(batch, shared, len(student.head.weight), _mass_power(objective))
 
 
-def _mass_power(objective: nn.Module) -> float:
+def _mass_power(objective: Objective) -> float:
     """Power of the teacher's mass in the loss weights; baselines have none: their spans are seen as SRA's are."""
     if not isinstance(objective, SraObjective):
         return 1.0
     return objective.config.mass_power if objective.config.weighted_loss else 0.0
 
 
-def weighted_terms(objective: nn.Module, terms: Mapping[str, Number]) -> dict[str, Number]:
+def weighted_terms(objective: Objective, terms: Mapping[str, Number]) -> dict[str, Number]:
     """What each term adds to the loss; the values sum to ``terms["loss"]``.
 
     Args:
@@ -65,7 +66,7 @@ def weighted_terms(objective: nn.Module, terms: Mapping[str, Number]) -> dict[st
 
 
 def gradient_norms(
-    objective: nn.Module, terms: Mapping[str, Tensor], parameters: Iterable[Tensor]
+    objective: Objective, terms: Mapping[str, Tensor], parameters: Iterable[Tensor]
 ) -> dict[str, Tensor]:
     """Norm of the gradient that each weighted term sends to the student.
 
@@ -87,7 +88,7 @@ def gradient_norms(
 
 
 @torch.no_grad()
-def center_cosines(objective: nn.Module, batch: Batch, student: StudentOutput) -> dict[str, Tensor]:
+def center_cosines(objective: Objective, batch: Batch, student: StudentOutput) -> dict[str, Tensor]:
     """Mean cosine of the student's (projected) and the teacher's centres a layer pair, every span alike.
 
     Taken before and after training it tells whether the student came closer; empty for objectives without projectors.

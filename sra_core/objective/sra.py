@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from sra_core.config import ObjectiveConfig
 from sra_core.errors import ConfigError
+from sra_core.objective.base import Objective
 from sra_core.objective.batch import Batch, ObjectiveContext, StudentOutput
 from sra_core.objective.fit import ToFit
 from sra_core.objective.head import Head
@@ -20,11 +21,11 @@ from sra_core.objective.terms import span_cosine_loss, span_geometry_loss, span_
 __all__ = ["SftObjective", "SraObjective", "pair_weights"]
 
 
-class SftObjective(nn.Module):
+class SftObjective(Objective):
     """Cross-entropy alone: terms ``loss`` and ``ce``."""
 
     def weights(self) -> dict[str, float]:
-        """What each term weighs in the loss."""
+        """What each term weighs in the loss now."""
         return {"ce": 1.0}
 
     def forward(self, batch: Batch, student: StudentOutput) -> dict[str, Tensor]:
@@ -33,8 +34,10 @@ class SftObjective(nn.Module):
         return {"loss": ce, "ce": ce, "spans": _count(batch)}
 
 
-class SraObjective(nn.Module):
-    """``alpha CE + (1 - alpha) (sum_l lambda_l L_cos(l) + gamma L_geo + L_kd + trajectory L_der)``.
+class SraObjective(Objective):
+    """``(1 - share) CE + share (sum_l lambda_l L_cos(l) + gamma L_geo + L_kd + trajectory L_der)``.
+
+    The share of the teacher is ``1 - alpha``, less while it is annealed.
 
     Terms, each raw, the mean over the texts of the batch: ``ce``; ``cosine_<teacher layer>_<student layer>`` a layer
     pair, and ``cosine``, their sum weighted by lambda; ``geometry`` and ``logit`` on the last pair; ``trajectory``;
@@ -42,8 +45,8 @@ class SraObjective(nn.Module):
     """
 
     def __init__(self, config: ObjectiveConfig, context: ObjectiveContext) -> None:
-        super().__init__()
-        self.config, self.layers = config, list(context.layers)
+        super().__init__(config)
+        self.layers = list(context.layers)
         self.power = config.mass_power if config.weighted_loss else 0.0
         self.lambdas = pair_weights(config)
         mapped = any(self.lambdas) or config.trajectory > 0
@@ -73,10 +76,10 @@ class SraObjective(nn.Module):
         ]
 
     def weights(self) -> dict[str, float]:
-        """What each term weighs in the loss."""
-        config, share = self.config, 1 - self.config.alpha
+        """What each term weighs in the loss now."""
+        config, share = self.config, self.teacher_share
         return {
-            "ce": config.alpha,
+            "ce": 1 - share,
             "cosine": share,
             "geometry": share * config.geometry,
             "logit": share * config.logit,

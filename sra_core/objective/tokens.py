@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sra_core.config import ObjectiveConfig
 from sra_core.errors import ConfigError
+from sra_core.objective.base import Objective
 from sra_core.objective.batch import Batch, ObjectiveContext, StudentOutput
 from sra_core.objective.head import Head
 from sra_core.objective.logit import next_token_loss
@@ -66,8 +67,8 @@ class Side:
         return self.counts.cumsum(0) - self.counts
 
 
-class TokenObjective(nn.Module, ABC):
-    """``alpha CE + (1 - alpha) sum of the teacher's terms``; a baseline implements :meth:`distill`.
+class TokenObjective(Objective, ABC):
+    """``(1 - share) CE + share`` times the sum of the teacher's terms; a baseline implements :meth:`distill`.
 
     Terms: ``loss``, ``ce``, those of the baseline by name (``names``), ``spans``.
     """
@@ -75,8 +76,8 @@ class TokenObjective(nn.Module, ABC):
     names: tuple[str, ...] = ()
 
     def __init__(self, config: ObjectiveConfig, context: ObjectiveContext) -> None:
-        super().__init__()
-        self.config, self.context = config, context
+        super().__init__(config)
+        self.context = context
         self.constants: dict[str, Any] = {}
 
     @abstractmethod
@@ -87,13 +88,13 @@ class TokenObjective(nn.Module, ABC):
         """The terms of one batch."""
         ce = next_token_loss(student.final, batch, student.head)
         terms = self.distill(batch, student, student_side(batch, student), teacher_side(batch))
-        loss = self.config.alpha * ce + (1 - self.config.alpha) * torch.stack(list(terms.values())).sum()
+        loss = (1 - self.teacher_share) * ce + self.teacher_share * torch.stack(list(terms.values())).sum()
         spans = torch.full((), float(len(batch.span_text)), device=loss.device)
         return {"loss": loss, "ce": ce, **terms, "spans": spans}
 
     def weights(self) -> dict[str, float]:
-        """What each term weighs in the loss."""
-        return {"ce": self.config.alpha, **dict.fromkeys(self.names, 1 - self.config.alpha)}
+        """What each term weighs in the loss now."""
+        return {"ce": 1 - self.teacher_share, **dict.fromkeys(self.names, self.teacher_share)}
 
     def head(self, name: str, device: torch.device) -> Head:
         """A constant head of the teacher on ``device``: moved once, and no part of the student's checkpoints."""

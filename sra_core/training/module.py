@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sra_core.models import lm_head, mapped_states
 from sra_core.models.structure import unwrap
-from sra_core.objective import Batch, StudentOutput, diagnose
+from sra_core.objective import Batch, Objective, StudentOutput, diagnose
 
 __all__ = ["DistillModule"]
 
@@ -31,7 +31,7 @@ class DistillModule(nn.Module):
     """
 
     def __init__(
-        self, student: Any, objective: nn.Module, layers: list[int], shared: int = 0, attention: bool = True
+        self, student: Any, objective: Objective, layers: list[int], shared: int = 0, attention: bool = True
     ) -> None:
         super().__init__()
         self.student = student

@@ -145,6 +145,7 @@ class Trainer:
         terms: list[dict[str, Tensor]] = []
         norm, applied = None, True
         losses: list[float] = []
+        self.module.objective.progress = self.progress.step / self.total
         diagnosing = self._diagnoses()
         for place, batch in enumerate(micro_batches):
             self.module.diagnosing = diagnosing and place == 0
@@ -161,7 +162,9 @@ class Trainer:
         self.progress.tokens += int(self._lengths[self.order.step(self.progress.step)].sum())
         self.progress.step += 1
         self._guard(losses, applied, micro_batches)
-        self._meter.add(mean_terms(terms), norm)
+        means = mean_terms(terms)
+        weighted = weighted_terms(self.module.objective, means)
+        self._meter.add(means | {f"weighted/{name}": value for name, value in weighted.items()}, norm)
         if diagnosing:
             self._tell_findings()
 
@@ -231,7 +234,6 @@ class Trainer:
         if not self._due(self.config.log_every):
             return
         values = self._meter.close(self.progress.tokens)
-        values |= {f"weighted/{name}": value for name, value in weighted_terms(self.module.objective, values).items()}
         values["learning_rate"] = float(self.engine.optimizer.param_groups[0]["lr"])
         if self.world > 1:
             values = average(values, self.device)

@@ -27,10 +27,28 @@ def test_weighted_terms_add_up_to_the_loss_for_every_objective(name: str) -> Non
     objective = build_objective(
         ObjectiveConfig(name=name, layers=LAYERS, trajectory=0.5, alpha=0.3), world.context
     ).double()
-    terms = objective(world.batch, world.student)
-    weighted = weighted_terms(objective, terms)
-    torch.testing.assert_close(sum(weighted.values()), terms["loss"])
-    assert "spans" not in weighted
+    for progress in (0.0, 0.4):
+        objective.progress = progress
+        terms = objective(world.batch, world.student)
+        weighted = weighted_terms(objective, terms)
+        torch.testing.assert_close(sum(weighted.values()), terms["loss"])
+        assert "spans" not in weighted
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "sft"])
+@pytest.mark.parametrize(("annealing", "share"), [(1.0, 0.7 * 0.25), (0.4, 0.7 * 0.7), (0.0, 0.7)])
+def test_the_teacher_fades_out_for_every_objective(name: str, annealing: float, share: float) -> None:
+    """At three quarters of the training, from 0.7; cross-entropy gets what the teacher loses."""
+    world = make(same=name in ("fkl", "rkl", "js", "skl"))
+    objective = build_objective(
+        ObjectiveConfig(name=name, layers=LAYERS, alpha=0.3, annealing=annealing), world.context
+    )
+    objective = objective.double()
+    before = objective(world.batch, world.student)
+    taught = (before["loss"] - 0.3 * before["ce"]) / 0.7
+    objective.progress = 0.75
+    after = objective(world.batch, world.student)
+    torch.testing.assert_close(after["loss"], (1 - share) * before["ce"] + share * taught)
 
 
 def test_gradient_norms_are_those_of_each_term_and_leave_the_backward_alone() -> None:

@@ -59,12 +59,19 @@ def test_a_killed_run_shows_what_a_whole_one_shows(tmp_path: Path) -> None:
 
 @pytest.mark.integration
 def test_weighted_terms_are_logged_and_add_up_to_the_loss(tmp_path: Path) -> None:
-    job = make_job(tmp_path / "job", make_config("plain", max_steps=3))
+    job = make_job(tmp_path / "job", make_config("plain", max_steps=4, log_every=2))
     finish(job)
     weighted = [read_history(job, f"train/weighted/{name}") for name in TERMS]
     for step, loss in read_history(job, "train/loss").items():
         assert sum(values[step] for values in weighted) == pytest.approx(loss, rel=1e-5)
-    assert weighted[0][1] == pytest.approx(0.5 * read_history(job, "train/ce")[1])
+
+
+def test_the_teacher_fades_out_from_step_to_step(tmp_path: Path) -> None:
+    job = make_job(tmp_path / "job", make_config("plain", max_steps=4))
+    finish(job)
+    weighted, raw = read_history(job, "train/weighted/logit"), read_history(job, "train/logit")
+    shares = {step: weighted[step] / raw[step] for step in raw}
+    assert shares == pytest.approx({1: 0.5, 2: 0.375, 3: 0.25, 4: 0.125})
 
 
 @pytest.mark.integration
