@@ -67,7 +67,13 @@ def test_p_value_equals_all_sign_changes():
     """Ten examples have 1,024 sign patterns: all of them against the random ones."""
     gaps = np.array([0.3, -0.1, 0.5, 0.2, 0.4, -0.2, 0.6, 0.1, 0.35, 0.15])
     exact = np.mean([abs(np.dot(signs, gaps)) >= gaps.sum() - 1e-12 for signs in product((-1, 1), repeat=10)])
-    assert paired(gaps, np.zeros(10), resamples=40_000).p_value == pytest.approx(exact, abs=0.005)
+    assert paired(gaps, np.zeros(10), resamples=40_000).p_value == pytest.approx(exact, abs=1e-12)
+    assert paired(gaps, np.zeros(10), resamples=1000).p_value == pytest.approx(exact, abs=0.03), "a sample of them"
+
+
+def test_p_of_few_examples_is_no_smaller_than_their_swaps_allow():
+    for count in (1, 2, 6):
+        assert paired(np.arange(1.0, count + 1), np.zeros(count)).p_value == 2 ** (1 - count)
 
 
 def test_paired_counts_and_direction():
