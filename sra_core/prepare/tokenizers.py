@@ -26,7 +26,7 @@ def save_tokenizers(config: RunConfig, corpus: Corpus, folder: Path, watch: Watc
     Raises:
         ModelError: The teacher's tokenizer writes tokens that it has no embeddings for.
     """
-    from sra_core.models import load_tokenizer, require_embeddings
+    from sra_core.models import load_tokenizer, require_embeddings, tokenizer_identity
 
     ref = config.student_tokenizer_origin
     if ref is None:
@@ -36,6 +36,11 @@ def save_tokenizers(config: RunConfig, corpus: Corpus, folder: Path, watch: Watc
     same = ref is not None and ref.model_dump(include=place) == config.teacher.model_dump(include=place)
     teacher = student if same else load_tokenizer(config.teacher)
     require_embeddings(config.teacher, teacher, config.teacher.template == "chat")
+    if same or tokenizer_identity(teacher)["tokenizer"] == tokenizer_identity(student)["tokenizer"]:
+        watch.message(
+            "teacher and student have the same tokenizer: objectives that compare token by token (fkl, rkl, js, skl) "
+            "can be chosen too"
+        )
     teacher.save_pretrained(folder / TEACHER_TOKENIZER)
     student.save_pretrained(folder / STUDENT_TOKENIZER)
     return teacher, student

@@ -169,6 +169,23 @@ def test_bad_examples_are_counted_and_listed_and_good_ones_kept(tmp_path: Path) 
     assert all(item["id"] and item["detail"] for item in listed)
 
 
+@pytest.mark.parametrize(("vocabulary", "told"), [(300, True), (301, False)])
+def test_the_same_tokenizer_on_both_sides_is_told(vocabulary: int, told: bool, tmp_path: Path) -> None:
+    class Heard(Watcher):
+        def __init__(self) -> None:
+            self.lines: list[str] = []
+
+        def message(self, text: str) -> None:
+            self.lines.append(text)
+
+    config = config_for(tmp_path / "same", many(12))
+    model = "random:llama?layers=1&width=16&heads=2&seed=1&vocabulary="
+    config.teacher.source, config.student.source = f"{model}300", f"{model}{vocabulary}"
+    watch = Heard()
+    stages.prepare(config, watch)
+    assert any("have the same tokenizer" in line for line in watch.lines) is told
+
+
 def test_nothing_left_to_train_on_says_why(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="2 empty_response"):
         stages.prepare(config_for(tmp_path / "a", [{"instruction": f"a{k}", "response": ""} for k in range(2)]))
