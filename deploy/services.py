@@ -186,7 +186,7 @@ class Service:
 def services(settings: Settings) -> list[Service]:
     """The services in the order in which they start."""
     python = sys.executable
-    prefect = [python, "-m", "prefect", "server", "start", "--host", settings.host]
+    prefect = [python, "-m", "flows.server", "--host", settings.host]
     mlflow = [python, "-m", "mlflow", "server", "--host", settings.host]
     worker = [python, "-m", "prefect", "worker", "start", "--pool", POOL, "--type", "process", "--name", WORKER]
     return [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,24 @@ def test_a_run_elsewhere_that_is_silent_after_up_is_found(stack: Stack) -> None:
     services.recover(stack.settings)
     assert stack.state(flow_run) == "RUNNING"
     until(lambda: stack.state(flow_run) == "CRASHED", 130, "crashed")
+    until(lambda: stack.state(flow_run) != "CRASHED", 60, "scheduled again")
+    stack.wait(flow_run, "COMPLETED", seconds=240)
+
+
+def test_time_without_a_server_is_no_silence_of_the_runs(stack: Stack) -> None:
+    """All that ran were marked as crashed when it came back; a run whose machine went away meanwhile still is."""
+    flow_run = stack.trigger("prepare", recipe="smoke")
+    stack.wait(flow_run, "COMPLETED", seconds=240)
+    stack.post(f"/flow_runs/{flow_run}/set_state", {"state": {"type": "RUNNING"}, "force": True})
+    stack.prefect.patch(f"/flow_runs/{flow_run}/labels", json={"sra.process": "elsewhere:1:1"}).raise_for_status()
+    services.recover(stack.settings)  # sends a heartbeat for it
+    time.sleep(10)  # the server has it
+    stack.stop("prefect")
+    time.sleep(110)
+    stack.start("prefect")
+    started = time.monotonic()
+    until(lambda: stack.state(flow_run) == "CRASHED", 150, "crashed")
+    assert time.monotonic() - started > 60, "it had its time again"
     until(lambda: stack.state(flow_run) != "CRASHED", 60, "scheduled again")
     stack.wait(flow_run, "COMPLETED", seconds=240)
 
