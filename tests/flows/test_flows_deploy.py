@@ -126,6 +126,14 @@ def test_slots_of_concurrency_limits_outlive_the_server(tmp_path: Path) -> None:
     assert compose["environment"]["PREFECT_HOME"] in DOCKERFILE, "a volume takes its owner from the image"
 
 
+def test_every_prefect_server_starts_by_way_of_ours(tmp_path: Path) -> None:
+    """The plain one marks all running runs as crashed where it was away for 100 s."""
+    (up, *_) = services(Settings.from_environment({"SRA_STORE": str(tmp_path)}))
+    assert up.command[1:3] == ["-m", "flows.server"]
+    assert COMPOSE["services"]["prefect"]["command"][:3] == ["python", "-m", "flows.server"]
+    assert "/python -m flows.server --host" in (SYSTEMD / "sra-prefect.service").read_text()
+
+
 def test_no_run_of_ours_holds_a_lease() -> None:
     """Its slot would be gone, and the run ended, where the server was away for longer than a lease lasts."""
     assert [deployment["name"] for deployment in DEPLOYMENTS if "concurrency_limit" in deployment] == []
