@@ -151,4 +151,4 @@ def _triggers(stack: Stack) -> dict[str, Any]:
 
 
 def _change(stack: Stack, method: str, path: str, content: Any) -> None:
-    until(lambda: stack.prefect.request(method, path, json=content).status_code < 300, 30, path)
+    stack.prefect.request(method, path, json=content).raise_for_status()
