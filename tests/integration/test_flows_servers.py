@@ -193,11 +193,11 @@ def test_training_goes_on_while_the_prefect_server_restarts(stack: Stack) -> Non
     assert stack.flow_run(flow_run)["run_count"] == 1
 
 
-def _take_slot(stack: Stack, limit: str) -> str | None:
+def _take_slot(stack: Stack, limit: str, seconds: int = 600) -> str | None:
     """What a run does that wants a slot of a limit with one: its lease, or nothing where the slot is taken."""
     if stack.prefect.get(f"/v2/concurrency_limits/{limit}").status_code == 404:
         stack.post("/v2/concurrency_limits/", {"name": limit, "limit": 1})
-    wanted = {"names": [limit], "slots": 1, "lease_duration": 600}
+    wanted = {"names": [limit], "slots": 1, "lease_duration": seconds}
     answer = stack.prefect.post("/v2/concurrency_limits/increment-with-lease", json=wanted)
     return answer.json()["lease_id"] if answer.status_code == 200 else None
 

@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from .servers import Stack, new_settings, running_stack, services, until
-from .test_flows_servers import LONG, _steps, _store, _training
+from .test_flows_servers import LONG, _steps, _store, _take_slot, _training
 
 STEPS = 250
 RUN = {**LONG, "distill.max_steps": STEPS}
@@ -111,11 +111,15 @@ def test_time_without_a_server_is_no_silence_of_the_runs(stack: Stack) -> None:
     stack.post(f"/flow_runs/{flow_run}/set_state", {"state": {"type": "RUNNING"}, "force": True})
     stack.prefect.patch(f"/flow_runs/{flow_run}/labels", json={"sra.process": "elsewhere:1:1"}).raise_for_status()
     services.recover(stack.settings)  # sends a heartbeat for it
-    time.sleep(10)  # the server has it
+    assert _take_slot(stack, "of-the-dead", seconds=60)
+    time.sleep(10)  # the server has the heartbeat
     stack.stop("prefect")
     time.sleep(110)
     stack.start("prefect")
     started = time.monotonic()
+    until(
+        lambda: _take_slot(stack, "of-the-dead"), 60, "a slot whose holder is gone is free when its lease has run out"
+    )
     until(lambda: stack.state(flow_run) == "CRASHED", 150, "crashed")
     assert time.monotonic() - started > 60, "it had its time again"
     until(lambda: stack.state(flow_run) != "CRASHED", 60, "scheduled again")
