@@ -122,7 +122,8 @@ def test_time_without_a_server_is_no_silence_of_the_runs(stack: Stack) -> None:
     )
     until(lambda: stack.state(flow_run) == "CRASHED", 150, "crashed")
     assert time.monotonic() - started > 60, "it had its time again"
-    until(lambda: stack.state(flow_run) != "CRASHED", 60, "scheduled again")
+    # As `up` does. A server that restarted alone holds the crash back: it follows a recent state that it never saw.
+    services.recover(stack.settings)
     stack.wait(flow_run, "COMPLETED", seconds=240)
 
 
