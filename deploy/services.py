@@ -150,6 +150,8 @@ class Settings:
             **self.environment(),
             "PREFECT_SERVER_DATABASE_CONNECTION_URL": self.prefect_database
             or f"sqlite+aiosqlite:///{self.home / 'prefect.db'}",
+            # In memory they end with the server, and then every run that holds a slot of a limit ends too ("410 Gone").
+            "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
             "MLFLOW_BACKEND_STORE_URI": mlflow,
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         }
@@ -184,7 +186,7 @@ class Service:
 def services(settings: Settings) -> list[Service]:
     """The services in the order in which they start."""
     python = sys.executable
-    prefect = [python, "-m", "prefect", "server", "start", "--host", settings.host]
+    prefect = [python, "-m", "flows.server", "--host", settings.host]
     mlflow = [python, "-m", "mlflow", "server", "--host", settings.host]
     worker = [python, "-m", "prefect", "worker", "start", "--pool", POOL, "--type", "process", "--name", WORKER]
     return [

@@ -33,7 +33,7 @@ RUN /opt/venv/bin/pip install --no-deps . \
 
 FROM ${PYTHON_IMAGE} AS cpu-system
 RUN useradd --uid 10001 --create-home sra \
- && install -d -o sra -g sra /app /data/store /data/cache /data/mlflow
+ && install -d -o sra -g sra /app /data/store /data/cache /data/prefect /data/mlflow
 
 FROM cpu-system AS cuda-system
 # Triton compiles small launchers at run time.

@@ -20,6 +20,7 @@ __all__ = [
     "prepare",
     "recovery",
     "retries",
+    "server",
     "summary",
     "watcher",
 ]

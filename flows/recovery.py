@@ -1,7 +1,7 @@
 """Runs that lost their process are put right when services start or stop: ``python -m flows.recovery``.
 
-A stopped or killed machine leaves runs that the server believes to be running. It would find them by their missing
-heartbeats, but what it waits for is lost when it stops too, and then they hold their place in the queue for ever.
+A stopped or killed machine leaves runs that the server believes to be running. It finds them by their missing
+heartbeats, but 100 s later, and not where it waits for none: then they would hold their place in the queue for ever.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def _put_right(client: SyncPrefectClient, run: FlowRun, stopped: Collection[str]
         _set(client, run, AwaitingRetry(message="The worker was gone before it started the run."))
         return [f"{run.name}: scheduled again, the worker was gone before it started the run"]
     if not _is_gone(run):
-        # The clock of automation `crash-silent-runs` is lost when the server stops: this starts it anew.
+        # Automation `crash-silent-runs` waits for no run that it never heard, nor after it was changed: it hears this.
         _send(client, run, "heartbeat", uuid4())
         return []
     message = "Its process is gone: services were stopped, or the machine."

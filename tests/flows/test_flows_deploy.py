@@ -17,7 +17,9 @@ from typing import Any
 import pytest
 import yaml
 from prefect.flows import load_flow_from_entrypoint
+from prefect.server.concurrency.lease_storage import filesystem
 
+from deploy.services import Settings, services
 from flows.retries import MOST_STARTS
 from sra_core.watch import QUIET
 
@@ -71,8 +73,6 @@ def test_job_templates_use_every_variable_and_ask_for_a_gpu(name: str) -> None:
 def test_a_store_behind_an_address_stays_one_and_the_servers_keep_their_state_here(
     tmp_path: Path, monkeypatch: Any
 ) -> None:
-    from deploy.services import Settings, services
-
     monkeypatch.chdir(tmp_path)
     remote = Settings.from_environment({"SRA_STORE": "s3://bucket/sra"})
     assert remote.environment()["SRA_STORE"] == "s3://bucket/sra"
@@ -110,6 +110,33 @@ def test_a_read_only_server_writes_its_pages_where_it_may() -> None:
     assert prefect["environment"]["PREFECT_UI_STATIC_DIRECTORY"].startswith(prefect["tmpfs"][0])
     (home,) = re.findall(r"^PREFECT_UI_STATIC_DIRECTORY=(.+)$", (SYSTEMD / "sra.env").read_text(), re.MULTILINE)
     assert home.startswith("/var/lib/sra/"), "units may write to their StateDirectory alone"
+
+
+def test_slots_of_concurrency_limits_outlive_the_server(tmp_path: Path) -> None:
+    """In memory they end with it, and with them every run that holds one ("410 Gone")."""
+    up = Settings.from_environment({"SRA_STORE": str(tmp_path)}).server_environment()
+    units = dict(re.findall(r"^(\w+)=(.*)$", (SYSTEMD / "sra.env").read_text(), re.MULTILINE))
+    compose = COMPOSE["services"]["prefect"]
+    for environment in (up, units, compose["environment"]):
+        assert environment["PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE"] == filesystem.__name__
+    # They lie in PREFECT_HOME, which must stay too.
+    assert up["PREFECT_HOME"].startswith(f"{tmp_path}/")
+    assert units["PREFECT_HOME"].startswith("/var/lib/sra/")
+    assert compose["volumes"] == [f"prefect:{compose['environment']['PREFECT_HOME']}"]
+    assert compose["environment"]["PREFECT_HOME"] in DOCKERFILE, "a volume takes its owner from the image"
+
+
+def test_every_prefect_server_starts_by_way_of_ours(tmp_path: Path) -> None:
+    """The plain one marks all running runs as crashed where it was away for 100 s."""
+    (up, *_) = services(Settings.from_environment({"SRA_STORE": str(tmp_path)}))
+    assert up.command[1:3] == ["-m", "flows.server"]
+    assert COMPOSE["services"]["prefect"]["command"][:3] == ["python", "-m", "flows.server"]
+    assert "/python -m flows.server --host" in (SYSTEMD / "sra-prefect.service").read_text()
+
+
+def test_no_run_of_ours_holds_a_lease() -> None:
+    """Its slot would be gone, and the run ended, where the server was away for longer than a lease lasts."""
+    assert [deployment["name"] for deployment in DEPLOYMENTS if "concurrency_limit" in deployment] == []
 
 
 def test_jobs_of_the_cpu_queue_ask_container_pools_for_no_gpu() -> None:

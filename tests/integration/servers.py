@@ -50,21 +50,29 @@ def until(true: Callable[[], Any], seconds: float, what: str = "") -> Any:
     return value
 
 
+class _Patient(httpx.HTTPTransport):
+    """Asks again where SQLite is busy (503, docs/operations.md), as Prefect's own client does."""
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        for _ in range(20):
+            answer = super().handle_request(request)
+            if answer.status_code != 503:
+                break
+            answer.close()
+            time.sleep(0.5)
+        return answer
+
+
 class Stack:
     """Running services, and what a person does with them."""
 
     def __init__(self, settings: Any) -> None:
         self.settings = settings
-        self.prefect = httpx.Client(base_url=f"{settings.prefect_url}/api", timeout=30)
+        self.prefect = httpx.Client(base_url=f"{settings.prefect_url}/api", timeout=30, transport=_Patient())
         self.mlflow = httpx.Client(base_url=f"{settings.mlflow_url}/api/2.0/mlflow", timeout=30)
 
     def post(self, path: str, content: Any = None) -> Any:
         answer = self.prefect.post(path, json=content or {})
-        for _ in range(20):  # a server that just started may be busy with what waited for it
-            if answer.status_code != 503:
-                break
-            time.sleep(0.5)
-            answer = self.prefect.post(path, json=content or {})
         assert answer.status_code < 300, f"{path}: {answer.status_code} {answer.text[:500]}"
         return answer.json() if answer.content else None
 

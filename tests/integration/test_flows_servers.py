@@ -177,6 +177,7 @@ def test_a_killed_run_is_scheduled_again_and_resumes(stack: Stack) -> None:
 def test_training_goes_on_while_the_prefect_server_restarts(stack: Stack) -> None:
     overrides = _store(stack, "restart", **{**LONG, "distill.max_steps": 1500})
     flow_run = stack.trigger("pipeline", recipe="smoke", overrides=overrides)
+    lease = _take_slot(stack, "of-a-person")
     _training(stack, flow_run)
     before = len(_steps(stack, flow_run))
     stack.stop("prefect")
@@ -184,9 +185,21 @@ def test_training_goes_on_while_the_prefect_server_restarts(stack: Stack) -> Non
         until(lambda: len(_steps(stack, flow_run)) > before + 20, 60, "training goes on")
     finally:
         stack.start("prefect")
+    renewed = stack.prefect.post(f"/v2/concurrency_limits/leases/{lease}/renew", json={"lease_duration": 300})
+    assert renewed.status_code == 204, "410 (gone) ends the run that holds it"
+    assert _take_slot(stack, "of-a-person") is None, "the slot is taken still"
     stack.wait(flow_run, "COMPLETED", seconds=400)
     assert stack.artifacts(flow_run)["distill-progress"]["data"] == 100.0
     assert stack.flow_run(flow_run)["run_count"] == 1
+
+
+def _take_slot(stack: Stack, limit: str, seconds: int = 600) -> str | None:
+    """What a run does that wants a slot of a limit with one: its lease, or nothing where the slot is taken."""
+    if stack.prefect.get(f"/v2/concurrency_limits/{limit}").status_code == 404:
+        stack.post("/v2/concurrency_limits/", {"name": limit, "limit": 1})
+    wanted = {"names": [limit], "slots": 1, "lease_duration": seconds}
+    answer = stack.prefect.post("/v2/concurrency_limits/increment-with-lease", json=wanted)
+    return answer.json()["lease_id"] if answer.status_code == 200 else None
 
 
 def test_metrics_arrive_after_mlflow_was_down(stack: Stack) -> None:
