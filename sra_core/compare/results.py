@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from sra_core.compare.rouge import ANSWER_SCORES
 from sra_core.compare.words import COUNTED
+from sra_core.config.reference import left_out
 from sra_core.errors import EvaluationError
 from sra_core.runs import ORDER
 from sra_core.shards import Manifest, StageFolder, read_manifest
@@ -283,7 +284,7 @@ def _differences(runs: Sequence[EvaluatedRun]) -> list[list[str]]:
     told = [leaf if leaves.count(leaf) == 1 else name for name, leaf in zip(settings, leaves, strict=True)]
     differences = []
     for run in runs:
-        own = [run.lineage.get(name, "none") for name in settings]
+        own = [run.lineage.get(name) or left_out(name) or "none" for name in settings]
         differences.append([f"{name}={value}" for name, value in zip(told, own, strict=True)])
     return differences
 

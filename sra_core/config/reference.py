@@ -13,7 +13,7 @@ from pydantic.fields import FieldInfo
 
 from sra_core.config.run import RunConfig
 
-__all__ = ["FieldRow", "field_of", "fields", "part_of", "reference_page"]
+__all__ = ["FieldRow", "field_of", "fields", "left_out", "part_of", "reference_page"]
 
 
 @dataclass(frozen=True)
@@ -101,6 +101,15 @@ def field_of(dotted: str) -> FieldInfo:
         part = part_of(part.model_fields[section].annotation)
     found: FieldInfo = part.model_fields[name]
     return found
+
+
+def left_out(dotted: str) -> str | None:
+    """What an identity without this field stands for, as JSON (see ``where_set``); None for what is no such field."""
+    try:
+        extra = field_of(dotted).json_schema_extra
+    except (KeyError, AttributeError):
+        return None
+    return json.dumps(extra["before"]) if isinstance(extra, dict) and "before" in extra else None
 
 
 def part_of(annotation: Any) -> type[BaseModel] | None:

@@ -72,7 +72,7 @@ class Trainer:
         # Then every gradient is whole, in float32 and at hand: no optimizer of DeepSpeed's clips or drops it for us.
         self._plain = config.zero_stage == 0 and config.precision == "float32"
         self._meter = Meter()
-        self._loss: float | None = None  # the last one reported
+        self._cross_entropy: float | None = None  # the last one reported; an annealed loss compares with no other
         self._measured: tuple[float, int | None] = (math.inf, None)  # held-out bits per byte, and after which step
         self._upload = uploader(device)
 
@@ -240,13 +240,13 @@ class Trainer:
         values |= {"skipped_steps": self.progress.skipped, "loss_spikes": self.progress.spiked}
         values["peak_memory_bytes"] = peak_memory(self.device)
         self._publish({f"train/{name}": value for name, value in values.items()})
-        self._loss = values["loss"]
+        self._cross_entropy = values["ce"]
 
     def _tell(self) -> None:
-        """Say how far training is, with the last loss, the last measurement and, where it is another, the best."""
+        """Say how far training is: the last cross-entropy, the last measurement and, where it is another, the best."""
         progress, parts = self.progress, []
-        if self._loss is not None:
-            parts.append(f"loss {self._loss:.4g}")
+        if self._cross_entropy is not None:
+            parts.append(f"cross-entropy {self._cross_entropy:.4g}")
         value, step = self._measured
         if step is not None:
             parts.append(f"held out {value:.4g} bits per byte{'' if step == progress.step else _at(step)}")

@@ -32,6 +32,7 @@ def write_run(
     examples: int = 40,
     seeds: tuple[int, ...] = (10,),
     objective: str = "sra",
+    more: dict[str, object] | None = None,
     skip: int = 0,
     datasets: tuple[str, ...] = ("test",),
 ) -> Path:
@@ -41,7 +42,11 @@ def write_run(
     set after the first, a third more of the words are wrong.
     """
     prepared = _commit(store, "prepare", {"corpus": {"source": "python-docs"}, "teacher": {"tokenizer": "abc"}})
-    identity = {"objective": {"name": objective}, "distill": {"learning_rate": learning_rate}, "seed": 0}
+    identity = {
+        "objective": {"name": objective, **(more or {})},
+        "distill": {"learning_rate": learning_rate},
+        "seed": 0,
+    }
     distilled = StageFolder(store, "distill", identity)
     distilled.path.mkdir(parents=True, exist_ok=True)
     lines = [{"step": step, "loss": 3 * np.exp(-step / 40) + 1} for step in range(0, 201, 10)]

@@ -156,6 +156,13 @@ def test_texts_that_were_cut_elsewhere_are_not_compared(tmp_path):
     assert comparison.metrics["rougeL"].examples == 40
 
 
+def test_what_an_older_result_leaves_out_is_named_as_it_was(tmp_path):
+    """Results from before the field stood for constant weights: that is 0, where the default is 1 now."""
+    paths = [write_run(tmp_path, {"student": 0.2}, more=more) for more in ({"annealing": 1.0}, {}, {"other": 2})]
+    names = [run.name for run in read_runs([(None, path) for path in paths])]
+    assert names == ["sra annealing=1.0 other=none", "sra annealing=0.0 other=none", "sra annealing=0.0 other=2"]
+
+
 def test_one_run_is_set_against_its_start(folders):
     comparison = compare_runs([read_run(folders[0], "good")], resamples=50)
     assert comparison.pair == ("good", "initial student")
