@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -125,6 +126,15 @@ def test_what_is_missing_is_said_and_pairs_take_the_seeds_that_both_have(tmp_pat
     finish(bench.cells[4])
     finish(bench.cells[5])
     assert bench_report(bench, Watcher()).missing == []
+
+
+def test_a_cell_whose_student_was_deleted_keeps_its_scores(done: Bench) -> None:
+    whole = bench_report(done, Watcher())
+    for cell in done.cells[:2]:
+        shutil.rmtree(Run(cell.config).folder("distill").path)
+    report = bench_report(done, Watcher())
+    assert report.missing == []
+    assert report.differences == whole.differences
 
 
 def test_a_grid_without_any_finished_cell_says_so(tmp_path: Path) -> None:
