@@ -204,4 +204,4 @@ def test_pairs_of_the_paper_share_its_settings() -> None:
     assert small.distill.batch_size * small.distill.accumulation == 64
     weights = small.objective
     assert (weights.alpha, weights.cosine, weights.geometry, weights.logit) == (0.5, 1, 50, 1)
-    assert weights.logit_reduction == "sum"
+    assert (weights.logit_reduction, weights.annealing) == ("sum", 0)

@@ -150,6 +150,17 @@ def test_what_there_is_to_learn_is_told_before_training_and_kept(own_store: RunC
     assert trained.metrics["distill/teacher_ahead"] == pytest.approx(gap, abs=1e-6)
 
 
+def test_results_from_before_the_teacher_faded_out_keep_their_names(own_store: RunConfig) -> None:
+    def objective(**changes: object) -> dict[str, object]:
+        config = own_store.model_copy(update={"objective": own_store.objective.model_copy(update=changes)})
+        return Run(config).identity("distill")["objective"]
+
+    assert objective()["annealing"] == 1
+    assert objective(annealing=0.5)["annealing"] == 0.5
+    assert "annealing" not in objective(annealing=0.0)
+    assert "annealing" not in objective(name="sft"), "there is no teacher"
+
+
 def test_a_result_made_from_other_bytes_is_stale(own_store: RunConfig) -> None:
     manifest_file = Path(Run(own_store).result("evaluate").folder) / "manifest.json"
     manifest = Manifest.model_validate_json(manifest_file.read_text())
