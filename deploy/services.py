@@ -495,6 +495,8 @@ def _is_taken(address: str) -> bool:
 
 
 def _worker_online(settings: Settings) -> bool:
+    if not _answers(f"{settings.prefect_url}/api/health"):
+        return False
     return any(worker["status"] == "ONLINE" for worker in _post(settings, f"work_pools/{POOL}/workers/filter"))
 
 

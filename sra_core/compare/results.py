@@ -284,7 +284,7 @@ def _differences(runs: Sequence[EvaluatedRun]) -> list[list[str]]:
     told = [leaf if leaves.count(leaf) == 1 else name for name, leaf in zip(settings, leaves, strict=True)]
     differences = []
     for run in runs:
-        own = [run.lineage.get(name) or left_out(name) or "none" for name in settings]
+        own = [run.lineage.get(name, "none") for name in settings]
         differences.append([f"{name}={value}" for name, value in zip(told, own, strict=True)])
     return differences
 
@@ -353,7 +353,8 @@ _CHECKSUM = re.compile("[0-9a-f]{64}")
 def _lineage(results: Sequence[Manifest]) -> dict[str, str]:
     """Settings and inputs by name: as in the config, with the stage before it where two stages mean different things.
 
-    Fingerprints of upstream results follow from these and are left out; checksums are shortened.
+    Fingerprints of upstream results follow from these and are left out; checksums are shortened; what identities leave
+    out is there with the value that it stands for.
     """
     known = {made.fingerprint for made in results}
     known |= {upstream.fingerprint for made in results for upstream in made.upstream.values()}
@@ -367,7 +368,10 @@ def _lineage(results: Sequence[Manifest]) -> dict[str, str]:
             text = f"sha256 {value[:12]}" if _CHECKSUM.fullmatch(value) else value
             name = name.replace(".fields.", ".")
             found[name if found.get(name, text) == text else f"{made.stage}: {name}"] = text
-    return found
+    sections = {name.rpartition(".")[0] for name in found}
+    return found | {
+        name: value for name, value in left_out().items() if name not in found and name.rpartition(".")[0] in sections
+    }
 
 
 def _flat(value: Any, name: str) -> Iterator[tuple[str, str]]:

@@ -45,7 +45,7 @@ class ObjectiveConfig(Part):
     )
     annealing: float = where_set(
         1.0,
-        "By how much the weight of the teacher's terms falls over the training, evenly from step to step, in favour of cross-entropy: 1 fades them out by its end (teacher annealing, arXiv 1907.04829), 0 keeps `alpha` throughout, as the papers of SRA and of the baselines do.",
+        "By how much the weight of the teacher's terms falls over the training, evenly from step to step, in favour of cross-entropy: 1 fades them out by its end (teacher annealing, arXiv 1907.04829), 0 keeps `alpha` throughout, as the papers of SRA and of the baselines do: the student imitates the teacher more closely and predicts held-out text less well. Read by every objective with a teacher.",
         before=0.0,
         title="Annealing of the teacher's terms",
         ge=0,

@@ -103,13 +103,14 @@ def field_of(dotted: str) -> FieldInfo:
     return found
 
 
-def left_out(dotted: str) -> str | None:
-    """What an identity without this field stands for, as JSON (see ``where_set``); None for what is no such field."""
-    try:
-        extra = field_of(dotted).json_schema_extra
-    except (KeyError, AttributeError):
-        return None
-    return json.dumps(extra["before"]) if isinstance(extra, dict) and "before" in extra else None
+def left_out() -> dict[str, str]:
+    """What identities without a field stand for, as JSON, by the field's dotted name (see ``where_set``)."""
+    found = {}
+    for row in fields():
+        extra = field_of(row.name).json_schema_extra if "[]" not in row.name else None
+        if isinstance(extra, dict) and "before" in extra:
+            found[row.name] = json.dumps(extra["before"])
+    return found
 
 
 def part_of(annotation: Any) -> type[BaseModel] | None:

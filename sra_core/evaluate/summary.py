@@ -157,7 +157,7 @@ def counted_answers(counts: Mapping[str, Any]) -> str:
         counts: `AnswerCounts` by model.
     """
     parts = [
-        f"{TITLES[name]} {each.empty} empty and {each.unfinished} cut at the token limit of {each.answers}"
+        f"{TITLES[name]} {each.empty} empty and {each.unfinished} cut at the token limit, of {each.answers}"
         for name, each in counts.items()
     ]
     unscorable = max((each.unscorable for each in counts.values()), default=0)

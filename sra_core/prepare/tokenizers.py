@@ -11,6 +11,7 @@ from sra_core.alignment import answer_end
 from sra_core.config import RunConfig
 from sra_core.corpus import FIXED_DAY, Corpus, Example, asks_for_the_date, render
 from sra_core.errors import AlignmentError
+from sra_core.objective import teacher_needs
 from sra_core.shards import STUDENT_TOKENIZER, TEACHER_TOKENIZER
 from sra_core.watch import Watcher
 
@@ -36,7 +37,8 @@ def save_tokenizers(config: RunConfig, corpus: Corpus, folder: Path, watch: Watc
     same = ref is not None and ref.model_dump(include=place) == config.teacher.model_dump(include=place)
     teacher = student if same else load_tokenizer(config.teacher)
     require_embeddings(config.teacher, teacher, config.teacher.template == "chat")
-    if same or tokenizer_identity(teacher)["tokenizer"] == tokenizer_identity(student)["tokenizer"]:
+    alike = same or tokenizer_identity(teacher)["tokenizer"] == tokenizer_identity(student)["tokenizer"]
+    if alike and not teacher_needs(config.objective).same_tokenizer:
         watch.message(
             "teacher and student have the same tokenizer: objectives that compare token by token (fkl, rkl, js, skl) "
             "can be chosen too"

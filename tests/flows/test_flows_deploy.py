@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -84,6 +85,14 @@ def test_a_store_behind_an_address_stays_one_and_the_servers_keep_their_state_he
     local = Settings.from_environment({"SRA_STORE": "mine"})
     assert local.environment()["SRA_STORE"] == str(tmp_path / "mine")
     assert local.home == tmp_path / "mine" / "services"
+
+
+def test_a_worker_whose_server_is_gone_does_not_answer(tmp_path: Path) -> None:
+    """`status` is for the time when something is wrong: it says so, with no traceback."""
+    with socket.socket() as taken:  # bound, and nobody listens
+        taken.bind(("127.0.0.1", 0))
+        settings = Settings(home=tmp_path, prefect_port=taken.getsockname()[1])
+        assert [service.answers() for service in services(settings) if service.name != "mlflow"] == [False, False]
 
 
 def test_compose_services_stay_on_loopback_without_root_or_default_passwords() -> None:
