@@ -38,28 +38,29 @@ def points(recipe: str, store: str | None) -> list[dict[str, Any]]:
 
 
 def draw(rows: list[dict[str, Any]], place: Path) -> None:
-    """Gains with their intervals, a colour a variant."""
+    """Gains with their intervals, a colour a variant, the grids in the order of their share."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 3.6), layout="constrained")
     axes = figure.subplots()
     axes.axhline(0, color="0.6", linewidth=1)
     variants = list(dict.fromkeys(row["first"] for row in rows))
+    grids = sorted({(row["share"], row["grid"]) for row in rows})
+    places = {name: number for number, (_, name) in enumerate(grids)}
     for number, variant in enumerate(variants):
         own = [row for row in rows if row["first"] == variant]
-        shift = 0.4 * (number - (len(variants) - 1) / 2)  # so that intervals do not hide each other
+        shift = 0.15 * (number - (len(variants) - 1) / 2)  # so that intervals do not hide each other
         axes.errorbar(
-            [100 * row["share"] + shift for row in own],
+            [places[row["grid"]] + shift for row in own],
             [-row["difference"] for row in own],
             yerr=[[row["high"] - row["difference"] for row in own], [row["difference"] - row["low"] for row in own]],
             fmt="o",
             capsize=3,
             label=variant,
         )
-    for name, share in dict.fromkeys((row["grid"], row["share"]) for row in rows):
-        axes.text(100 * share, 0.95, name, transform=axes.get_xaxis_transform(), ha="center", fontsize=8)
-    axes.margins(y=0.2)
-    axes.set_xlabel("spans of one token on both sides (%)")
+    axes.set_xticks(range(len(grids)), [f"{name}\n{share:.0%}" for share, name in grids])
+    axes.margins(x=0.1)
+    axes.set_xlabel("grid, and spans of one token on both sides")
     axes.set_ylabel("bits per byte better than SFT")
     axes.legend(fontsize=8)
     figure.savefig(place)
