@@ -246,7 +246,7 @@ class Trainer:
         """Say how far training is: the last cross-entropy, the last measurement and, where it is another, the best."""
         progress, parts = self.progress, []
         if self._cross_entropy is not None:
-            parts.append(f"cross-entropy {self._cross_entropy:.4g}")
+            parts.append(f"cross-entropy {self._cross_entropy:.4g} nats per token")
         value, step = self._measured
         if step is not None:
             parts.append(f"held out {value:.4g} bits per byte{'' if step == progress.step else _at(step)}")
