@@ -28,16 +28,18 @@ def _kill_everything(stack: Stack) -> None:
     psutil.wait_procs(members, timeout=10)
 
 
-def _goes_on(stack: Stack, flow_run: str) -> None:
+def _goes_on(stack: Stack, flow_run: str, steps: int = STEPS) -> None:
     """The run ends well at its second start, and each step is there once."""
     stack.wait(flow_run, "COMPLETED", seconds=800)
     assert stack.flow_run(flow_run)["run_count"] == 2
-    assert sorted(_steps(stack, flow_run)) == list(range(1, STEPS + 1))
+    assert sorted(_steps(stack, flow_run)) == list(range(1, steps + 1))
     assert {run["status"] for run in stack.runs(flow_run)} == {"FINISHED"}
 
 
 def test_down_in_the_middle_of_a_run_and_up_again(stack: Stack) -> None:
-    flow_run = stack.trigger("pipeline", recipe="smoke", overrides=_store(stack, "stopped", **RUN))
+    # `down` gives a run half a minute to end by itself: on an idle machine that is 400 steps.
+    long = {**LONG, "distill.max_steps": 3 * STEPS}
+    flow_run = stack.trigger("pipeline", recipe="smoke", overrides=_store(stack, "stopped", **long))
     _training(stack, flow_run)
     services.down(stack.settings)
     prefect, mlflow, _ = services.services(stack.settings)
@@ -47,7 +49,7 @@ def test_down_in_the_middle_of_a_run_and_up_again(stack: Stack) -> None:
     assert stack.flow_run(flow_run)["state"]["name"] == "AwaitingRetry", "it waits for a worker"
     assert "RUNNING" not in {run["status"] for run in stack.runs(flow_run)}
     services.up(stack.settings)
-    _goes_on(stack, flow_run)
+    _goes_on(stack, flow_run, 3 * STEPS)
 
 
 @pytest.mark.parametrize("database", ["sqlite", "postgresql"])
