@@ -37,8 +37,8 @@ def _goes_on(stack: Stack, flow_run: str, steps: int = STEPS) -> None:
 
 
 def test_down_in_the_middle_of_a_run_and_up_again(stack: Stack) -> None:
-    # `down` gives a run half a minute to end by itself: on an idle machine that is 400 steps.
-    long = {**LONG, "distill.max_steps": 3 * STEPS}
+    # `down` gives a run half a minute to end by itself: on an idle machine that is 700 steps.
+    long = {**LONG, "distill.max_steps": 6 * STEPS}
     flow_run = stack.trigger("pipeline", recipe="smoke", overrides=_store(stack, "stopped", **long))
     _training(stack, flow_run)
     services.down(stack.settings)
@@ -49,7 +49,7 @@ def test_down_in_the_middle_of_a_run_and_up_again(stack: Stack) -> None:
     assert stack.flow_run(flow_run)["state"]["name"] == "AwaitingRetry", "it waits for a worker"
     assert "RUNNING" not in {run["status"] for run in stack.runs(flow_run)}
     services.up(stack.settings)
-    _goes_on(stack, flow_run, 3 * STEPS)
+    _goes_on(stack, flow_run, 6 * STEPS)
 
 
 @pytest.mark.parametrize("database", ["sqlite", "postgresql"])
