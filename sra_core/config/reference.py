@@ -104,12 +104,13 @@ def field_of(dotted: str) -> FieldInfo:
 
 
 def left_out() -> dict[str, str]:
-    """What identities without a field stand for, as JSON, by the field's dotted name (see ``where_set``)."""
+    """What identities without a field stand for, by the field's dotted name (see ``where_set``): JSON, or the text."""
     found = {}
     for row in fields():
         extra = field_of(row.name).json_schema_extra if "[]" not in row.name else None
         if isinstance(extra, dict) and "before" in extra:
-            found[row.name] = json.dumps(extra["before"])
+            before = extra["before"]
+            found[row.name] = before if isinstance(before, str) else json.dumps(before)
     return found
 
 

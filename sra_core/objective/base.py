@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 from torch import nn
 
 from sra_core.config import ObjectiveConfig
@@ -9,7 +11,7 @@ from sra_core.config import ObjectiveConfig
 __all__ = ["Objective"]
 
 
-class Objective(nn.Module):
+class Objective(nn.Module, ABC):
     """An objective; called with a batch and the student's output it gives its terms, ``loss`` among them.
 
     Attributes:
@@ -30,6 +32,6 @@ class Objective(nn.Module):
         """
         return (1 - self.config.alpha) * (1 - self.config.annealing * self.progress)
 
+    @abstractmethod
     def weights(self) -> dict[str, float]:
         """What each term weighs in the loss now."""
-        raise NotImplementedError

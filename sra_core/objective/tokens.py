@@ -5,7 +5,7 @@ Legend: B texts, N tokens of the batch, n supervised positions of it, d width.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -67,7 +67,7 @@ class Side:
         return self.counts.cumsum(0) - self.counts
 
 
-class TokenObjective(Objective, ABC):
+class TokenObjective(Objective):
     """``(1 - share) CE + share`` times the sum of the teacher's terms; a baseline implements :meth:`distill`.
 
     Terms: ``loss``, ``ce``, those of the baseline by name (``names``), ``spans``.

@@ -150,7 +150,10 @@ def test_tokenizers_that_keep_every_byte_leave_no_gap(name):
 
 
 @pytest.mark.parametrize("teacher", ["mistral", "qwen", "word-piece"])
-@pytest.mark.parametrize("text", LONG.values(), ids=LONG.keys())
+@pytest.mark.parametrize(
+    "text",
+    [pytest.param(text, id=name, marks=pytest.mark.slow if "200kB" in name else ()) for name, text in LONG.items()],
+)
 def test_long_lines(teacher, text):
     spans = assert_valid(teacher, "byte-level", text)
     assert len(spans) >= 1

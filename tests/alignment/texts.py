@@ -32,6 +32,7 @@ SHORT: dict[str, str] = {
 
 LONG: dict[str, str] = {
     "one-line-50kB": "".join(random.Random(0).choices("abcdefghij klmnop,é東👍", k=40_000)),
+    "one-line-200kB": "".join(random.Random(0).choices("abcdefghij klmnop,é東👍", k=160_000)),
     "ten-thousand-spaces": "x" + " " * 10_000 + "y",
     "one-word": "a" * 5_000,
 }

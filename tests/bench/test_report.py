@@ -242,6 +242,14 @@ def test_a_cell_that_fails_is_told_and_the_others_go_on(tmp_path: Path) -> None:
     assert raised.value.remedy == "lower the rate"
 
 
+def test_several_cells_that_failed_are_all_named(tmp_path: Path) -> None:
+    bench = grid(tmp_path)
+    bench.failed = {cell: OSError("no space left") for cell in bench.cells[:2]}
+    named = "; ".join(cell.name for cell in bench.cells[:2])
+    with pytest.raises(TrainingError, match=rf"^2 cells failed \({named}\), the first with: OSError: no space left"):
+        bench.require_all_ran()
+
+
 def test_a_shared_stage_that_fails_stops_everything(tmp_path: Path) -> None:
     def failing(stage: str, run: Run, parent: object, name: str) -> Manifest:
         raise TrainingError("no corpus", "bring one")

@@ -163,6 +163,13 @@ def test_what_an_older_result_leaves_out_is_named_as_it_was(tmp_path):
     assert names == ["sra annealing=1.0 other=none", "sra annealing=0.0 other=none", "sra annealing=0.0 other=2"]
     comparison = compare_runs(read_runs([(None, path) for path in paths[:2]]), resamples=50)
     assert comparison.differing == {"objective.annealing": ["1.0", "0.0"]}
+    paths = [
+        write_run(tmp_path, {"student": 0.2}, more=more) for more in ({"spans": "one_to_one"}, {"spans": "all"}, {})
+    ]
+    comparison = compare_runs(read_runs([(str(number), path) for number, path in enumerate(paths)]), resamples=50)
+    assert comparison.differing == {"objective.spans": ["one_to_one", "all", "all"]}, (
+        "written in either, it is one value"
+    )
 
 
 def test_one_run_is_set_against_its_start(folders):

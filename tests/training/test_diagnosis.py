@@ -72,6 +72,8 @@ def test_the_teacher_fades_out_from_step_to_step(tmp_path: Path) -> None:
     weighted, raw = read_history(job, "train/weighted/logit"), read_history(job, "train/logit")
     shares = {step: weighted[step] / raw[step] for step in raw}
     assert shares == pytest.approx({1: 0.5, 2: 0.375, 3: 0.25, 4: 0.125})
+    weighted, raw = read_history(job, "train/weighted/ce"), read_history(job, "train/ce")
+    assert {step: weighted[step] / raw[step] for step in raw} == pytest.approx({1: 0.5, 2: 0.625, 3: 0.75, 4: 0.875})
 
 
 @pytest.mark.integration

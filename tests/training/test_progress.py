@@ -30,6 +30,9 @@ def test_the_last_line_shows_the_measurement_after_the_last_step(tmp_path: Path)
     assert notes[0] == (0, f"held out {values[0]:.4g} bits per byte")
     assert [step for step, _ in notes] == [0, 1, 2, 3, 4, 5]
     best = f"best {values[0]:.4g} before training"
+    last = read_history(job.history)
+    (ce,) = [row["train/ce"] for row in last if row["step"] == 5 and "train/ce" in row]
+    assert notes[5][1].startswith(f"cross-entropy {ce:.4g} nats per token, held out ")
     assert notes[2][1].endswith(f", held out {values[0]:.4g} bits per byte before training")
     assert notes[4][1].endswith(f", held out {values[3]:.4g} bits per byte at step 3, {best}")
     assert notes[5][1].endswith(f", held out {values[5]:.4g} bits per byte, {best}")
