@@ -50,6 +50,7 @@ def draw(rows: list[dict[str, Any]], place: Path) -> None:
     for number, variant in enumerate(variants):
         own = [row for row in rows if row["first"] == variant]
         shift = 0.15 * (number - (len(variants) - 1) / 2)  # so that intervals do not hide each other
+        # A gain is a difference turned over: the high end of the one is the low end of the other.
         axes.errorbar(
             [places[row["grid"]] + shift for row in own],
             [-row["difference"] for row in own],

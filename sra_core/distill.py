@@ -54,8 +54,9 @@ def identity(run: Run) -> dict[str, Any]:
 
 def _hashed_objective(config: ObjectiveConfig) -> dict[str, Any]:
     found = hashed(config)
+    # Plain fine-tuning has no teacher to fade out: with the field, students from before it would lose their names.
     if config.name == "sft":
-        found.pop("annealing", None)  # there is no teacher to fade out
+        found.pop("annealing", None)
     return found
 
 

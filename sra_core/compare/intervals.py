@@ -233,6 +233,7 @@ def _swap_test(gaps: Floats, resamples: int, seed: int) -> float:
     # A swap that changes nothing sums in another order: rounding must not make it less extreme than what was seen.
     observed = abs(gaps.sum()) * (1 - 1e-12)
     if 2 ** len(gaps) <= resamples:
+        # The bits of each number are one choice of who is swapped.
         every = np.arange(2 ** len(gaps))[:, None] >> np.arange(len(gaps)) & 1
         return float((np.abs((every * 2.0 - 1.0) @ gaps) >= observed).mean())
     generator = np.random.default_rng(seed)

@@ -163,6 +163,7 @@ class Trainer:
         self.progress.step += 1
         self._guard(losses, applied, micro_batches)
         means = mean_terms(terms)
+        # Weights change from step to step: means over steps times the last ones would not sum to the mean loss.
         weighted = weighted_terms(self.module.objective, means)
         self._meter.add(means | {f"weighted/{name}": value for name, value in weighted.items()}, norm)
         if diagnosing:
