@@ -16,7 +16,7 @@ from sra_core.objective.batch import Batch, ObjectiveContext, StudentOutput
 from sra_core.objective.chunks import head_loss, slope_by_autograd
 from sra_core.objective.tokens import Side, TokenObjective
 
-__all__ = ["DIVERGENCES", "DivergenceObjective", "generalised_jsd"]
+__all__ = ["DIVERGENCES", "DivergenceObjective", "generalised_jsd", "sorted_distance"]
 
 
 def forward_kl(log_p: Tensor, log_q: Tensor, skew: float) -> Tensor:
@@ -53,6 +53,17 @@ def generalised_jsd(log_p: Tensor, log_q: Tensor, beta: float) -> Tensor:
     share = log_p.new_tensor(beta)
     log_m = torch.logaddexp(log_p + share.log(), log_q + torch.log1p(-share))
     return beta * forward_kl(log_p, log_m, 0) + (1 - beta) * forward_kl(log_q, log_m, 0)
+
+
+def sorted_distance(p: Tensor, q: Tensor) -> Tensor:
+    """L1 distance of each row's probabilities in falling order, the shorter list padded with zeros.
+
+    Where the shorter list has ended, the distance is what the longer one has left: so that one is never sorted whole.
+    """
+    long, short = (p, q) if p.shape[-1] >= q.shape[-1] else (q, p)
+    leading = long.topk(short.shape[-1], -1).values
+    apart = (leading - short.sort(-1, descending=True).values).abs().sum(-1)
+    return apart + long.sum(-1) - leading.sum(-1)
 
 
 DIVERGENCES: Mapping[str, Callable[[Tensor, Tensor, float], Tensor]] = {

@@ -9,12 +9,11 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from sra_core.config import ObjectiveConfig
 from sra_core.objective.batch import Batch, ObjectiveContext, StudentOutput
 from sra_core.objective.chunks import head_map
-from sra_core.objective.divergences import generalised_jsd
+from sra_core.objective.divergences import generalised_jsd, sorted_distance
 from sra_core.objective.head import Head
 from sra_core.objective.pooling import span_tokens
 from sra_core.objective.tokens import (
@@ -59,10 +58,7 @@ class GoldObjective(TokenObjective):
             log_q = torch.log_softmax(logits, -1) + own_later[:, None]
             log_p = torch.log_softmax(head.logits(teacher_rows), -1) + teacher_later[:, None]
             shared = generalised_jsd(log_p[:, teacher_ids], log_q[:, student_ids], self.config.beta)
-            q = log_q[:, student_rest].exp().sort(-1, descending=True).values
-            p = log_p[:, teacher_rest].exp().sort(-1, descending=True).values
-            width = max(p.shape[1], q.shape[1])
-            apart = (pad(p, (0, width - p.shape[1])) - pad(q, (0, width - q.shape[1]))).abs().sum(-1)
+            apart = sorted_distance(log_p[:, teacher_rest].exp(), log_q[:, student_rest].exp())
             return matched * shared + (1 - matched) * apart
 
         first, later = _parts(own, student.head, batch.span_range[known])

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from torch import Tensor
-from torch.nn.functional import pad
 
 from sra_core.objective.batch import Batch, StudentOutput
 from sra_core.objective.chunks import head_loss, slope_by_autograd
+from sra_core.objective.divergences import sorted_distance
 from sra_core.objective.tokens import Side, TokenObjective, paired
 
 __all__ = ["UldObjective"]
@@ -28,10 +28,7 @@ class UldObjective(TokenObjective):
         head = self.head("teacher_full_head", own.rows.device)
 
         def values(logits: Tensor, teacher_rows: Tensor) -> Tensor:
-            q = logits.softmax(-1).sort(-1, descending=True).values
-            p = head.logits(teacher_rows).softmax(-1).sort(-1, descending=True).values
-            width = max(p.shape[-1], q.shape[-1])
-            return (pad(p, (0, width - p.shape[-1])) - pad(q, (0, width - q.shape[-1]))).abs().sum(-1)
+            return sorted_distance(head.logits(teacher_rows).softmax(-1), logits.softmax(-1))
 
         total = head_loss(own.rows[mine], student.head, slope_by_autograd(values), (teacher.rows[theirs],))
         return {"uld": total / max(1, len(mine))}
