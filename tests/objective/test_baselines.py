@@ -13,7 +13,7 @@ from sra_core.config import ObjectiveConfig
 from sra_core.errors import AlignmentError, ConfigError
 from sra_core.objective import TeacherNeeds, build_objective, student_layers, teacher_needs
 from sra_core.objective.alm import binary_kl
-from sra_core.objective.divergences import DIVERGENCES
+from sra_core.objective.divergences import DIVERGENCES, sorted_distance
 from sra_core.objective.fit import RidgeFit
 from sra_core.objective.mined import align_tokens, edit_distances
 from sra_core.objective.multilevel_ot import sinkhorn_distance
@@ -300,3 +300,18 @@ def test_fitted_dskd_attends_to_the_token_of_the_same_text() -> None:
         fit.hold_out(each.inputs, each.targets)
         objective.get_parameter(each.weight).data.copy_(fit.solve().weight)
     assert own_share() > 2 * before
+
+
+@pytest.mark.parametrize(("theirs", "own"), [(9, 4), (4, 9), (6, 6)])
+def test_the_distance_of_sorted_lists_is_that_of_lists_sorted_whole_and_padded(theirs: int, own: int) -> None:
+    torch.manual_seed(theirs)
+    p, q = (torch.randn(5, width, dtype=torch.float64).softmax(-1).requires_grad_() for width in (theirs, own))
+
+    def whole(values: Tensor) -> Tensor:
+        return torch.nn.functional.pad(values.sort(-1, descending=True).values, (0, 9 - values.shape[-1]))
+
+    expected = (whole(p) - whole(q)).abs().sum(-1)
+    found = sorted_distance(p, q)
+    torch.testing.assert_close(found, expected)
+    for ours, plainly in zip(*(torch.autograd.grad(each.sum(), (p, q)) for each in (found, expected)), strict=True):
+        torch.testing.assert_close(ours, plainly)
