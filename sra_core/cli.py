@@ -183,6 +183,18 @@ def evaluate(recipe: Recipe, settings: Settings = None) -> None:
 
 
 @app.command()
+def generate(recipe: Recipe, settings: Settings = None) -> None:
+    """Answer the training prompts with the teacher: a corpus whose fine-tuning is sequence-level distillation."""
+    from sra_core.generate import GENERATED, settings_for
+
+    manifest = _stage("generate", recipe, settings)
+    read = settings_for(_config(recipe, settings).corpus, Path(manifest.folder) / GENERATED)
+    chosen = "".join(f" --set {shlex.quote(each)}" for each in [*(settings or []), *read, "objective.name=sft"])
+    say = f"\nLearn from it: {sra_command()} run {recipe}{chosen}"
+    console.print(say, soft_wrap=True)
+
+
+@app.command()
 def audit(
     recipe: Recipe,
     settings: Settings = None,

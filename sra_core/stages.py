@@ -18,7 +18,7 @@ from sra_core.runs import Run
 from sra_core.shards import Manifest
 from sra_core.watch import Watcher
 
-__all__ = ["STAGES", "adapt", "cache", "distill", "evaluate", "prepare", "run"]
+__all__ = ["STAGES", "adapt", "cache", "distill", "evaluate", "generate", "prepare", "run"]
 
 
 def prepare(config: RunConfig | Run, watch: Watcher | None = None, *, executor: Executor | None = None) -> Manifest:
@@ -166,12 +166,32 @@ def evaluate(config: RunConfig | Run, watch: Watcher | None = None) -> Manifest:
     return run.once(folder, watch, upstream, "score held-out examples", work, report)
 
 
+def generate(config: RunConfig | Run, watch: Watcher | None = None) -> Manifest:
+    """Answer the training prompts with the teacher: a corpus for sequence-level distillation, no part of `run`.
+
+    Raises:
+        ManifestMismatch: The prepared examples of this config are missing.
+        DataError: No training example has a prompt, or none has an answer to learn from.
+    """
+    run, watch = Run.of(config), watch or Watcher()
+    prepared = run.result("prepare")
+    folder = run.folder("generate")
+
+    def work() -> Manifest:
+        from sra_core.generate import generate_corpus
+
+        return generate_corpus(run.adapted, prepared, folder, watch)
+
+    return run.once(folder, watch, (prepared,), "answer the training prompts with the teacher", work)
+
+
 STAGES: dict[str, Callable[..., Manifest]] = {
     "prepare": prepare,
     "adapt": adapt,
     "cache": cache,
     "distill": distill,
     "evaluate": evaluate,
+    "generate": generate,
 }
 
 

@@ -36,6 +36,7 @@ FLOORS = [
     "cache",
     "distill",
     "evaluate",
+    "generate",
     "doctor",
     "init",
     "stages",
@@ -57,6 +58,7 @@ COMMANDS = {
     "cache",
     "distill",
     "evaluate",
+    "generate",
     "compare",
     "plan",
     "bench",
@@ -67,6 +69,7 @@ COMMANDS = {
 """Rooms of one command each. What two commands share lies below them."""
 BUILT_ON = {
     ("evaluate", "compare"),
+    ("generate", "evaluate"),
     ("cache", "compare"),
     ("distill", "compare"),
     ("bench", "compare"),
@@ -75,7 +78,7 @@ BUILT_ON = {
     ("plan", "evaluate"),
     ("plan", "prepare"),
 }
-"""Evaluations are written in the form that comparisons read; cache and distill say by its intervals whether there is
+"""Evaluations are written in the form that comparisons read; `generate` answers as `evaluate` does; cache and distill say by its intervals whether there is
 something to learn; the check and the plan look into their stages."""
 
 OWNERS = {

@@ -32,7 +32,7 @@ class ObjectiveConfig(Part):
     ] = Field(
         "sra",
         title="Objective",
-        description="`sra` aligns spans with the teacher (arXiv 2605.01205), `sft` is cross-entropy alone. Baselines across tokenizers: `uld` (2402.12030), `mined` (2401.10491), `dskd` (2406.17328), `multilevel_ot` (2412.14528), `alm` (2503.20083), `strict_kl` (2610.08448), `gold` (TRL) and `xtoken` (2605.21699). With the teacher's own tokenizer: `fkl`, `rkl`, `js` and `skl` (forward, reverse, Jensen-Shannon, skewed divergence).",
+        description="`sra` aligns spans with the teacher (arXiv 2605.01205), `sft` is cross-entropy alone (on a corpus that `sra generate` wrote it is sequence-level distillation, 1606.07947). Baselines across tokenizers: `uld` (2402.12030), `mined` (2401.10491), `dskd` (2406.17328), `multilevel_ot` (2412.14528), `alm` (2503.20083), `strict_kl` (2610.08448), `gold` (TRL) and `xtoken` (2605.21699). With the teacher's own tokenizer: `fkl`, `rkl`, `js` and `skl` (forward, reverse, Jensen-Shannon, skewed divergence).",
     )
     layers: list[tuple[int, int]] = Field(
         [(-1, -1)], min_length=1, description="Pairs of teacher and student layers, counted from 1; -1 is the last."

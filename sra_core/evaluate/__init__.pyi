@@ -1,5 +1,6 @@
 from .agreement import Agreement, agreement_table, teacher_agreement
 from .answers import AnswerSet
+from .contenders import Scoring
 from .decisions import Sampling
 from .generation import Answer, generate
 from .leaks import Leak, LeakReport, find_leaks
@@ -18,6 +19,7 @@ __all__ = [
     "Leak",
     "LeakReport",
     "Sampling",
+    "Scoring",
     "agreement_table",
     "check_datasets",
     "evaluation_sets",

@@ -76,7 +76,6 @@ class Scoring:
     Args:
         config: The run config, the teacher adapted where it is to be.
         prepared: Prepared examples.
-        trained: The trained student.
         sets: What to score on.
         folder: Where tables go.
         watch: Told of progress.
@@ -86,14 +85,12 @@ class Scoring:
         self,
         config: RunConfig,
         prepared: Manifest,
-        trained: Manifest,
         sets: Sequence[EvaluationSet],
         folder: Path,
         watch: Watcher,
     ) -> None:
         self.config = config
         self.prepared = prepared
-        self.trained = trained
         self.sets = sets
         self.folder = folder
         self.watch = watch
@@ -103,20 +100,24 @@ class Scoring:
         self._shared: SharedVocabulary | None = None
         self._view: _TeacherView | None = None
 
-    def run(self) -> dict[str, ModelScores]:
-        """Scores by contender."""
-        return {contender.name: self._scores(contender) for contender in self._contenders()}
+    def run(self, trained: Manifest) -> dict[str, ModelScores]:
+        """Scores by contender; ``trained`` is the trained student."""
+        return {contender.name: self._scores(contender) for contender in self._contenders(trained)}
 
-    def _contenders(self) -> Iterator[_Contender]:
+    def teacher_answers(self) -> pa.Table | None:
+        """What the teacher answers; None where nothing is asked."""
+        return self._answers(self._teacher())
+
+    def _contenders(self, trained: Manifest) -> Iterator[_Contender]:
         if self.config.evaluate.teacher:
             yield self._teacher()
         precision = self.config.distill.precision
         if self.config.evaluate.initial:
             yield _Contender("initial", "student", "float32", self._initial, self._initial_folder)
-        folder, trusted = Path(self.trained.folder) / STUDENT, self.config.student_origin.trust_remote_code
+        folder, trusted = Path(trained.folder) / STUDENT, self.config.student_origin.trust_remote_code
         ref = ModelRef(source=str(folder), trust_remote_code=trusted)
         load = self._loader("student", ref, precision)
-        yield _Contender("student", "student", precision, load, lambda _: folder, self.trained.content)
+        yield _Contender("student", "student", precision, load, lambda _: folder, trained.content)
 
     def _teacher(self) -> _Contender:
         ref, dtype = self.config.teacher, self.config.cache.compute_dtype

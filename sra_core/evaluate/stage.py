@@ -42,7 +42,7 @@ def score_student(config: RunConfig, upstream: Sequence[Manifest], folder: Stage
     """
     prepared, trained = upstream
     sets, counts = evaluation_sets(config, prepared, folder.path, watch)
-    made = Scoring(config, prepared, trained, sets, folder.path, watch).run()
+    made = Scoring(config, prepared, sets, folder.path, watch).run(trained)
     scores = {name: _intervals(each) for name, each in made.items()}
     answers = {name: each.answers for name, each in made.items() if each.answers is not None}
     counted = {name: _counted(made[name]) for name in answers}

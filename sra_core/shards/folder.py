@@ -37,7 +37,7 @@ class StageFolder:
 
     Args:
         store: Root of the store: a folder or an fsspec URL.
-        stage: Stage name: prepare, adapt, cache, distill, evaluate or benchmark.
+        stage: Stage name: prepare, adapt, cache, distill, evaluate, generate or benchmark.
         identity: All that determines the bytes of the result.
     """
 
@@ -47,6 +47,7 @@ class StageFolder:
         "cache": "teacher",
         "distill": "students",
         "evaluate": "evaluations",
+        "generate": "generated",
         "benchmark": "benchmarks",
     }
 

@@ -30,6 +30,10 @@ _ENDINGS = {
     "leaked_near_response": "{} with a response that the training data nearly holds",
     "excluded": "{} left out of the scores",
     "without_likelihood": "{} without a likelihood",
+    "answered": "{} training responses by the teacher",
+    "empty_answer": "{} examples left out whose answer is empty",
+    "cut_answer": "{} examples left out whose answer was cut and would look whole",
+    "not_asked": "{} examples left out that have no prompt or no span",
 }
 _ANSWERS = {"_empty_answers": "empty", "_unfinished_answers": "cut at the token limit"}
 

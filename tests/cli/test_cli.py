@@ -30,6 +30,7 @@ def test_help_lists_every_command() -> None:
         "cache",
         "distill",
         "evaluate",
+        "generate",
         "audit",
         "doctor",
         "verify",

@@ -69,7 +69,7 @@ def test_a_teacher_is_adapted_and_scored_with_it(folder: Path, tmp_path: Path) -
     end = load_tokenizer(config.teacher).convert_tokens_to_ids("<|im_end|>")
     assert end in GenerationConfig.from_pretrained(tmp_path / "initial").eos_token_id
     nothing: Any = None
-    scoring = Scoring(config, nothing, nothing, [], tmp_path, Watcher())
+    scoring = Scoring(config, nothing, [], tmp_path, Watcher())
     assert stop_tokens(*scoring._model(scoring._teacher())) == {0, end}
 
 

@@ -1,0 +1,157 @@
+"""`sra generate`: the corpus with the teacher's own answers as training responses (SeqKD, arXiv 1606.07947).
+
+The result is a corpus like any other: plain fine-tuning on it is sequence-level distillation. What chooses and measures
+stays as it is: validation and test responses are those of the corpus.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from sra_core.config import CorpusConfig, RunConfig
+from sra_core.corpus import Corpus, Example, Turn
+from sra_core.errors import DataError
+from sra_core.evaluate import AnswerSettings, EvaluationSet, Scoring
+from sra_core.models import load_tokenizer, model_identity
+from sra_core.runs import Run
+from sra_core.shards import SCHEMA_VERSION, Manifest, PreparedSet, StageFolder, atomic_write
+from sra_core.watch import Watcher
+
+__all__ = ["GENERATED", "generate_corpus", "identity", "settings_for"]
+
+GENERATED = "corpus"
+"""Subfolder of the result that is the corpus: a file of JSON lines a split."""
+
+
+def identity(run: Run) -> dict[str, Any]:
+    """All that determines the generated corpus."""
+    return {
+        "schema": SCHEMA_VERSION,
+        "prepared": run.identity("prepare"),
+        "teacher": model_identity(run.adapted.teacher),
+        "compute_dtype": run.config.cache.compute_dtype,
+        "answers": asdict(AnswerSettings.of(_answering(run.config).evaluate)),
+    }
+
+
+def settings_for(config: CorpusConfig, folder: Path) -> list[str]:
+    """Settings, as `--set` takes them, that read a generated corpus in the place of the one that it was made from.
+
+    Args:
+        config: Of the recipe that it was generated with; what says how its source is read is set back.
+        folder: The generated corpus.
+    """
+    of_source = ("revision", "subset", "hub_split", "streaming", "layout", "ignore", "splits")
+    fresh = CorpusConfig()
+    read = {name: getattr(fresh, name) for name in of_source if getattr(config, name) != getattr(fresh, name)}
+    read["columns"] = {"source": "source"}  # however few rows each source has
+    return [f"corpus.source={folder}", *(f"corpus.{name}={json.dumps(value)}" for name, value in read.items())]
+
+
+def generate_corpus(config: RunConfig, prepared: Manifest, folder: StageFolder, watch: Watcher) -> Manifest:
+    """Answer every training prompt with the teacher and write the corpus; answers made before a stop are kept.
+
+    Args:
+        config: The run config, the teacher adapted where it is to be.
+        prepared: Prepared examples.
+        folder: Where the corpus goes; its lock is held.
+        watch: Told of progress.
+
+    Raises:
+        DataError: No training example has a prompt.
+    """
+    config = _answering(config)
+    rows = [row for row in PreparedSet(prepared, "train") if row.prompt]
+    if not rows:
+        raise DataError(
+            "no training example has a prompt: there is nothing that the teacher could answer",
+            "give corpus.source instructions with responses; plain text is learned as it is",
+        )
+    asked = EvaluationSet("train", [], rows)
+    table = Scoring(config, prepared, [asked], folder.path, watch).teacher_answers()
+    counts = Counter[str]()
+    texts = _lines(config, _judged(config, table), counts)
+    if "train" not in texts:
+        raise DataError(
+            f"the teacher has no answer to learn from ({dict(counts)})",
+            "look at its answers with `sra evaluate`; an instruct model needs `teacher.template: chat`",
+        )
+    for split, lines in texts.items():
+        with atomic_write(folder.path / GENERATED / f"{split}.jsonl") as file:
+            file.write("".join(lines).encode())
+    return folder.commit(upstream=[prepared], files=folder.entries(GENERATED), counts=counts)
+
+
+def _answering(config: RunConfig) -> RunConfig:
+    """The config whose answers are to all prompts, one each, from what training reads and as long as it reads."""
+    changes = {
+        "generate": None,
+        "seeds": config.evaluate.seeds[:1],
+        "max_prompt": config.alignment.max_prompt,
+        "max_new_tokens": config.alignment.max_length,
+    }
+    return config.model_copy(update={"evaluate": config.evaluate.model_copy(update=changes)})
+
+
+def _judged(config: RunConfig, table: Any) -> dict[str, tuple[str, str]]:
+    """By example, the teacher's answer and what becomes of it.
+
+    An answer at the limit has no end to learn. Prepare leaves the end of a long response out, so it is learned without
+    one; but an answer that takes fewer tokens when it is tokenized again would be learned as if the teacher had ended
+    there.
+    """
+    tokenizer = load_tokenizer(config.teacher)
+    found = {}
+    for answer in table.select(["id", "answer", "finish_reason", "prompt_tokens"]).to_pylist():
+        text = answer["answer"]
+        tokens = answer["prompt_tokens"] + len(tokenizer.encode(text, add_special_tokens=False))
+        ends = answer["finish_reason"] == "stop" or tokens > config.alignment.max_length
+        found[answer["id"]] = text, "empty_answer" if not text else "answered" if ends else "cut_answer"
+    return found
+
+
+def _lines(config: RunConfig, answers: Mapping[str, tuple[str, str]], counts: Counter[str]) -> dict[str, list[str]]:
+    """The lines of each split's file; ``counts`` says what became of every training example."""
+    found: dict[str, list[str]] = {}
+    for split, item in Corpus(config.corpus):
+        if not isinstance(item, Example):
+            continue
+        if split == "train":
+            text, fate = answers.get(item.id, ("", "not_asked"))
+            counts[fate] += 1
+            if fate != "answered":
+                continue
+            item = replace(item, response=text, reasoning="", references=())
+        found.setdefault(split, []).append(json.dumps(dict(_row(item)), ensure_ascii=False) + "\n")
+    return found
+
+
+def _row(example: Example) -> Iterator[tuple[str, Any]]:
+    """Columns that the corpus reads back as the same example."""
+    yield "id", example.id
+    yield "source", example.source
+    if example.is_text:
+        yield "text", example.response
+        return
+    yield "instruction", example.instruction
+    yield "response", example.response
+    if example.context:
+        yield "context", example.context
+    if example.system:
+        yield "system", example.system
+    if example.history:
+        yield "history", list(map(_turn, example.history))
+    if example.tools:
+        yield "tools", json.loads(example.tools)
+    if example.reasoning:
+        yield "reasoning_content", example.reasoning
+
+
+def _turn(turn: Turn) -> dict[str, str]:
+    thought = {"reasoning_content": turn.reasoning} if turn.reasoning else {}
+    return {"role": turn.role, "content": turn.content, **thought}
