@@ -78,8 +78,8 @@ BUILT_ON = {
     ("plan", "evaluate"),
     ("plan", "prepare"),
 }
-"""Evaluations are written in the form that comparisons read; `generate` answers as `evaluate` does; cache and distill say by its intervals whether there is
-something to learn; the check and the plan look into their stages."""
+"""Evaluations are written in the form that comparisons read; `generate` answers as `evaluate` does; cache and distill
+say by its intervals whether there is something to learn; the check and the plan look into their stages."""
 
 OWNERS = {
     "mlflow": {"watch/mlflow"},

@@ -131,9 +131,13 @@ def test_a_stopped_stage_keeps_its_answers(
     smoke_run: SmokeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = config_of(smoke_run, tmp_path / "store")
+
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
     with monkeypatch.context() as broken:
-        broken.setattr("sra_core.generate._lines", lambda *_: {}[""])
-        with pytest.raises(KeyError):
+        broken.setattr("sra_core.generate._lines", stopped)
+        with pytest.raises(KeyboardInterrupt):
             stages.generate(config)
     folder = Run(config).folder("generate").path
     assert not (folder / "manifest.json").exists()
