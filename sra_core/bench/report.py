@@ -15,17 +15,21 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from rich.console import RenderableType
 
+    from sra_core.compare.results import Metric
     from sra_core.shards import Manifest
 
 __all__ = ["Report", "figure", "markdown", "terminal"]
 
-_TITLES = {"bits_per_byte": "bits per byte", "rougeL": f"ROUGE-L ({COUNTED})"}
-_DIGITS = {"bits_per_byte": 3, "rougeL": 1}
-"""One digit more for differences."""
-_SCORE_HEAD = ("variant", "bits/byte ↓", f"ROUGE-L ↑ ({COUNTED})", "best step", "s/step", "GiB", "seeds")
+_SHORT = {"bits_per_byte": "bits/byte", "top1": "agrees with teacher"}
+"""Names that columns have room for, where a metric's own is too long."""
+_PERCENTAGES = ("top1", "rougeL", "chrf")
+_AT_ONCE = 2
+"""Metrics in one table of scores."""
+_COST_HEAD = ("best step", "s/step", "GiB")
 _GAP_HEAD = ("first - second", "difference", "p (Holm)", "b/t/w", "detectable", "seeds")
 _NARROW = {
-    f"ROUGE-L ↑ ({COUNTED})": "ROUGE-L ↑\n(Unicode\nwords)",
+    f"ROUGE-L ({COUNTED}) ↑": "ROUGE-L ↑\n(Unicode\nwords)",
+    "agrees with teacher ↑": "agrees with\nteacher ↑",
     "best step": "best\nstep",
     "detectable": "detect-\nable",
 }
@@ -40,6 +44,7 @@ class Report:
         title: Name of the benchmark.
         reference: The variant that the others are paired with.
         variants: All variants, in the order of the grid.
+        metrics: What is compared, in order.
         done: Names of the cells that are done.
         missing: Name and state of the others.
         cells: A row for each finished cell.
@@ -53,6 +58,7 @@ class Report:
     title: str
     reference: str
     variants: list[str]
+    metrics: list[Metric]
     done: list[str]
     missing: list[tuple[str, str]]
     cells: list[dict[str, Any]] = field(default_factory=list)
@@ -62,7 +68,7 @@ class Report:
     notes: list[str] = field(default_factory=list)
     manifest: Manifest | None = None
 
-    def metrics(self) -> dict[str, float]:
+    def tracked(self) -> dict[str, float]:
         """Scores and differences by names that a tracking server takes."""
         found = {f"benchmark/{_slug(row['variant'])}/{row['metric']}": row["score"] for row in self.scores}
         for row in self.differences:
@@ -92,14 +98,19 @@ def terminal(report: Report) -> list[RenderableType]:
             made.add_row(*(Text(cell) for cell in row))
         return made
 
-    shown: list[RenderableType] = [table(f"{report.title}, 95 % intervals", _SCORE_HEAD, _score_rows(report))]
+    title = f"{report.title}, 95 % intervals"
+    shown: list[RenderableType] = [
+        table(title, _score_head(*part), _score_rows(report, *part)) for part in _parts(report)
+    ]
     shown += [table(_gap_title(metric), _GAP_HEAD, _gap_rows(report, metric)) for metric in _compared(report)]
     return [*shown, Text(""), *(Text(note) for note in report.notes)]
 
 
 def markdown(report: Report) -> str:
     """The report as Markdown, ready to be pasted."""
-    lines = [f"# {report.title}", "", *_table(_SCORE_HEAD, _score_rows(report)), ""]
+    lines = [f"# {report.title}", ""]
+    for part in _parts(report):
+        lines += [*_table(_score_head(*part), _score_rows(report, *part)), ""]
     lines += [
         "Mean and 95 % bootstrap interval over test examples and seeds. Time is the median step's, memory the",
         "highest of a training process, the best step the mean over seeds.",
@@ -118,12 +129,29 @@ def markdown(report: Report) -> str:
     return "\n".join([*lines, *(f"{note}\n" for note in report.notes)])
 
 
-def _compared(report: Report) -> list[str]:
-    return list(dict.fromkeys(row["metric"] for row in report.differences))
+def _compared(report: Report) -> list[Metric]:
+    named = {row["metric"] for row in report.differences}
+    return [metric for metric in report.metrics if metric.name in named]
 
 
-def _gap_title(metric: str) -> str:
-    return f"{_TITLES[metric]}, on the same examples"
+def _gap_title(metric: Metric) -> str:
+    return f"{metric.title}, on the same examples"
+
+
+def _digits(metric: Metric) -> int:
+    """Of a score; a difference has one more."""
+    return 1 if metric.name in _PERCENTAGES else 3
+
+
+def _parts(report: Report) -> Iterator[tuple[list[Metric], bool]]:
+    """Metrics of each table of scores, and whether it shows what training cost: the first one does."""
+    for start in range(0, max(1, len(report.metrics)), _AT_ONCE):
+        yield report.metrics[start : start + _AT_ONCE], start == 0
+
+
+def _score_head(metrics: Sequence[Metric], costs: bool) -> list[str]:
+    scored = [f"{_SHORT.get(each.name, each.title)} {'↑' if each.higher else '↓'}" for each in metrics]
+    return ["variant", *scored, *(_COST_HEAD if costs else ()), "seeds"]
 
 
 def _table(head: Sequence[str], rows: Iterator[list[str]]) -> Iterator[str]:
@@ -133,37 +161,37 @@ def _table(head: Sequence[str], rows: Iterator[list[str]]) -> Iterator[str]:
         yield f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |"
 
 
-def _score_rows(report: Report) -> Iterator[list[str]]:
+def _score_rows(report: Report, metrics: Sequence[Metric], costs: bool) -> Iterator[list[str]]:
     for variant in dict.fromkeys([*report.variants, *(row["variant"] for row in report.scores)]):
         rows = {row["metric"]: row for row in report.scores if row["variant"] == variant}
         first = next(iter(rows.values()), None)
         if first is None:
-            yield [variant, "missing", *[""] * (len(_SCORE_HEAD) - 3), "0"]
+            yield [variant, "missing", *[""] * (len(_score_head(metrics, costs)) - 3), "0"]
             continue
-        yield [
-            variant,
-            *(_interval(metric, rows[metric], "score") if metric in rows else "" for metric in _TITLES),
-            _number(first["best_step"], ".0f"),
-            _number(first["seconds_per_step"], ".3g"),
-            _number(first["peak_memory_bytes"], ".2f", 2**30),
-            str(first["seeds"]),
-        ]
+        shown = [_interval(each, rows[each.name], "score") if each.name in rows else "" for each in metrics]
+        if costs:
+            shown += [
+                _number(first["best_step"], ".0f"),
+                _number(first["seconds_per_step"], ".3g"),
+                _number(first["peak_memory_bytes"], ".2f", 2**30),
+            ]
+        yield [variant, *shown, str(first["seeds"])]
 
 
-def _gap_rows(report: Report, metric: str) -> Iterator[list[str]]:
-    for row in (row for row in report.differences if row["metric"] == metric):
+def _gap_rows(report: Report, metric: Metric) -> Iterator[list[str]]:
+    for row in (row for row in report.differences if row["metric"] == metric.name):
         yield [
             f"{row['first']} - {row['second']}{'*' if row['best_baseline'] else ''}",
             _interval(metric, row, "difference", "+", 1),
             f"{row['p']:.4f}",
             f"{row['better']}/{row['ties']}/{row['worse']}",
-            f"{row['detectable']:.{_DIGITS[metric] + 1}f}",
+            f"{row['detectable']:.{_digits(metric) + 1}f}",
             str(row["seeds"]),
         ]
 
 
-def _interval(metric: str, row: dict[str, Any], name: str, sign: str = "", more: int = 0) -> str:
-    shown = [f"{row[key]:{sign}.{_DIGITS[metric] + more}f}" for key in (name, "low", "high")]
+def _interval(metric: Metric, row: dict[str, Any], name: str, sign: str = "", more: int = 0) -> str:
+    shown = [f"{row[key]:{sign}.{_digits(metric) + more}f}" for key in (name, "low", "high")]
     return f"{shown[0]} [{shown[1]}, {shown[2]}]"
 
 

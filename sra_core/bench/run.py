@@ -118,7 +118,7 @@ def _write(report: Report, folder: StageFolder) -> Manifest:
         figure(report).savefig(cast(Any, file), format="png", dpi=120)
     names = [*(f"{name}.parquet" for name in tables), "results.json", SUMMARY, CURVES]
     counts = {"cells": len(report.done) + len(report.missing), "done": len(report.done), "missing": len(report.missing)}
-    return folder.commit(files=[folder.entry(name) for name in names], counts=counts, metrics=report.metrics())
+    return folder.commit(files=[folder.entry(name) for name in names], counts=counts, metrics=report.tracked())
 
 
 def _text(folder: StageFolder, name: str, text: str) -> None:

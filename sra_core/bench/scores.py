@@ -21,7 +21,8 @@ from sra_core.watch import redact_text
 __all__ = ["Found", "collect", "compare"]
 
 Floats = NDArray[np.float64]
-MAIN = tuple(metric for metric in METRICS if metric.name in ("bits_per_byte", "rougeL"))
+MAIN = ("bits_per_byte", "top1", "rougeL", "chrf")
+"""Of the scores that every data set can have, those that are compared; lm-eval tasks are compared all."""
 CURVE = "validation/bits_per_byte"
 
 
@@ -61,23 +62,33 @@ def compare(bench: Bench, found: Sequence[Found]) -> Report:
         EvaluationError: Cells that were scored on other examples.
     """
     done = [each.cell.name for each in found]
+    metrics = _metrics(found)
     report = Report(
         title=redact_text(bench.config.name),
         reference=bench.config.bench.reference,
         variants=list(dict.fromkeys(cell.variant for cell in bench.cells)),
+        metrics=metrics,
         done=done,
         missing=[(cell.name, _why(bench, cell)) for cell in bench.cells if cell.name not in done],
-        cells=[_cell_row(each) for each in found],
+        cells=[_cell_row(each, metrics) for each in found],
         curves={(each.cell.variant, each.cell.seed): each.curve for each in found},
     )
     baselines = {cell.variant for cell in bench.cells if cell.config.objective.name != "sra"}
-    for metric in MAIN:
+    for metric in metrics:
         scores = {each.cell: values for each in found if (values := _values(metric, each.run.models["student"]))}
-        if scores:
-            _compare_metric(report, metric, scores, baselines)
-    report.scores += _frame_rows(found)
+        _compare_metric(report, metric, scores, baselines)
+    report.scores += _frame_rows(found, metrics)
     report.notes = list(_notes(report))
     return report
+
+
+def _metrics(found: Sequence[Found]) -> list[Metric]:
+    """What every student was scored by: agreement is left out where one cell alone reads the teacher."""
+    students = [each.run.models["student"] for each in found]
+    asked = dict.fromkeys(metric for scores in students for metric in scores.metrics())
+    wanted = [metric for metric in asked if metric.name in MAIN or metric not in METRICS]
+    measured = [metric for metric in wanted if all(scores.values(metric.name) is not None for scores in students)]
+    return sorted(measured, key=lambda metric: MAIN.index(metric.name) if metric.name in MAIN else len(MAIN))
 
 
 def _why(bench: Bench, cell: Cell) -> str:
@@ -86,10 +97,10 @@ def _why(bench: Bench, cell: Cell) -> str:
     return bench.state(cell)
 
 
-def _cell_row(found: Found) -> dict[str, Any]:
+def _cell_row(found: Found, metrics: Sequence[Metric]) -> dict[str, Any]:
     """One row a cell, for tables that are read by machines."""
     row: dict[str, Any] = {"variant": found.cell.variant, "seed": found.cell.seed}
-    for metric in MAIN:
+    for metric in metrics:
         values = _values(metric, found.run.models["student"])
         row[metric.name] = _score(*values).estimate if values else None
     wanted = ("best_bits_per_byte", "best_step", "steps", "seconds", "seconds_per_step", "peak_memory_bytes")
@@ -207,12 +218,12 @@ def _costs(report: Report, variant: str) -> dict[str, float | None]:
     }
 
 
-def _frame_rows(found: Sequence[Found]) -> list[dict[str, Any]]:
+def _frame_rows(found: Sequence[Found], metrics: Sequence[Metric]) -> list[dict[str, Any]]:
     """The ceiling and the floor, where a finished cell scored them."""
     rows = []
     for system, title in (("teacher", "(teacher)"), ("initial", "(initial student)")):
         models = [each.run.models[system] for each in found if system in each.run.models]
-        for metric in MAIN if models else ():
+        for metric in metrics if models else ():
             if (values := _values(metric, models[0])) is not None:
                 score = _score(*values)
                 row = {"variant": title, "metric": metric.name, "score": score.estimate, "low": score.low}

@@ -37,7 +37,7 @@ class BenchConfig(Part):
     variants: list[Variant] = Field(
         [
             Variant(name=name, overrides={"objective.name": name})
-            for name in ("sra", "sft", "uld", "mined", "dskd", "multilevel_ot", "alm")
+            for name in ("sra", "sft", "uld", "mined", "dskd", "multilevel_ot", "alm", "strict_kl", "gold", "xtoken")
         ],
         min_length=1,
         description="What is compared: variants, each with a name and the fields in which it differs from the run.",

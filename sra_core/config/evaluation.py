@@ -105,6 +105,10 @@ class EvaluateConfig(Part):
         description="Share of a prompt's or a response's n-grams, found in one training example, that makes it a near copy.",
     )
     teacher: bool = Field(True, description="Score the teacher on the same examples, as the ceiling.")
+    agreement: bool = where_set(
+        False,
+        "Measure how closely the student says what the teacher says where the teacher itself is not scored, as in most cells of a grid; where it is scored, this is measured anyway.",
+    )
     initial: bool = Field(True, description="Score the student before training, as the floor.")
     samples: int = Field(3, ge=0, description="Answers shown side by side in the summary.")
     batch_size: int = runtime(16, "Examples in one forward.", ge=1)

@@ -152,7 +152,8 @@ class Scoring:
 
     def _scores(self, contender: _Contender) -> ModelScores:
         """Agreement comes first: the teacher, which was scored before, is still loaded."""
-        asked = self.config.evaluate.teacher and contender.name != "teacher" and self.sets[0].rows
+        settings = self.config.evaluate
+        asked = (settings.teacher or settings.agreement) and contender.name != "teacher" and self.sets[0].rows
         agreement = self._agreement(contender) if asked else None
         likelihood = [self._likelihood(contender, each) for each in self.sets if each.rows]
         answers = self._answers(contender)
@@ -160,7 +161,7 @@ class Scoring:
             likelihood=pa.concat_tables(likelihood) if likelihood else None,
             answers=answers,
             agreement=agreement,
-            tasks=self._tasks(contender) if self.config.evaluate.lm_eval else None,
+            tasks=self._tasks(contender) if settings.lm_eval else None,
         )
 
     def _table(self, name: str, contender: _Contender, made_from: Any, make: Callable[[], pa.Table]) -> pa.Table:

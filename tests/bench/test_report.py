@@ -8,11 +8,12 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from sra_core.bench.grid import Bench
+from sra_core.bench.grid import Bench, Cell
 from sra_core.bench.report import figure, markdown, terminal
 from sra_core.bench.run import bench_report, run_cells
 from sra_core.compare import interval, paired
@@ -21,7 +22,7 @@ from sra_core.errors import EvaluationError, TrainingError
 from sra_core.runs import Run
 from sra_core.shards import Manifest, read_manifest
 from sra_core.watch import Watcher
-from tests.bench.make import bits, finish, grid, sizes
+from tests.bench.make import EXAMPLES, bits, finish, grid, sizes
 
 
 class Told(Watcher):
@@ -88,6 +89,45 @@ def test_every_variant_is_paired_with_the_reference_and_sra_with_the_best_baseli
     assert found["best_baseline"]
     assert not row(report.differences, first="sra", second="sft")["best_baseline"]
     assert found["p"] >= plain.p_value
+
+
+def score_more(cell: Cell) -> None:
+    """Agreement with the teacher, and a task of lm-eval."""
+    folder = Run(cell.config).folder("evaluate").path
+    same = np.arange(EXAMPLES) % 3 if cell.variant == "sra" else np.zeros(EXAMPLES)
+    agreement = {
+        "dataset": ["set-0"] * EXAMPLES,
+        "id": [f"x{number}" for number in range(EXAMPLES)],
+        "kl": same * 0.1,
+        "same": same,
+        "spans": [4] * EXAMPLES,
+    }
+    pq.write_table(pa.table(agreement), folder / "agreement-test-student.parquet")
+    right = [float(cell.variant == "sra" and number % 2 == 0) for number in range(10)]
+    named = {"task": ["arc"] * 10, "id": [str(number) for number in range(10)], "metric": ["acc"] * 10}
+    pq.write_table(pa.table({**named, "value": right, "higher": [True] * 10}), folder / "tasks-student.parquet")
+
+
+def test_what_every_cell_was_scored_by_is_compared(done: Bench) -> None:
+    score_more(done.cells[0])
+    assert {each["metric"] for each in bench_report(done, Watcher()).scores} == {"bits_per_byte"}
+    for cell in done.cells[1:]:
+        score_more(cell)
+    report = bench_report(done, Watcher())
+    assert [metric.name for metric in report.metrics] == ["bits_per_byte", "top1", "lm_eval/arc/acc"]
+    found = row(report.differences, first="sra", second="sft", metric="top1")
+    assert found["difference"] == pytest.approx(25.0)  # of 4 spans 0, 1 or 2
+    assert (found["better"], found["ties"], found["worse"]) == (8, 4, 0)
+    assert row(report.scores, variant="sra", metric="lm_eval/arc/acc")["score"] == pytest.approx(0.5)
+    text = markdown(report)
+    assert "| variant | bits/byte ↓ | agrees with teacher ↑ | best step | s/step | GiB | seeds |" in text
+    assert "| variant | arc acc ↑ | seeds |" in text
+    assert "| sra | 0.500 [0.200, 0.800] | 2 |" in text
+    assert "top-1 agreement with teacher (%), on the same examples:" in text
+    shown = Console(width=80, file=io.StringIO(), color_system=None)
+    shown.print(*terminal(report))
+    assert max(map(len, shown.file.getvalue().splitlines())) <= 80
+    assert "…" not in shown.file.getvalue()
 
 
 def test_results_lie_in_the_store_whole(done: Bench) -> None:

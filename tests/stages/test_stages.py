@@ -259,6 +259,18 @@ def test_scores_of_another_model_are_not_reused(own_store: RunConfig) -> None:
     assert stages.evaluate(own_store).metrics == before.metrics
 
 
+def test_agreement_is_measured_without_the_teachers_scores_where_asked(own_store: RunConfig) -> None:
+    whole = Path(Run(own_store).result("evaluate").folder)
+    for asked in (False, True):
+        changes = {"teacher": False, "initial": False, "generate": 0, "agreement": asked}
+        evaluate = own_store.evaluate.model_copy(update=changes)
+        made = Path(stages.evaluate(own_store.model_copy(update={"evaluate": evaluate})).folder)
+        measured = [path.name for path in made.glob("agreement-*")]
+        assert measured == (["agreement-test-student.parquet"] if asked else [])
+    assert not list(made.glob("*-teacher*"))
+    assert pq.read_table(made / measured[0]) == pq.read_table(whole / measured[0])
+
+
 def test_a_finished_run_loads_neither_torch_nor_transformers(smoke_run: SmokeRun) -> None:
     """It is told in seconds: what a stage computes with is imported where it computes."""
     code = (
