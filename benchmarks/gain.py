@@ -1,10 +1,12 @@
-"""What an objective gains over plain fine-tuning, against how many spans are one token to one: a point a finished grid.
+"""What objectives gain over a reference, held out, from finished grids: a table and a figure.
 
-    python -m benchmarks.gain quality quality-coarse [--store FOLDER] [--variants sra mined] [--figure FILE]
+    python -m benchmarks.gain quality quality-coarse [--variants sra mined] [--figure FILE]
+    python -m benchmarks.gain quality-long --metrics bits_per_byte top1 rougeL chrf [--figure FILE]
+    python -m benchmarks.gain quality-long --curves --figure FILE
 
-Reads what `sra bench quality RECIPE` left in the store and trains nothing. Prints a table with the paired differences
-in bits per byte, held out, and their 95 % bootstrap intervals over examples and seeds; draws them where a file is
-named.
+Reads what `sra bench quality RECIPE` left in the store and trains nothing. Paired differences with 95 % bootstrap
+intervals over examples and seeds. Several grids are drawn in the order of their share of spans that are one token to
+one; a single grid with a panel a metric; `--curves` draws its validation texts while training went on.
 """
 
 from __future__ import annotations
@@ -12,36 +14,50 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from sra_core.bench.grid import Bench
+from sra_core.bench.report import Report
 from sra_core.bench.scores import collect, compare
 from sra_core.config.load import load_config
 from sra_core.prepare import audit_of
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
-def points(recipe: str, store: str | None) -> list[dict[str, Any]]:
-    """A row for each variant of a grid that is paired with its reference."""
-    bench = Bench(load_config(recipe, {"store": store} if store else {}))
+BETTER = {"bits_per_byte": -1}
+"""Which way a metric is better, where lower is."""
+
+
+def grid(recipe: str, store: str | None, reference: str) -> tuple[Report, float]:
+    """The report of a grid, and its share of spans that are one token to one."""
+    settings: dict[str, Any] = {"bench": {"reference": reference}} if reference else {}
+    bench = Bench(load_config(recipe, settings | ({"store": store} if store else {})))
     prepared = bench.cells[0].run.folder("prepare").manifest()
     if prepared is None:
         sys.exit(
             f"recipe {recipe}: nothing is prepared in {bench.config.store}; run `sra bench quality {recipe}` first"
         )
-    report = compare(bench, collect(bench, bench.cells))
-    share = audit_of(prepared).overall.one_to_one
-    return [
+    return compare(bench, collect(bench, bench.cells)), audit_of(prepared).overall.one_to_one
+
+
+def rows_of(report: Report, share: float, metrics: list[str], variants: list[str]) -> list[dict[str, Any]]:
+    """A row for each variant that is paired with the reference, and each metric; variants in the order asked for."""
+    found = [
         {"grid": report.title, "share": share, **row}
         for row in report.differences
-        if row["metric"] == "bits_per_byte" and row["second"] == report.reference
+        if row["metric"] in metrics and row["second"] == report.reference and row["first"] in (variants or row["first"])
     ]
+    return sorted(found, key=lambda row: variants.index(row["first"]) if variants else 0)
 
 
-def draw(rows: list[dict[str, Any]], place: Path) -> None:
+def draw_grids(rows: list[dict[str, Any]]) -> Figure:
     """Gains with their intervals, a colour a variant, the grids in the order of their share."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+    figure = Figure(figsize=(7, 3.8), layout="constrained")
     axes = figure.subplots()
     axes.axhline(0, color="0.6", linewidth=1)
     variants = list(dict.fromkeys(row["first"] for row in rows))
@@ -49,39 +65,99 @@ def draw(rows: list[dict[str, Any]], place: Path) -> None:
     places = {name: number for number, (_, name) in enumerate(grids)}
     for number, variant in enumerate(variants):
         own = [row for row in rows if row["first"] == variant]
-        shift = 0.15 * (number - (len(variants) - 1) / 2)  # so that intervals do not hide each other
-        # A gain is a difference turned over: the high end of the one is the low end of the other.
-        axes.errorbar(
-            [places[row["grid"]] + shift for row in own],
-            [-row["difference"] for row in own],
-            yerr=[[row["high"] - row["difference"] for row in own], [row["difference"] - row["low"] for row in own]],
-            fmt="o",
-            capsize=3,
-            label=variant,
-        )
+        shift = 0.12 * (number - (len(variants) - 1) / 2)  # so that intervals do not hide each other
+        gains, errors = zip(*map(_gain, own), strict=True)
+        x = [places[row["grid"]] + shift for row in own]
+        axes.errorbar(x, gains, yerr=np.transpose(errors), fmt="o", capsize=3, label=variant)
     axes.set_xticks(range(len(grids)), [f"{name}\n{share:.0%}" for share, name in grids])
     axes.margins(x=0.1)
     axes.set_xlabel("grid, and spans of one token on both sides")
-    axes.set_ylabel("bits per byte better than SFT")
+    axes.set_ylabel(f"bits per byte better than {rows[0]['second']}")
     axes.legend(fontsize=8)
-    figure.savefig(place)
+    return figure
+
+
+def draw_metrics(rows: list[dict[str, Any]], titles: dict[str, str]) -> Figure:
+    """A panel a metric, a line a variant: what it gains, with its interval."""
+    from matplotlib.figure import Figure
+
+    metrics = list(dict.fromkeys(row["metric"] for row in rows))
+    variants = list(dict.fromkeys(row["first"] for row in rows))[::-1]
+    figure = Figure(figsize=(1.2 + 2.6 * len(metrics), 1 + 0.28 * len(variants)), layout="constrained")
+    panels = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
+    for axes, metric in zip(panels, metrics, strict=True):
+        axes.axvline(0, color="0.6", linewidth=1)
+        own = [row for row in rows if row["metric"] == metric]
+        gains, errors = zip(*map(_gain, own), strict=True)
+        places = [variants.index(row["first"]) for row in own]
+        axes.errorbar(gains, places, xerr=np.transpose(errors), fmt="o", capsize=3, color="C0")
+        axes.set_xlabel(titles[metric], fontsize=8)
+        axes.tick_params(labelsize=8)
+        axes.set_yticks(range(len(variants)), variants)
+    figure.suptitle(f"{rows[0]['grid']}: better than {rows[0]['second']} to the right", fontsize=9)
+    return figure
+
+
+def draw_curves(report: Report, variants: list[str]) -> Figure:
+    """Held-out bits per byte better than the reference at the same step: the mean over seeds, a band from the lowest
+    to the highest."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 3.8), layout="constrained")
+    axes = figure.subplots()
+    axes.axhline(0, color="0.6", linewidth=1)
+    for variant in variants or report.variants:
+        gains = [
+            [(step, reference[step] - bits) for step, bits in curve if step and step in reference]
+            for (name, seed), curve in report.curves.items()
+            if name == variant != report.reference
+            and (reference := dict(report.curves.get((report.reference, seed), ())))
+        ]
+        if gains:
+            steps = sorted(set.intersection(*({step for step, _ in each} for each in gains)))
+            values = np.array([[dict(each)[step] for step in steps] for each in gains])
+            (line,) = axes.plot(steps, values.mean(0), marker=".", label=f"{variant} ({len(gains)} seeds)")
+            axes.fill_between(steps, values.min(0), values.max(0), color=line.get_color(), alpha=0.15, linewidth=0)
+    axes.set(xlabel="step", ylabel=f"bits per byte better than {report.reference}", title=report.title)
+    axes.legend(fontsize=8)
+    return figure
+
+
+def _gain(row: dict[str, Any]) -> tuple[float, tuple[float, float]]:
+    """The gain, and how far its interval reaches below and above."""
+    way = BETTER.get(row["metric"], 1)
+    low, high = sorted((way * row["low"], way * row["high"]))
+    gain = way * row["difference"]
+    return gain, (gain - low, high - gain)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipes", nargs="+", help="recipes, by name or file, whose grids are in the store")
     parser.add_argument("--store", help="where the grids are; unset takes the recipes'")
-    parser.add_argument("--variants", nargs="*", help="these alone")
+    parser.add_argument("--reference", default="", help="variant to compare with; unset takes the recipes' own")
+    parser.add_argument("--variants", nargs="*", default=[], help="these alone")
+    parser.add_argument("--metrics", nargs="*", default=["bits_per_byte"], help="bits_per_byte, top1, rougeL, chrf")
+    parser.add_argument("--curves", action="store_true", help="draw validation texts over the steps of one grid")
     parser.add_argument("--figure", type=Path, help="where the figure goes, as .svg or .png")
     options = parser.parse_args()
-    rows = [row for recipe in options.recipes for row in points(recipe, options.store)]
-    rows = [row for row in rows if not options.variants or row["first"] in options.variants]
-    print("| grid | one to one | first - second | difference | seeds |\n|---|---|---|---|---|")
-    for row in sorted(rows, key=lambda row: (row["share"], row["first"])):
+    grids = [grid(recipe, options.store, options.reference) for recipe in options.recipes]
+    rows = [row for each in grids for row in rows_of(*each, options.metrics, options.variants)]
+    print(
+        "| grid | one to one | metric | first - second | difference | p (Holm) | seeds |\n|---|---|---|---|---|---|---|"
+    )
+    for row in rows:
         gap = f"{row['difference']:+.4f} [{row['low']:+.4f}, {row['high']:+.4f}]"
-        print(f"| {row['grid']} | {row['share']:.0%} | {row['first']} - {row['second']} | {gap} | {row['seeds']} |")
-    if options.figure:
-        draw(rows, options.figure)
+        cells = (row["grid"], f"{row['share']:.0%}", row["metric"], f"{row['first']} - {row['second']}", gap)
+        print(f"| {' | '.join(cells)} | {row['p']:.4f} | {row['seeds']} |")
+    if options.figure and rows:
+        if options.curves:
+            figure = draw_curves(grids[0][0], options.variants)
+        elif len(grids) > 1:
+            figure = draw_grids(rows)
+        else:
+            figure = draw_metrics(rows, {metric.name: metric.title for metric in grids[0][0].metrics})
+        figure.savefig(options.figure)
         print(f"\n{options.figure}")
 
 
