@@ -75,6 +75,7 @@ BUILT_ON = {
     ("bench", "compare"),
     ("check_cache", "cache"),
     ("plan", "cache"),
+    ("plan", "compare"),
     ("plan", "evaluate"),
     ("plan", "prepare"),
 }

@@ -84,10 +84,12 @@ def compare(bench: Bench, found: Sequence[Found]) -> Report:
 
 def _metrics(found: Sequence[Found]) -> list[Metric]:
     """What every student was scored by: agreement is left out where one cell alone reads the teacher."""
-    students = [each.run.models["student"] for each in found]
-    asked = dict.fromkeys(metric for scores in students for metric in scores.metrics())
-    wanted = [metric for metric in asked if metric.name in MAIN or metric not in METRICS]
-    measured = [metric for metric in wanted if all(scores.values(metric.name) is not None for scores in students)]
+    measured: list[Metric] = []
+    for number, each in enumerate(found):
+        student = each.run.models["student"]
+        asked = (metric for metric in student.metrics() if metric.name in MAIN or metric not in METRICS)
+        own = [metric for metric in asked if student.values(metric.name) is not None]
+        measured = [metric for metric in measured if metric in own] if number else own
     return sorted(measured, key=lambda metric: MAIN.index(metric.name) if metric.name in MAIN else len(MAIN))
 
 

@@ -4,7 +4,7 @@ from sra_core.compare.charts import figures
 from sra_core.compare.comparison import RunComparison, compare_runs
 from sra_core.compare.find import find_evaluation
 from sra_core.compare.intervals import Comparison, Interval, compare_all, detectable_difference, interval, paired
-from sra_core.compare.lead import Lead, kept_nats, teacher_lead
+from sra_core.compare.lead import Lead, few_texts, kept_nats, teacher_lead
 from sra_core.compare.page import html_report, page_name, report_tables, terminal_report, write_report
 from sra_core.compare.results import (
     ANSWER_SCHEMA,
@@ -35,6 +35,7 @@ __all__ = [
     "compare_runs",
     "count_answers",
     "detectable_difference",
+    "few_texts",
     "figures",
     "find_evaluation",
     "html_report",

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from sra_core.compare.intervals import Interval, paired
 from sra_core.shards import Manifest
 
-__all__ = ["Lead", "kept_nats", "teacher_lead"]
+__all__ = ["Lead", "few_texts", "kept_nats", "teacher_lead"]
 
 _NOTE = "validation_nats"
 _FEWEST = 6
@@ -70,6 +70,17 @@ class Lead:
             "teacher_ahead_low": self.ahead.low,
             "teacher_ahead_high": self.ahead.high,
         }
+
+
+def few_texts(count: int) -> str | None:
+    """What speaks against so few validation texts, with the remedy; None where they are enough, or none are kept."""
+    if not 0 < count < _FEWEST:
+        return None
+    texts = "1 validation text is" if count == 1 else f"{count} validation texts are"
+    return (
+        f"{texts} too few to choose the best step by, and to tell whether the teacher knows more than the student "
+        f"-> keep at least {_FEWEST} (corpus.validation_share, corpus.max_validation)"
+    )
 
 
 def kept_nats(nats: NDArray[np.float64]) -> dict[str, str]:

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from sra_core.alignment import AlignedExample, AlignmentAudit, render_html
 from sra_core.cache import Holdings, capture_of
+from sra_core.compare import few_texts
 from sra_core.config import ObjectiveConfig, RunConfig, TrainingConfig
 from sra_core.corpus import Corpus, Example, Rejected
 from sra_core.doctor import check_devices, check_layers, check_models, doubtful_teacher
@@ -132,6 +133,8 @@ def plan_run(config: RunConfig, samples: int = SAMPLE) -> Plan:
         folder = Path(scratch)
         sample = _take_sample(config, folder, samples)
         _count(plan, sample)
+        if few := few_texts(round(plan.counts["validation"])):
+            plan.warnings.append(few)
         shards = sum(_shards(config, plan.counts[split]) for split in _SPLITS)
         plan.bytes["prepare"] = _scaled(_prepared_size, sample.rows, _prepared_parts(sample), sample, shards)
         plan.bytes["prepare"] += sample.audit_bytes + sum(

@@ -65,5 +65,5 @@ def _told(name: str, count: int) -> str:
     for ending, what in _ANSWERS.items():
         if kind.endswith(ending):
             model = kind.removesuffix(ending).replace("initial", "initial student").replace("_", " ")
-            return f"{count:,} answers of the {model} {what}{of}"
+            return f"{count:,} {'answer' if count == 1 else 'answers'} of the {model} {what}{of}"
     return f"{count:,} {kind.replace('_', ' ')}{of}"

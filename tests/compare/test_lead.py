@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from sra_core.compare import kept_nats, teacher_lead
+from sra_core.compare import few_texts, kept_nats, teacher_lead
 from sra_core.shards import Manifest
 
 SIZES = np.array([100, 300, 50, 150, 200, 80, 120, 400])
@@ -73,3 +73,12 @@ def test_two_texts_show_nothing() -> None:
         assert lead.clear is clear
         assert lead.told(adapted=False).startswith("there is something") is clear
         assert ("too few texts to tell" in lead.told(adapted=False)) is not clear
+
+
+@pytest.mark.parametrize("count", [1, 5])
+def test_few_texts_are_told_before_anything_runs(count: int) -> None:
+    told = few_texts(count)
+    assert told is not None
+    assert told.startswith("1 validation text is too few" if count == 1 else "5 validation texts are too few")
+    assert "keep at least 6 (corpus.validation_share" in told
+    assert few_texts(0) is few_texts(6) is None

@@ -36,8 +36,10 @@ def test_nothing_kept_is_said() -> None:
         ({"leaked_exact_response": 1, "excluded": 1, "examples": 47, "teacher_unfinished_answers": 16},
          "1 with a response that the training data holds; 1 left out of the scores; 47 examples; "
          "16 answers of the teacher cut at the token limit"),
-        ({"vicuna/examples": 80, "vicuna/without_likelihood": 2, "initial_empty_answers": 3},
-         "80 examples of vicuna; 2 without a likelihood of vicuna; 3 answers of the initial student empty"),
+        ({"vicuna/examples": 80, "vicuna/without_likelihood": 2, "initial_empty_answers": 3,
+          "teacher_empty_answers": 1},
+         "80 examples of vicuna; 2 without a likelihood of vicuna; 3 answers of the initial student empty; "
+         "1 answer of the teacher empty"),
         ({"vicuna/dropped_too_long": 4}, "4 dropped too long of vicuna"),
     ],
 )  # fmt: skip
