@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sra_core.config import ObjectiveConfig
 from sra_core.objective.batch import Batch, ObjectiveContext, StudentOutput
-from sra_core.objective.chunks import head_map
+from sra_core.objective.chunks import head_loss, head_map
 from sra_core.objective.divergences import generalised_jsd, sorted_distance
 from sra_core.objective.head import Head
 from sra_core.objective.pooling import span_tokens
@@ -64,8 +64,20 @@ class GoldObjective(TokenObjective):
         first, later = _parts(own, student.head, batch.span_range[known])
         with torch.no_grad():
             teacher_first, teacher_later = _parts(teacher, head, theirs[known])
-        found = head_map(first, student.head, values, (later, teacher_first, teacher_later))
-        return {"gold": found.sum() / max(1, len(found))}
+        by_later: list[Tensor] = []
+
+        def slope(logits: Tensor, own_later: Tensor, *theirs: Tensor) -> tuple[Tensor, Tensor]:
+            with torch.enable_grad():
+                leaves = logits.detach().requires_grad_(), own_later.detach().requires_grad_()
+                value = values(*leaves, *theirs)
+                grad, slope_of_later = torch.autograd.grad(value.sum(), leaves)
+            by_later.append(slope_of_later)
+            return value.detach(), grad
+
+        total = head_loss(first, student.head, slope, (later, teacher_first, teacher_later))
+        # What is added is 0; its gradient is the one by the later tokens, which the loss above takes for constants.
+        total = total + ((later - later.detach()) * torch.cat([*by_later, later.new_zeros(0)])).sum()
+        return {"gold": total / max(1, len(first))}
 
     def _shared(self) -> tuple[Tensor, Tensor]:
         return self.context.shared_student_ids, self.context.shared_teacher_ids
