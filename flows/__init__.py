@@ -16,6 +16,7 @@ __all__ = [
     "distill",
     "evaluate",
     "form",
+    "generate",
     "pipeline",
     "prepare",
     "recovery",

@@ -21,8 +21,11 @@ from sra_core.watch import redact_text
 __all__ = ["Found", "collect", "compare"]
 
 Floats = NDArray[np.float64]
+Scored = tuple[list[tuple[str, str]], Floats, Floats]
+"""Keys, (E,) numerators and (E,) denominators."""
 MAIN = ("bits_per_byte", "top1", "rougeL", "chrf")
 """Of the scores that every data set can have, those that are compared; lm-eval tasks are compared all."""
+_APART = "{count} examples that only some cells were scored on ({metric}) are left out: their training texts differ."
 CURVE = "validation/bits_per_byte"
 
 
@@ -59,7 +62,7 @@ def compare(bench: Bench, found: Sequence[Found]) -> Report:
     """Scores of every variant, and every pair that the grid asks about, over the cells that are done.
 
     Raises:
-        EvaluationError: Cells that were scored on other examples.
+        EvaluationError: Cells that were scored on no common example, or on other texts under the same names.
     """
     done = [each.cell.name for each in found]
     metrics = _metrics(found)
@@ -74,11 +77,15 @@ def compare(bench: Bench, found: Sequence[Found]) -> Report:
         curves={(each.cell.variant, each.cell.seed): each.curve for each in found},
     )
     baselines = {cell.variant for cell in bench.cells if cell.config.objective.name != "sra"}
+    apart: dict[str, int] = {}
     for metric in metrics:
         scores = {each.cell: values for each in found if (values := _values(metric, each.run.models["student"]))}
-        _compare_metric(report, metric, scores, baselines)
-    report.scores += _frame_rows(found, metrics)
-    report.notes = list(_notes(report))
+        common, others = _on_common(scores)
+        if others:
+            apart[metric.title] = others
+        _compare_metric(report, metric, common, baselines)
+        report.scores += _frame_rows(found, metric, set(next(iter(common.values()))[0]))
+    report.notes = [*_notes(report), *(_APART.format(count=count, metric=metric) for metric, count in apart.items())]
     return report
 
 
@@ -109,10 +116,38 @@ def _cell_row(found: Found, metrics: Sequence[Metric]) -> dict[str, Any]:
     return row | {name: found.costs.get(f"distill/{name}") for name in wanted} | {"folder": found.run.folder.name}
 
 
-def _values(metric: Metric, scores: ModelScores) -> tuple[list[tuple[str, str]], Floats, Floats] | None:
+def _values(metric: Metric, scores: ModelScores) -> Scored | None:
     """Keys, (E,) numerators (answers of several sampling seeds averaged) and (E,) denominators."""
     values = scores.values(metric.name)
     return None if values is None else (values[0], values[1].mean(1), values[2])
+
+
+def _on_common(scores: Mapping[Cell, Scored]) -> tuple[dict[Cell, Scored], int]:
+    """The scores of the examples that every cell was scored on, in the order of the first, and the number of others.
+
+    The leak check leaves out other test examples where the training texts are others.
+    """
+    keys = [set(each[0]) for each in scores.values()]
+    common, every = set.intersection(*keys), set.union(*keys)
+    if not common:
+        raise EvaluationError(
+            "the cells have no test example in common", "leave corpus, alignment and evaluate alike in all variants"
+        )
+    first = next(iter(scores.values()))
+    order = [key for key in first[0] if key in common]
+    kept = {}
+    for cell, (own, values, weights) in scores.items():
+        places = {key: place for place, key in enumerate(own)}
+        part = [places[key] for key in order]
+        kept[cell] = order, values[part], weights[part]
+    sizes = next(iter(kept.values()))[2]
+    for cell, (_, _, weights) in kept.items():
+        if not np.array_equal(weights, sizes):
+            raise EvaluationError(
+                f"{cell.name} was scored on other texts than the first cell, under the same names",
+                "leave corpus, tokenizers, alignment and evaluate alike in all variants",
+            )
+    return kept, len(every) - len(common)
 
 
 def _score(keys: Sequence[tuple[str, str]], values: Floats, weights: Floats) -> Interval:
@@ -130,17 +165,11 @@ def _strata(keys: Sequence[tuple[str, str]]) -> NDArray[np.int64] | None:
 def _compare_metric(
     report: Report,
     metric: Metric,
-    scores: Mapping[Cell, tuple[list[tuple[str, str]], Floats, Floats]],
+    scores: Mapping[Cell, Scored],
     baselines: set[str],
 ) -> None:
     """Add the rows of one metric."""
     keys, _, weights = next(iter(scores.values()))
-    for cell, (other, _, bytes_) in scores.items():
-        if other != keys or not np.array_equal(bytes_, weights):
-            raise EvaluationError(
-                f"{cell.name} was scored on other examples than the first cell",
-                "leave corpus, tokenizers, alignment and evaluate alike in all variants",
-            )
     by_variant: dict[str, dict[int, Floats]] = {}
     for cell, (_, values, _) in scores.items():
         by_variant.setdefault(cell.variant, {})[cell.seed] = values
@@ -220,18 +249,17 @@ def _costs(report: Report, variant: str) -> dict[str, float | None]:
     }
 
 
-def _frame_rows(found: Sequence[Found], metrics: Sequence[Metric]) -> list[dict[str, Any]]:
+def _frame_rows(found: Sequence[Found], metric: Metric, common: set[tuple[str, str]]) -> Iterator[dict[str, Any]]:
     """The ceiling and the floor, where a finished cell scored them."""
-    rows = []
     for system, title in (("teacher", "(teacher)"), ("initial", "(initial student)")):
         models = [each.run.models[system] for each in found if system in each.run.models]
-        for metric in metrics if models else ():
-            if (values := _values(metric, models[0])) is not None:
-                score = _score(*values)
-                row = {"variant": title, "metric": metric.name, "score": score.estimate, "low": score.low}
-                row |= {"high": score.high, "examples": score.examples, "seeds": 1}
-                rows.append(row | {"seconds_per_step": None, "peak_memory_bytes": None, "best_step": None})
-    return rows
+        if models and (values := _values(metric, models[0])) is not None:
+            keys, scores, weights = values
+            part = [place for place, key in enumerate(keys) if key in common]
+            score = _score([keys[place] for place in part], scores[part], weights[part])
+            row = {"variant": title, "metric": metric.name, "score": score.estimate, "low": score.low}
+            row |= {"high": score.high, "examples": score.examples, "seeds": 1}
+            yield row | {"seconds_per_step": None, "peak_memory_bytes": None, "best_step": None}
 
 
 def _notes(report: Report) -> Iterator[str]:

@@ -190,11 +190,35 @@ def test_a_reference_that_is_not_done_is_named(tmp_path: Path) -> None:
     assert any("Nothing of the reference sft is done" in note for note in bench_report(bench, Watcher()).notes)
 
 
-def test_cells_scored_on_other_examples_are_refused(tmp_path: Path) -> None:
+def test_cells_are_compared_on_the_examples_that_all_were_scored_on(tmp_path: Path) -> None:
+    bench = grid(tmp_path, seeds=(1,))
+    for number, cell in enumerate(bench.cells):
+        finish(cell, first_id=number)  # the first two of sra's examples, and the last two of uld's, are its own
+    score_of_all = Run(bench.cells[0].config).folder("evaluate").path
+    shutil.copy(score_of_all / "likelihood-test-student.parquet", score_of_all / "likelihood-test-teacher.parquet")
+    with pytest.raises(EvaluationError, match="sft, seed 1 was scored on other texts than the first cell"):
+        bench_report(bench, Watcher())
+
+    for number, cell in enumerate(bench.cells):  # the same name is the same text now
+        path = Run(cell.config).folder("evaluate").path / "likelihood-test-student.parquet"
+        table = pq.read_table(path)
+        sized = pa.array(np.arange(8, 8 + EXAMPLES) + number)
+        pq.write_table(table.set_column(table.schema.get_field_index("bytes"), "bytes", sized), path)
+    report = bench_report(bench, Watcher())
+    plain = paired(bits("sra", 1)[2:], bits("sft", 1)[1:-1], sizes()[2:])
+    assert row(report.differences, first="sra", second="sft")["difference"] == pytest.approx(plain.difference.estimate)
+    shown = row(report.scores, variant="sra")
+    assert shown["examples"] == EXAMPLES - 2
+    assert shown["score"] == pytest.approx(bits("sra", 1)[2:].sum() / sizes()[2:].sum())
+    assert row(report.scores, variant="(teacher)")["score"] == pytest.approx(shown["score"])
+    assert "4 examples that only some cells were scored on (bits per byte) are left out" in markdown(report)
+
+
+def test_cells_without_a_common_example_are_refused(tmp_path: Path) -> None:
     bench = grid(tmp_path)
     finish(bench.cells[0])
-    finish(bench.cells[1], first_id=1)
-    with pytest.raises(EvaluationError, match="sft, seed 1 was scored on other examples"):
+    finish(bench.cells[1], first_id=EXAMPLES)
+    with pytest.raises(EvaluationError, match="no test example in common"):
         bench_report(bench, Watcher())
 
 

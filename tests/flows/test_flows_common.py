@@ -11,7 +11,7 @@ from prefect.utilities.callables import parameter_schema
 from prefect.utilities.schema_tools.validation import validate
 from pydantic import MISSING
 
-from flows import adapt, benchmark, cache, common, distill, evaluate, pipeline, prepare
+from flows import adapt, benchmark, cache, common, distill, evaluate, generate, pipeline, prepare
 from flows.form import SHORT, asks_for_config, own_name, settle
 from flows.retries import is_passing
 from sra_core.config import LoraConfig, RunConfig
@@ -26,6 +26,7 @@ FLOWS = [
     cache.cache,
     distill.distill,
     evaluate.evaluate,
+    generate.generate,
     pipeline.pipeline,
     benchmark.benchmark,
 ]
