@@ -171,13 +171,20 @@ def _knowledge(config: RunConfig) -> Iterator[Finding]:
 
 
 def doubtful_teacher(config: RunConfig) -> str | None:
-    """What speaks against the teacher before anything is measured, with the remedy; None where nothing does.
+    """What speaks against learning from the teacher before anything is measured, with the remedy; else None.
 
     A student that is cut out of its teacher starts far behind it. One of another family may know as much, on prompts
     that the teacher was never trained on: SmolLM2-135M-Instruct does beside Gemma 3 270M, until that is adapted. One
     with random weights is there for the code path alone: nobody expects it to know a thing.
     """
-    if config.objective.name == "sft" or config.adapt.enabled or config.student.source == "teacher":
+    if config.objective.name == "sft":
+        return None
+    if config.objective.alpha == 1:
+        return (
+            "objective.alpha is 1, so that the teacher's terms weigh nothing; lower it, or take objective.name=sft, "
+            "which trains the same without a cache"
+        )
+    if config.adapt.enabled or config.student.source == "teacher":
         return None
     if config.teacher.template == "chat" or config.teacher.source.startswith("random:"):
         return None

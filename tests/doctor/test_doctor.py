@@ -110,3 +110,10 @@ def test_a_teacher_of_another_family_is_doubted_until_it_is_adapted(
     assert (doubt is not None) == doubted
     assert doubt is None or "may know less of this corpus than the student" in doubt
     assert doubt is None or "`sra cache` measures both, and adapt.enabled=true" in doubt
+
+
+@pytest.mark.parametrize("objective", ["sra", "mined", "sft"])
+def test_a_teacher_whose_terms_weigh_nothing_is_told(objective: str) -> None:
+    doubt = doubtful_teacher(load_config("quality", {"objective": {"name": objective, "alpha": 1.0}}))
+    assert (doubt is None) == (objective == "sft")
+    assert doubt is None or "objective.name=sft, which trains the same without a cache" in doubt
