@@ -22,6 +22,7 @@ from sra_core.bench.grid import Bench
 from sra_core.bench.report import Report
 from sra_core.bench.scores import collect, compare
 from sra_core.config.load import load_config
+from sra_core.errors import SraError
 from sra_core.prepare import audit_of
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ def draw_curves(report: Report, variants: list[str]) -> Figure:
         if gains:
             steps = sorted(set.intersection(*({step for step, _ in each} for each in gains)))
             values = np.array([[dict(each)[step] for step in steps] for each in gains])
-            (line,) = axes.plot(steps, values.mean(0), marker=".", label=f"{variant} ({len(gains)} seeds)")
+            (line,) = axes.plot(steps, values.mean(0), marker=".", label=f"{variant}, seeds: {len(gains)}")
             axes.fill_between(steps, values.min(0), values.max(0), color=line.get_color(), alpha=0.15, linewidth=0)
     axes.set(xlabel="step", ylabel=f"bits per byte better than {report.reference}", title=report.title)
     axes.legend(fontsize=8)
@@ -131,6 +132,12 @@ def _gain(row: dict[str, Any]) -> tuple[float, tuple[float, float]]:
     return gain, (gain - low, high - gain)
 
 
+def _figure(text: str) -> Path:
+    if Path(text).suffix not in (".svg", ".png"):
+        raise argparse.ArgumentTypeError(f"{text} is no .svg or .png")
+    return Path(text)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipes", nargs="+", help="recipes, by name or file, whose grids are in the store")
@@ -139,10 +146,16 @@ def main() -> None:
     parser.add_argument("--variants", nargs="*", default=[], help="these alone")
     parser.add_argument("--metrics", nargs="*", default=["bits_per_byte"], help="bits_per_byte, top1, rougeL, chrf")
     parser.add_argument("--curves", action="store_true", help="draw validation texts over the steps of one grid")
-    parser.add_argument("--figure", type=Path, help="where the figure goes, as .svg or .png")
+    parser.add_argument("--figure", type=_figure, help="where the figure goes, as .svg or .png")
     options = parser.parse_args()
-    grids = [grid(recipe, options.store, options.reference) for recipe in options.recipes]
+    try:
+        grids = [grid(recipe, options.store, options.reference) for recipe in options.recipes]
+    except SraError as error:
+        sys.exit(str(error))
     rows = [row for each in grids for row in rows_of(*each, options.metrics, options.variants)]
+    if lacking := [name for name in options.metrics if name not in {row["metric"] for row in rows}]:
+        measured = {metric.name for report, _ in grids for metric in report.metrics}
+        sys.exit(f"no pair to show for {', '.join(lacking)}: measured by all cells that are done: {sorted(measured)}")
     print(
         "| grid | one to one | metric | first - second | difference | p (Holm) | seeds |\n|---|---|---|---|---|---|---|"
     )
@@ -150,7 +163,7 @@ def main() -> None:
         gap = f"{row['difference']:+.4f} [{row['low']:+.4f}, {row['high']:+.4f}]"
         cells = (row["grid"], f"{row['share']:.0%}", row["metric"], f"{row['first']} - {row['second']}", gap)
         print(f"| {' | '.join(cells)} | {row['p']:.4f} | {row['seeds']} |")
-    if options.figure and rows:
+    if options.figure:
         if options.curves:
             figure = draw_curves(grids[0][0], options.variants)
         elif len(grids) > 1:

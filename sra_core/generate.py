@@ -27,6 +27,9 @@ __all__ = ["GENERATED", "generate_corpus", "identity", "settings_for"]
 GENERATED = "corpus"
 """Subfolder of the result that is the corpus: a file of JSON lines a split."""
 
+LEARNED = ("answered", "answered_without_end")
+"""What becomes of an example that is learned from; the others are counted by what keeps them out."""
+
 
 def identity(run: Run) -> dict[str, Any]:
     """All that determines the generated corpus."""
@@ -46,11 +49,12 @@ def settings_for(config: CorpusConfig, folder: Path) -> list[str]:
         config: Of the recipe that it was generated with; what says how its source is read is set back.
         folder: The generated corpus.
     """
-    of_source = ("revision", "subset", "hub_split", "streaming", "layout", "ignore", "splits")
+    of_source = ("revision", "subset", "hub_split", "streaming", "layout", "columns", "ignore", "splits")
     fresh = CorpusConfig()
-    read = {name: getattr(fresh, name) for name in of_source if getattr(config, name) != getattr(fresh, name)}
-    read["columns"] = {"source": "source"}  # however few rows each source has
-    return [f"corpus.source={folder}", *(f"corpus.{name}={json.dumps(value)}" for name, value in read.items())]
+    back = {name: getattr(fresh, name) for name in of_source if getattr(config, name) != getattr(fresh, name)}
+    # A mapping is merged into the recipe's; null takes it back.
+    told = [f"corpus.{name}={json.dumps(None if value == {} else value)}" for name, value in back.items()]
+    return [f"corpus.source={folder}", *told]
 
 
 def generate_corpus(config: RunConfig, prepared: Manifest, folder: StageFolder, watch: Watcher) -> Manifest:
@@ -110,8 +114,13 @@ def _judged(config: RunConfig, table: Any) -> dict[str, tuple[str, str]]:
     for answer in table.select(["id", "answer", "finish_reason", "prompt_tokens"]).to_pylist():
         text = answer["answer"]
         tokens = answer["prompt_tokens"] + len(tokenizer.encode(text, add_special_tokens=False))
-        ends = answer["finish_reason"] == "stop" or tokens > config.alignment.max_length
-        found[answer["id"]] = text, "empty_answer" if not text else "answered" if ends else "cut_answer"
+        if not text:
+            fate = "empty_answer"
+        elif answer["finish_reason"] == "stop":
+            fate = "answered"
+        else:
+            fate = "answered_without_end" if tokens > config.alignment.max_length else "cut_answer"
+        found[answer["id"]] = text, fate
     return found
 
 
@@ -124,7 +133,7 @@ def _lines(config: RunConfig, answers: Mapping[str, tuple[str, str]], counts: Co
         if split == "train":
             text, fate = answers.get(item.id, ("", "not_asked"))
             counts[fate] += 1
-            if fate != "answered":
+            if fate not in LEARNED:
                 continue
             item = replace(item, response=text, reasoning="", references=())
         found.setdefault(split, []).append(json.dumps(dict(_row(item)), ensure_ascii=False) + "\n")

@@ -15,7 +15,7 @@ from typing import Any
 from sra_core.config import RunConfig
 from sra_core.errors import ManifestMismatch, ShardError
 from sra_core.processes import native_dtype
-from sra_core.shards import Manifest, StageFolder, fingerprint, verify
+from sra_core.shards import Manifest, StageFolder, fingerprint, read_manifest, verify
 from sra_core.watch import Watcher, watched
 
 __all__ = ["ORDER", "Run", "settled"]
@@ -125,8 +125,10 @@ class Run:
             ManifestMismatch: There is none.
             ShardError: Names the first file that is missing, truncated or changed.
         """
-        manifest, folder = self.result(stage), self.folder(stage)
+        folder = self.folder(stage)
         try:
+            damaged = folder.manifest() is None and folder.manifest_path.exists()
+            manifest = read_manifest(folder.path) if damaged else self.result(stage)
             verify(folder.path, [*manifest.shards, *manifest.files], full=True)
         except ShardError:
             folder.reset()

@@ -40,7 +40,8 @@ def forecast(bench: Bench, predict: Predict, now: datetime) -> str:
     if took:
         every = median(seconds for of_variant in took.values() for seconds in of_variant)
         total = sum(median(took.get(cell.variant, [every])) for cell in waiting)
-        source = f"by the {sum(map(len, took.values()))} cells that are done"
+        done = sum(map(len, took.values()))
+        source = "by the cell that is done" if done == 1 else f"by the {done} cells that are done"
     else:
         stages = predict(waiting[0].config)
         shared = sum(stages.get(stage, 0.0) * _made_anew(bench, stage) for stage in SHARED)

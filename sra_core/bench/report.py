@@ -34,6 +34,11 @@ _NARROW = {
     "detectable": "detect-\nable",
 }
 """Headings that a terminal of 80 columns has no room for."""
+_LEGEND = (
+    "b/t/w: examples that the first does better, alike, worse. Detectable: the smallest true difference that so many "
+    "show in four of five tests. * the best baseline. A difference is shown where p is below 0.05 and the interval "
+    "leaves out 0."
+)
 
 
 @dataclass(slots=True)
@@ -103,7 +108,8 @@ def terminal(report: Report) -> list[RenderableType]:
         table(title, _score_head(*part), _score_rows(report, *part)) for part in _parts(report)
     ]
     shown += [table(_gap_title(metric), _GAP_HEAD, _gap_rows(report, metric)) for metric in _compared(report)]
-    return [*shown, Text(""), *(Text(note) for note in report.notes)]
+    legend = [_LEGEND] if report.differences else []
+    return [*shown, Text(""), *(Text(note) for note in [*legend, *report.notes])]
 
 
 def markdown(report: Report) -> str:
@@ -120,10 +126,8 @@ def markdown(report: Report) -> str:
         lines += [f"{_gap_title(metric)}:", "", *_table(_GAP_HEAD, _gap_rows(report, metric)), ""]
     if report.differences:
         lines += [
-            "Paired example by example and seed by seed. b/t/w counts the examples that the first does better, alike",
-            "and worse; `detectable` is the smallest true difference that so many examples show in four of five",
-            "tests; * marks the best baseline. p swaps examples and takes the seeds as they are, the interval draws",
-            "them too: a difference is shown where p is below 0.05 and the interval leaves out 0.",
+            "Paired example by example and seed by seed; p swaps examples and takes the seeds as they are, the",
+            f"interval draws them too. {_LEGEND}",
             "",
         ]
     return "\n".join([*lines, *(f"{note}\n" for note in report.notes)])

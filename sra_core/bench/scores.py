@@ -197,7 +197,11 @@ def _pairs(
 ) -> Iterator[tuple[tuple[str, str], Comparison, list[int]]]:
     """Every variant against the reference, and SRA's against the best baseline, on the seeds that both have."""
     wanted = [(name, report.reference) for name in by_variant if name != report.reference]
-    wanted += [(name, best) for name in by_variant if best not in (None, report.reference) and name not in baselines]
+    wanted += [
+        (name, best)
+        for name in by_variant
+        if best not in (None, report.reference) and name not in (*baselines, report.reference)
+    ]
     possible = {}
     for first, second in wanted:
         seeds = sorted(by_variant[first].keys() & by_variant.get(second, {}).keys())

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any, Literal, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 __all__ = ["AUTO", "DType", "Part", "hashed", "runtime", "where_set"]
 
@@ -39,6 +39,13 @@ class Part(BaseModel):
     """A section of the run config: unknown keys are refused, values are checked when built."""
 
     model_config = ConfigDict(extra="forbid", validate_default=True, validate_assignment=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _null_takes_a_mapping_back(cls, value: Any, info: ValidationInfo) -> Any:
+        """An empty one would not: it is merged into what the recipe below has."""
+        mapping = value is None and get_origin(cls.model_fields[str(info.field_name)].annotation) is dict
+        return {} if mapping else value
 
 
 def hashed(part: BaseModel) -> dict[str, Any]:

@@ -31,6 +31,7 @@ _ENDINGS = {
     "excluded": "{} left out of the scores",
     "without_likelihood": "{} without a likelihood",
     "answered": "{} training responses by the teacher",
+    "answered_without_end": "{} training responses by the teacher without an end, as long as training reads",
     "empty_answer": "{} examples left out whose answer is empty",
     "cut_answer": "{} examples left out whose answer was cut and would look whole",
     "not_asked": "{} examples left out that have no prompt or no span",

@@ -74,3 +74,19 @@ def test_a_grid_that_was_never_run_is_named(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(gain, "load_config", lambda recipe, settings: grid(tmp_path).config)
     with pytest.raises(SystemExit, match=r"nothing is prepared in .* run `sra bench quality mine` first"):
         gain.grid("mine", None, "")
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        (["one", "--metrics", "bits_per_byte", "top1"], r"no pair to show for top1: .* \['bits_per_byte'\]"),
+        (["one", "--variants", "nobody"], "no pair to show for bits_per_byte"),
+        (["one", "--reference", "nobody"], "reference: 'nobody' is not one of the variants"),
+    ],
+)
+def test_what_cannot_be_shown_is_told(
+    asked: list[str], told: str, done: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["gain", *asked])
+    with pytest.raises(SystemExit, match=told):
+        gain.main()

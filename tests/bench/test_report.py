@@ -131,6 +131,14 @@ def test_what_every_cell_was_scored_by_is_compared(done: Bench) -> None:
     assert "…" not in shown.file.getvalue()
 
 
+def test_no_pair_is_tested_twice_where_sra_is_the_reference(tmp_path: Path) -> None:
+    bench = grid(tmp_path, reference="sra")
+    for cell in bench.cells:
+        finish(cell)
+    report = bench_report(bench, Watcher())
+    assert [(each["first"], each["second"]) for each in report.differences] == [("sft", "sra"), ("uld", "sra")]
+
+
 def test_results_lie_in_the_store_whole(done: Bench) -> None:
     report = bench_report(done, Watcher())
     folder = Path(report.manifest.folder)

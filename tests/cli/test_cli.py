@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -110,9 +111,17 @@ def test_config_prints_a_recipe_that_loads_again(tmp_path: Path) -> None:
     assert sra("config", str(tmp_path / "saved.yaml")).stdout == printed
 
 
-def test_verify_finds_a_flipped_byte(smoke_run: SmokeRun, tmp_path: Path) -> None:
-    import shutil
+def test_verify_finds_a_file_cut_short(smoke_run: SmokeRun, tmp_path: Path) -> None:
+    shutil.copytree(smoke_run.store / "prepared", tmp_path / "store" / "prepared")
+    shard = sorted((tmp_path / "store").rglob("train-*.arrow"))[0]
+    shard.write_bytes(shard.read_bytes()[:-10])
+    failed = sra("verify", "smoke", store=tmp_path / "store")
+    assert failed.returncode == 1
+    assert shard.name in failed.stdout.replace("\n", "")
+    assert "generate" not in failed.stdout  # none was made, and a run needs none
 
+
+def test_verify_finds_a_flipped_byte(smoke_run: SmokeRun, tmp_path: Path) -> None:
     assert sra("verify", "smoke", store=smoke_run.store).returncode == 0
     shutil.copytree(smoke_run.store, tmp_path / "store")
     shard = next((tmp_path / "store" / "teacher").rglob("*.arrow"))

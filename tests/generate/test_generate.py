@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -65,7 +66,7 @@ def test_training_responses_are_the_teachers_and_nothing_else_changes(smoke_run:
     made = stages.generate(config)
     folder = Path(made.folder) / GENERATED
     before, after = (
-        {(split, item.id): item for split, item in Corpus(each) if isinstance(item, Example)}
+        {(split, item.id): replace(item, source="") for split, item in Corpus(each) if isinstance(item, Example)}
         for each in (config.corpus, reading(config, folder).corpus)
     )
     held_out = {key: item for key, item in before.items() if key[0] != "train"}
@@ -87,7 +88,8 @@ def test_training_responses_are_the_teachers_and_nothing_else_changes(smoke_run:
     learned = {name: item for (split, name), item in after.items() if split == "train"}
     assert {name: item.response for name, item in learned.items()} == said
     assert all(item.instruction == before["train", name].instruction for name, item in learned.items())
-    assert made.counts == {"answered": len(said)}
+    unended = sum(answer.finish_reason == "length" for answer in answers)
+    assert made.counts == {"answered_without_end": unended, "answered": len(rows) - unended}
     assert len(said) == len(rows)
 
 
@@ -116,7 +118,7 @@ def test_answers_without_an_end_that_would_look_whole_are_left_out_and_all_is_co
     }
     table = pa.table({"id": ["one", "two", "three", "four"], **answers})
     judged = _judged(config, table)
-    assert [fate for _, fate in judged.values()] == ["answered", "cut_answer", "answered", "empty_answer"]
+    assert [fate for _, fate in judged.values()] == ["answered", "cut_answer", "answered_without_end", "empty_answer"]
 
     rows = [{"id": name, "instruction": f"Q {name}", "response": "r"} for name in [*judged, "five"]]
     path = write_jsonl(tmp_path / "train.jsonl", rows)
@@ -124,7 +126,7 @@ def test_answers_without_an_end_that_would_look_whole_are_left_out_and_all_is_co
     counts = Counter[str]()
     lines = [json.loads(line) for line in _lines(config, judged, counts)["train"]]
     assert [(row["id"], row["response"]) for row in lines] == [("one", "ends"), ("three", "x " * longest)]
-    assert counts == {"answered": 2, "cut_answer": 1, "empty_answer": 1, "not_asked": 1}
+    assert counts == {"answered": 1, "answered_without_end": 1, "cut_answer": 1, "empty_answer": 1, "not_asked": 1}
 
 
 def test_a_stopped_stage_keeps_its_answers(
@@ -168,7 +170,13 @@ def test_the_identity_is_the_prompts_the_teacher_and_how_it_answers(smoke_run: S
     assert longest == smoke_run.config.alignment.max_length
 
 
-def test_settings_of_the_source_are_set_back(tmp_path: Path) -> None:
-    config = CorpusConfig(source="some/data", subset="en", columns={"instruction": "asked", "response": "said"})
-    read = settings_for(config, tmp_path)
-    assert read == [f"corpus.source={tmp_path}", "corpus.subset=null", 'corpus.columns={"source": "source"}']
+def test_settings_of_the_source_are_set_back_over_those_of_a_recipe(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(
+        "extends: smoke\nname: mine\ncorpus:\n  columns: {instruction: asked, response: said}\n  ignore: [draft]\n"
+        "  splits: {train: part-*.jsonl}\n  layout: dolly\n"
+    )
+    mine, smoke = load_config(str(tmp_path / "mine.yaml")), load_config("smoke")
+    read = parse_overrides(settings_for(mine.corpus, tmp_path))
+    expected = smoke.corpus.model_copy(update={"source": str(tmp_path)})
+    assert load_config(str(tmp_path / "mine.yaml"), read).corpus == expected
+    assert settings_for(smoke.corpus, tmp_path) == [f"corpus.source={tmp_path}"]
