@@ -105,11 +105,11 @@ def _answering(config: RunConfig) -> RunConfig:
 def _judged(config: RunConfig, table: Any) -> dict[str, tuple[str, str]]:
     """By example, the teacher's answer and what becomes of it.
 
-    An answer at the limit has no end to learn. Prepare leaves the end of a long response out, so it is learned without
-    one; but an answer that takes fewer tokens when it is tokenized again would be learned as if the teacher had ended
-    there.
+    An answer at the limit has no end to learn. Where prepare leaves the end of a long response out, it is learned
+    without one; but an answer that takes fewer tokens when it is tokenized again, or that loses its start instead,
+    would be learned as if the teacher had ended there.
     """
-    tokenizer = load_tokenizer(config.teacher)
+    tokenizer, keeps_start = load_tokenizer(config.teacher), config.alignment.truncate != "start"
     found = {}
     for answer in table.select(["id", "answer", "finish_reason", "prompt_tokens"]).to_pylist():
         text = answer["answer"]
@@ -119,7 +119,8 @@ def _judged(config: RunConfig, table: Any) -> dict[str, tuple[str, str]]:
         elif answer["finish_reason"] == "stop":
             fate = "answered"
         else:
-            fate = "answered_without_end" if tokens > config.alignment.max_length else "cut_answer"
+            learned_open = keeps_start and tokens > config.alignment.max_length
+            fate = "answered_without_end" if learned_open else "cut_answer"
         found[answer["id"]] = text, fate
     return found
 

@@ -120,6 +120,11 @@ def test_answers_without_an_end_that_would_look_whole_are_left_out_and_all_is_co
     judged = _judged(config, table)
     assert [fate for _, fate in judged.values()] == ["answered", "cut_answer", "answered_without_end", "empty_answer"]
 
+    cut_at_the_start = config.model_copy(
+        update={"alignment": config.alignment.model_copy(update={"truncate": "start"})}
+    )
+    assert _judged(cut_at_the_start, table)["three"][1] == "cut_answer"
+
     rows = [{"id": name, "instruction": f"Q {name}", "response": "r"} for name in [*judged, "five"]]
     path = write_jsonl(tmp_path / "train.jsonl", rows)
     config = config.model_copy(update={"corpus": CorpusConfig(source=str(path), min_response=1, **NO_HOLDOUT)})
