@@ -28,9 +28,6 @@ from sra_core.prepare import audit_of
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-BETTER = {"bits_per_byte": -1}
-"""Which way a metric is better, where lower is."""
-
 
 def grid(recipe: str, store: str | None, reference: str) -> tuple[Report, float]:
     """The report of a grid, and its share of spans that are one token to one."""
@@ -46,8 +43,9 @@ def grid(recipe: str, store: str | None, reference: str) -> tuple[Report, float]
 
 def rows_of(report: Report, share: float, metrics: list[str], variants: list[str]) -> list[dict[str, Any]]:
     """A row for each variant that is paired with the reference, and each metric; variants in the order asked for."""
+    higher = {metric.name: metric.higher for metric in report.metrics}
     found = [
-        {"grid": report.title, "share": share, **row}
+        {"grid": report.title, "share": share, "higher": higher[row["metric"]], **row}
         for row in report.differences
         if row["metric"] in metrics and row["second"] == report.reference and row["first"] in (variants or row["first"])
     ]
@@ -108,15 +106,15 @@ def draw_curves(report: Report, variants: list[str]) -> Figure:
     axes = figure.subplots()
     axes.axhline(0, color="0.6", linewidth=1)
     for variant in variants or report.variants:
-        gains = [
-            [(step, reference[step] - bits) for step, bits in curve if step and step in reference]
-            for (name, seed), curve in report.curves.items()
-            if name == variant != report.reference
-            and (reference := dict(report.curves.get((report.reference, seed), ())))
-        ]
+        gains = []
+        for (name, seed), curve in report.curves.items():
+            reference = dict(report.curves.get((report.reference, seed), ()))
+            if name == variant != report.reference and reference:
+                # Step 0 is the untrained student, the same in all.
+                gains.append({step: reference[step] - bits for step, bits in curve if step and step in reference})
         if gains:
-            steps = sorted(set.intersection(*({step for step, _ in each} for each in gains)))
-            values = np.array([[dict(each)[step] for step in steps] for each in gains])
+            steps = sorted(set.intersection(*map(set, gains)))
+            values = np.array([list(map(each.__getitem__, steps)) for each in gains])
             (line,) = axes.plot(steps, values.mean(0), marker=".", label=f"{variant}, seeds: {len(gains)}")
             axes.fill_between(steps, values.min(0), values.max(0), color=line.get_color(), alpha=0.15, linewidth=0)
     axes.set(xlabel="step", ylabel=f"bits per byte better than {report.reference}", title=report.title)
@@ -126,7 +124,7 @@ def draw_curves(report: Report, variants: list[str]) -> Figure:
 
 def _gain(row: dict[str, Any]) -> tuple[float, tuple[float, float]]:
     """The gain, and how far its interval reaches below and above."""
-    way = BETTER.get(row["metric"], 1)
+    way = 1 if row["higher"] else -1
     low, high = sorted((way * row["low"], way * row["high"]))
     gain = way * row["difference"]
     return gain, (gain - low, high - gain)

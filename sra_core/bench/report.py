@@ -23,6 +23,7 @@ __all__ = ["Report", "figure", "markdown", "terminal"]
 _SHORT = {"bits_per_byte": "bits/byte", "top1": "agrees with teacher"}
 """Names that columns have room for, where a metric's own is too long."""
 _PERCENTAGES = ("top1", "rougeL", "chrf")
+"""Metrics that one decimal is enough for."""
 _AT_ONCE = 2
 """Metrics in one table of scores."""
 _COST_HEAD = ("best step", "s/step", "GiB")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ Scored = tuple[list[tuple[str, str]], Floats, Floats]
 """Keys, (E,) numerators and (E,) denominators."""
 MAIN = ("bits_per_byte", "top1", "rougeL", "chrf")
 """Of the scores that every data set can have, those that are compared; lm-eval tasks are compared all."""
+_SOME = "{metric} was measured in {count} of {cells} cells that are done, and is not compared."
 _APART = "{count} examples that only some cells were scored on ({metric}) are left out: their training texts differ."
 CURVE = "validation/bits_per_byte"
 
@@ -85,19 +87,26 @@ def compare(bench: Bench, found: Sequence[Found]) -> Report:
             apart[metric.title] = others
         _compare_metric(report, metric, common, baselines)
         report.scores += _frame_rows(found, metric, set(next(iter(common.values()))[0]))
-    report.notes = [*_notes(report), *(_APART.format(count=count, metric=metric) for metric, count in apart.items())]
+    some = Counter(name for each in found for name in _measured(each))
+    for metric in (metric for metric in some if metric not in metrics):
+        report.notes.append(_SOME.format(metric=metric.title, count=some[metric], cells=len(found)))
+    report.notes += [*_notes(report), *(_APART.format(count=count, metric=metric) for metric, count in apart.items())]
     return report
 
 
 def _metrics(found: Sequence[Found]) -> list[Metric]:
     """What every student was scored by: agreement is left out where one cell alone reads the teacher."""
     measured: list[Metric] = []
-    for number, each in enumerate(found):
-        student = each.run.models["student"]
-        asked = (metric for metric in student.metrics() if metric.name in MAIN or metric not in METRICS)
-        own = [metric for metric in asked if student.values(metric.name) is not None]
+    for number, own in enumerate(map(_measured, found)):
         measured = [metric for metric in measured if metric in own] if number else own
     return sorted(measured, key=lambda metric: MAIN.index(metric.name) if metric.name in MAIN else len(MAIN))
+
+
+def _measured(found: Found) -> list[Metric]:
+    """What a cell's student was scored by, of what grids compare."""
+    student = found.run.models["student"]
+    asked = [metric for metric in student.metrics() if metric.name in MAIN or metric not in METRICS]
+    return [metric for metric in asked if student.values(metric.name) is not None]
 
 
 def _why(bench: Bench, cell: Cell) -> str:

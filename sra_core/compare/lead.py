@@ -17,6 +17,7 @@ __all__ = ["Lead", "few_texts", "kept_nats", "teacher_lead"]
 _NOTE = "validation_nats"
 _FEWEST = 6
 """Of fewer texts not even all could show the teacher ahead: five that agree do so by chance with p = 0.06."""
+_KEEP = f"keep at least {_FEWEST} (corpus.validation_share, corpus.max_validation)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +47,7 @@ class Lead:
         if self.clear:
             return f"there is something to learn: {figures}"
         if self.ahead.low > 0:
-            return (
-                f"{figures}: too few texts to tell whether there is something to learn -> keep at least {_FEWEST} "
-                "(corpus.validation_share, corpus.max_validation)"
-            )
+            return f"{figures}: too few texts to tell whether there is something to learn -> {_KEEP}"
         remedy = (
             "adapt it longer (adapt.max_steps, adapt.epochs), or take a stronger teacher"
             if adapted
@@ -79,7 +77,7 @@ def few_texts(count: int) -> str | None:
     texts = "1 validation text is" if count == 1 else f"{count} validation texts are"
     return (
         f"{texts} too few to choose the best step by, and to tell whether the teacher knows more than the student "
-        f"-> keep at least {_FEWEST} (corpus.validation_share, corpus.max_validation)"
+        f"-> {_KEEP}"
     )
 
 

@@ -45,7 +45,8 @@ def test_gains_are_the_differences_to_the_reference(done: Bench, tmp_path: Path)
     sra = wanted["sra"]
     better, (below, above) = gain._gain(rows[1])
     assert (better, better - below, better + above) == pytest.approx((-sra["difference"], -sra["high"], -sra["low"]))
-    assert gain._gain({"metric": "top1", "difference": 3.0, "low": 1.0, "high": 7.0}) == (3.0, (2.0, 4.0))
+    assert gain._gain({"higher": True, "difference": 3.0, "low": 1.0, "high": 7.0}) == (3.0, (2.0, 4.0))
+    assert gain._gain({"higher": False, "difference": 3.0, "low": 1.0, "high": 7.0}) == (-3.0, (4.0, 2.0))
 
 
 def test_another_reference_is_compared_with(done: Bench) -> None:
