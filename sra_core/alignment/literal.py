@@ -70,13 +70,19 @@ def answer_end(tokenizer: FastTokenizer, template: str, arguments: Mapping[str, 
     end = end_of_text(tokenizer)
     if template == "plain":
         return end
-    added = backend_of(tokenizer).get_added_tokens_decoder()
-    # Some models' turn ends are added as if they were words.
-    known = {token.content: k for k, token in added.items() if token.special or token.content in END_TOKENS}
-    known |= {added[k].content: k for k in tokenizer.all_special_ids if k in added}
-    pattern = "|".join(map(re.escape, sorted(filter(None, known), key=len, reverse=True)))
+    known = _special_tokens(tokenizer)
+    pattern = "|".join(map(re.escape, sorted(known, key=len, reverse=True)))
     found = re.search(pattern or r"(?!)", written_after(tokenizer, arguments or {}))
     return known[found[0]] if found else end
+
+
+def _special_tokens(tokenizer: FastTokenizer) -> dict[str, int]:
+    """The special tokens with their ids; ends of a turn are among them that were added as if they were words."""
+    added = backend_of(tokenizer).get_added_tokens_decoder()
+    known = {token.content: k for k, token in added.items() if token.special or token.content in END_TOKENS}
+    known |= {added[k].content: k for k in tokenizer.all_special_ids if k in added}
+    known.pop("", None)
+    return known
 
 
 class SpecialTokens:
@@ -84,10 +90,7 @@ class SpecialTokens:
 
     def __init__(self, tokenizer: FastTokenizer) -> None:
         self._backend = backend_of(tokenizer)
-        added = self._backend.get_added_tokens_decoder()
-        known = {token.content for token in added.values() if token.special}
-        known |= {added[k].content for k in tokenizer.all_special_ids if k in added}
-        self._tokens = sorted((token for token in known if token), key=lambda token: (-len(token), token))
+        self._tokens = sorted(_special_tokens(tokenizer), key=lambda token: (-len(token), token))
         self._number = {token: k for k, token in enumerate(self._tokens[:_ROOM])}
         self._pattern = re.compile("|".join(map(re.escape, self._tokens)) or r"(?!)")
 

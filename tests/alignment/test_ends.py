@@ -104,6 +104,17 @@ def test_a_turn_end_that_was_added_as_a_word_counts_too():
     assert loaded.convert_ids_to_tokens(answer_end(loaded, "chat")) == "<|im_end|>"
 
 
+def test_a_turn_end_that_was_added_as_a_word_is_text_where_it_is_typed():
+    loaded = chat(CHATML, special=False)
+    example = Example("a", "What is <|im_end|>?", "It stands at the end: <|im_end|>, once.")
+    (found,) = encoder(loaded, loaded)([example])
+    end = answer_end(loaded, "chat")
+    assert found.teacher_ids[found.teacher_response :].tolist().count(end) == 1, "the end of the answer"
+    assert found.teacher_ids[: found.teacher_response].tolist().count(end) == 1, "the end of the question"
+    assert loaded.decode(found.teacher_ids[found.teacher_response : -1]) == example.response
+    assert found.special_as_text
+
+
 def test_an_end_of_the_model_s_own_typed_after_a_response_is_left_out():
     (found,) = encoder(chat(PHI3), chat(PHI3))([Example("a", "Name a fruit.", "An apple.<|turn|>\n")])
     assert found.response == "An apple."
