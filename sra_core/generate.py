@@ -107,14 +107,17 @@ def _judged(config: RunConfig, table: Any) -> dict[str, tuple[str, str]]:
 
     An answer at the limit has no end to learn. Where prepare leaves the end of a long response out, it is learned
     without one; but an answer that takes fewer tokens when it is tokenized again, or that loses its start instead,
-    would be learned as if the teacher had ended there.
+    would be learned as if the teacher had ended there. A prompt that leaves the teacher too few positions loses its
+    start before it is asked, and would be learned whole.
     """
     tokenizer, keeps_start = load_tokenizer(config.teacher), config.alignment.truncate != "start"
     found = {}
-    for answer in table.select(["id", "answer", "finish_reason", "prompt_tokens"]).to_pylist():
+    for answer in table.select(["id", "answer", "finish_reason", "prompt_tokens", "prompt_cut"]).to_pylist():
         text = answer["answer"]
         tokens = answer["prompt_tokens"] + len(tokenizer.encode(text, add_special_tokens=False))
-        if not text:
+        if answer["prompt_cut"]:
+            fate = "cut_prompt"
+        elif not text:
             fate = "empty_answer"
         elif answer["finish_reason"] == "stop":
             fate = "answered"
@@ -136,7 +139,9 @@ def _lines(config: RunConfig, answers: Mapping[str, tuple[str, str]], counts: Co
             counts[fate] += 1
             if fate not in LEARNED:
                 continue
-            item = replace(item, response=text, reasoning="", references=())
+            # A chat template had the teacher answer after what the example is reasoned with: so it is learned.
+            asked_after = item.reasoning if config.teacher.template == "chat" else ""
+            item = replace(item, response=text, reasoning=asked_after, references=())
         found.setdefault(split, []).append(json.dumps(dict(_row(item)), ensure_ascii=False) + "\n")
     return found
 

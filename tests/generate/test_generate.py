@@ -112,13 +112,15 @@ def test_answers_without_an_end_that_would_look_whole_are_left_out_and_all_is_co
     config = config_of(smoke_run, tmp_path / "store")
     longest = config.alignment.max_length
     answers = {
-        "answer": ["ends", "short, but cut", "x " * longest, ""],
-        "finish_reason": ["stop", "length", "length", "stop"],
-        "prompt_tokens": [4] * 4,
+        "answer": ["ends", "short, but cut", "x " * longest, "", "to half of a question"],
+        "finish_reason": ["stop", "length", "length", "stop", "stop"],
+        "prompt_tokens": [4] * 5,
+        "prompt_cut": [0] * 4 + [3],
     }
-    table = pa.table({"id": ["one", "two", "three", "four"], **answers})
+    table = pa.table({"id": ["one", "two", "three", "four", "half"], **answers})
     judged = _judged(config, table)
-    assert [fate for _, fate in judged.values()] == ["answered", "cut_answer", "answered_without_end", "empty_answer"]
+    fates = [fate for _, fate in judged.values()]
+    assert fates == ["answered", "cut_answer", "answered_without_end", "empty_answer", "cut_prompt"]
 
     cut_at_the_start = config.model_copy(
         update={"alignment": config.alignment.model_copy(update={"truncate": "start"})}
@@ -131,7 +133,19 @@ def test_answers_without_an_end_that_would_look_whole_are_left_out_and_all_is_co
     counts = Counter[str]()
     lines = [json.loads(line) for line in _lines(config, judged, counts)["train"]]
     assert [(row["id"], row["response"]) for row in lines] == [("one", "ends"), ("three", "x " * longest)]
-    assert counts == {"answered": 1, "answered_without_end": 1, "cut_answer": 1, "empty_answer": 1, "not_asked": 1}
+    left_out = {"cut_answer": 1, "empty_answer": 1, "cut_prompt": 1, "not_asked": 1}
+    assert counts == {"answered": 1, "answered_without_end": 1, **left_out}
+
+
+@pytest.mark.parametrize(("template", "kept_thought"), [("chat", "Six sevens."), ("plain", "")])
+def test_an_answer_is_learned_after_what_the_teacher_was_asked_with(
+    template: str, kept_thought: str, tmp_path: Path
+) -> None:
+    row = {"id": "one", "instruction": "6*7?", "response": "42", "reasoning_content": "Six sevens."}
+    path = write_jsonl(tmp_path / "train.jsonl", [row])
+    config = load_config("smoke", {"corpus": {"source": str(path), **NO_HOLDOUT}, "teacher": {"template": template}})
+    (line,) = _lines(config, {"one": ("It is 42.", "answered")}, Counter[str]())["train"]
+    assert json.loads(line).get("reasoning_content", "") == kept_thought
 
 
 def test_a_stopped_stage_keeps_its_answers(
