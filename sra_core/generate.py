@@ -15,6 +15,7 @@ from typing import Any
 
 from sra_core.config import CorpusConfig, RunConfig
 from sra_core.corpus import Corpus, Example, Turn
+from sra_core.corpus.split import SPLITS
 from sra_core.errors import DataError
 from sra_core.evaluate import AnswerSettings, EvaluationSet, Scoring
 from sra_core.models import load_tokenizer, model_identity
@@ -80,7 +81,7 @@ def generate_corpus(config: RunConfig, prepared: Manifest, folder: StageFolder, 
     table = Scoring(config, prepared, [asked], folder.path, watch).teacher_answers()
     counts = Counter[str]()
     texts = _lines(config, _judged(config, table), counts)
-    if "train" not in texts:
+    if not texts["train"]:
         raise DataError(
             f"the teacher has no answer to learn from ({dict(counts)})",
             "look at its answers with `sra evaluate`; an instruct model needs `teacher.template: chat`",
@@ -129,8 +130,11 @@ def _judged(config: RunConfig, table: Any) -> dict[str, tuple[str, str]]:
 
 
 def _lines(config: RunConfig, answers: Mapping[str, tuple[str, str]], counts: Counter[str]) -> dict[str, list[str]]:
-    """The lines of each split's file; ``counts`` says what became of every training example."""
-    found: dict[str, list[str]] = {}
+    """The lines of each split's file; ``counts`` says what became of every training example.
+
+    A split without examples has a file too: it says that none of the others are to be chosen for it.
+    """
+    found: dict[str, list[str]] = {split: [] for split in SPLITS}
     for split, item in Corpus(config.corpus):
         if not isinstance(item, Example):
             continue
@@ -142,7 +146,7 @@ def _lines(config: RunConfig, answers: Mapping[str, tuple[str, str]], counts: Co
             # A chat template had the teacher answer after what the example is reasoned with: so it is learned.
             asked_after = item.reasoning if config.teacher.template == "chat" else ""
             item = replace(item, response=text, reasoning=asked_after, references=())
-        found.setdefault(split, []).append(json.dumps(dict(_row(item)), ensure_ascii=False) + "\n")
+        found[split].append(json.dumps(dict(_row(item)), ensure_ascii=False) + "\n")
     return found
 
 

@@ -23,7 +23,7 @@ from sra_core.models import load_model, load_tokenizer, name_answer_end
 from sra_core.runs import Run
 from sra_core.shards import PreparedSet
 from tests.conftest import SmokeRun
-from tests.corpus.helpers import NO_HOLDOUT, kept, write_jsonl
+from tests.corpus.helpers import NO_HOLDOUT, kept, splits, write_jsonl
 
 EXAMPLES = [
     Example("a", "Say hello.", "Hello.", source="talk"),
@@ -146,6 +146,20 @@ def test_an_answer_is_learned_after_what_the_teacher_was_asked_with(
     config = load_config("smoke", {"corpus": {"source": str(path), **NO_HOLDOUT}, "teacher": {"template": template}})
     (line,) = _lines(config, {"one": ("It is 42.", "answered")}, Counter[str]())["train"]
     assert json.loads(line).get("reasoning_content", "") == kept_thought
+
+
+def test_a_split_that_was_empty_is_not_chosen_from_the_answers(smoke_run: SmokeRun, tmp_path: Path) -> None:
+    rows = [{"id": f"{n}", "instruction": f"Q{n}", "response": "r"} for n in range(50)]
+    path = write_jsonl(tmp_path / "train.jsonl", rows)
+    config = config_of(smoke_run, tmp_path / "store").model_copy(
+        update={"corpus": CorpusConfig(source=str(path), **NO_HOLDOUT)}
+    )
+    answers = {f"{n}": (f"Answer {n}.", "answered") for n in range(50)}
+    (tmp_path / "made").mkdir()
+    for split, lines in _lines(config, answers, Counter[str]()).items():
+        (tmp_path / "made" / f"{split}.jsonl").write_text("".join(lines))
+    made = splits(tmp_path / "made", validation_share=0.4, test_share=0.4)
+    assert Counter(made.values()) == {"train": 50}
 
 
 def test_a_stopped_stage_keeps_its_answers(
