@@ -248,7 +248,7 @@ def _delimited_rows(stream: IO[bytes], path: str, name: str, packed: str) -> Ite
         if header is None:
             header = _header(cells, b"".join(taken), path, line)
         elif cells:
-            problem = _cells_problem(header, cells, b"".join(taken))
+            problem = _cells_problem(header, cells, b"".join(taken), delimiter)
             if problem:
                 yield BadRow(path, name, line, problem, _shown(b"".join(taken)))
             else:
@@ -317,11 +317,16 @@ def _require_distinct(names: Sequence[str], place: str) -> None:
         )
 
 
-def _cells_problem(header: list[str], cells: list[str], raw: bytes) -> str:
+def _cells_problem(header: list[str], cells: list[str], raw: bytes, delimiter: str) -> str:
     try:
-        raw.decode()
+        line = raw.decode()
     except UnicodeDecodeError as error:
         return f"not valid UTF-8: {error.reason}; {OTHER_ENCODING}"
+    if any(cell.lstrip(" ").startswith('"') and cell[0] == " " for cell in cells):
+        # A text that begins like that is inside of quotes, and has its own ones doubled.
+        between = re.escape(delimiter)
+        if re.search(rf'(?:^|{between}) +"(?!"[^{between}\r\n])', line):
+            return "a cell has white space before its quotes, which would be learned as text; remove the white space"
     return "" if len(cells) == len(header) else f"{len(cells)} cells under a header of {len(header)}"
 
 

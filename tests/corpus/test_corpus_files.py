@@ -229,6 +229,8 @@ CSV_FAULTS = {
     "cells": (b"a,b,c\n", "3 cells under a header of 2"),
     "utf-8": (b"a,\xff\n", "not valid UTF-8"),
     "quotes": (b'"a"x,b\n', "not valid CSV"),
+    "white space before quotes": (b'"a", "b"\n', "a cell has white space before its quotes"),
+    "and a comma in them": (b'"a", "b, c"\n', "a cell has white space before its quotes"),
 }
 
 
@@ -244,6 +246,13 @@ def test_a_malformed_csv_row_is_put_aside_with_its_raw_text(tmp_path, kind):
     assert record["line"] == 4
     assert record["reason"].startswith(reason)
     assert record["raw"] == raw.rstrip().decode("utf-8", "backslashreplace")
+
+
+def test_a_cell_may_begin_with_white_space_and_a_quote(tmp_path):
+    rows = [("q", ' "Yes", he said, "why not?"'), (' "Why?"', "a")]
+    with (tmp_path / "d.csv").open("w", newline="") as stream:
+        csv.writer(stream).writerows([("instruction", "response"), *rows])
+    assert [(e.instruction, e.response) for e in kept(tmp_path / "d.csv", **NO_HOLDOUT)] == rows
 
 
 def test_invalid_text_inside_parquet_loses_only_its_row(tmp_path):
