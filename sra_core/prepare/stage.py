@@ -20,7 +20,7 @@ from sra_core.alignment import (
     render_markdown,
     shared_vocabulary,
 )
-from sra_core.config import RunConfig, StudentConfig, TeacherConfig, hashed
+from sra_core.config import AuditThresholds, RunConfig, StudentConfig, TeacherConfig, hashed
 from sra_core.corpus import Corpus, Example, Rejected
 from sra_core.errors import DataError
 from sra_core.models import tokenizer_identity_of
@@ -74,12 +74,14 @@ def identity(run: Run) -> dict[str, Any]:
     """All that determines the bytes of prepared examples."""
     config = run.config
     ref = config.student_tokenizer_origin
+    # The gate judges what was made and shapes none of it; it is hashed as nobody set it, as it was always hashed.
+    alignment = config.alignment.model_copy(update={"gate": AuditThresholds()})
     student = {"train": config.student.vocabulary_size} if ref is None else tokenizer_identity_of(ref)
     return {
         "schema": SCHEMA_VERSION,
         "positions": POSITIONS,
         "corpus": Corpus(config.corpus).identity(),
-        "alignment": hashed(config.alignment),
+        "alignment": hashed(alignment),
         "teacher": {**tokenizer_identity_of(config.teacher), **_template(config.teacher)},
         "student": {"tokenizer": student, **_template(config.student)},
     }

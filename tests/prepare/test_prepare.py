@@ -25,6 +25,7 @@ from sra_core.errors import AlignmentError, DataError
 from sra_core.models import load_tokenizers
 from sra_core.prepare import audit_of
 from sra_core.processes import Pool
+from sra_core.runs import Run
 from sra_core.shards import Manifest, PreparedSet
 from sra_core.watch import Watcher
 from tests.conftest import SmokeRun
@@ -194,6 +195,7 @@ def test_nothing_left_to_train_on_says_why(tmp_path: Path) -> None:
 def test_the_gate_stops_the_run_before_the_cache(smoke_run: SmokeRun) -> None:
     config = smoke_run.config.model_copy(deep=True)
     config.alignment.gate.max_tokens_per_span = 0.5
+    assert Run(config).fingerprint("prepare") == smoke_run.results["prepare"].fingerprint, "nothing is made again"
     for stage in (stages.prepare, stages.cache):
         with pytest.raises(AlignmentError, match=r"max_tokens_per_span 0\.5"):
             stage(config)
