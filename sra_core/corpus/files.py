@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from fnmatch import fnmatch
 from functools import partial
@@ -16,7 +17,7 @@ from sra_core.corpus.columns import NoLayout, layout_of
 from sra_core.corpus.formats import SUFFIXES, ending_of, is_data_file, rows_of
 from sra_core.corpus.split import SPLITS, named_split
 from sra_core.corpus.types import BadRow, Row
-from sra_core.errors import ConfigError, DataError
+from sra_core.errors import ConfigError, DataError, SraError
 
 __all__ = ["Columns", "Files", "is_data_file", "own_splits"]
 
@@ -64,8 +65,9 @@ class Files:
         source = config.source
         self._system, self._root = _file_system(source)
         self._shown = source.rstrip("/")
-        self._single = self._system.isfile(self._root)
-        there = [self._root] if self._single else sorted(self._list(source))
+        with _reached(source):
+            self._single = self._system.isfile(self._root)
+            there = [self._root] if self._single else sorted(self._list(source))
         found = there if self._single else [path for path in there if self._is_wanted(path)]
         if not found or not all(map(is_data_file, found)):
             raise DataError(
@@ -115,6 +117,10 @@ class Files:
             return path.rpartition("/")[2]
         return path.removeprefix(self._root).lstrip("/")
 
+    def _name(self, path: str) -> str:
+        """What messages call a file."""
+        return self._shown if self._single else f"{self._shown}/{self._relative(path)}"
+
     def identity(self) -> dict[str, Any]:
         """Relative path, size and SHA-256 of every file; which split they are, where some bring one."""
         files = {"kind": "files", "files": [self._file_identity(path) for path in self._files]}
@@ -124,7 +130,7 @@ class Files:
 
     def _file_identity(self, path: str) -> dict[str, Any]:
         state, size = hashlib.sha256(), 0
-        with self._system.open(path, "rb") as stream:
+        with _reached(self._name(path)), self._system.open(path, "rb") as stream:
             while chunk := stream.read(CHUNK):
                 state.update(chunk)
                 size += len(chunk)
@@ -132,13 +138,27 @@ class Files:
 
     def __iter__(self) -> Iterator[Row | BadRow]:
         for path, split in self._files.items():
-            relative = self._relative(path)
-            shown = self._shown if self._single else f"{self._shown}/{relative}"
+            relative, shown = self._relative(path), self._name(path)
             if not relative.isprintable():
                 _require_name(relative)
-            with self._system.open(path, "rb") as stream:
+            with _reached(shown):
+                opened = self._system.open(path, "rb")
+            with opened as stream:
                 for row in rows_of(stream, shown, relative, partial(self._columns.wanted, shown)):
                     yield replace(row, split=split) if split and isinstance(row, Row) else row
+
+
+@contextmanager
+def _reached(place: str) -> Iterator[None]:
+    try:
+        yield
+    except SraError:
+        raise
+    except Exception as error:  # every protocol's library raises its own kinds
+        raise DataError(
+            f"{place} cannot be read: {type(error).__name__}: {error}",
+            "check that it is there and that you may read it; of a URL also your credentials and the connection",
+        ) from error
 
 
 def _require_name(name: str) -> None:

@@ -301,6 +301,23 @@ def test_an_unknown_file_system_is_a_data_error():
         corpus("nowhere://bucket/data")
 
 
+def test_a_file_that_cannot_be_opened_is_a_data_error(tmp_path):
+    write_jsonl(tmp_path / "a.jsonl", pairs(1))
+    (tmp_path / "b.jsonl").symlink_to(tmp_path / "gone")
+    for read in (list, lambda found: found.identity()):
+        with pytest.raises(DataError, match=r"b\.jsonl cannot be read: FileNotFoundError"):
+            read(corpus(tmp_path))
+
+
+def test_a_place_that_cannot_be_reached_is_a_data_error(monkeypatch):
+    def refused(*_):
+        raise RuntimeError("Unable to locate credentials")
+
+    monkeypatch.setattr(fsspec.get_filesystem_class("memory"), "isfile", refused)
+    with pytest.raises(DataError, match=r"memory://bucket/d\.jsonl cannot be read: .*credentials"):
+        corpus("memory://bucket/d.jsonl")
+
+
 @pytest.mark.parametrize("field", [{"revision": "main"}, {"subset": "x"}, {"hub_split": "test"}, {"streaming": True}])
 def test_hub_fields_are_refused_for_files(tmp_path, field):
     path = write_jsonl(tmp_path / "d.jsonl", pairs(1))
