@@ -89,7 +89,7 @@ def _spoken(item: Any, place: str) -> Spoken:
     unsupported = "unsupported_role" if called else "unsupported_tool_call" if calls else ""
     if isinstance(content, list) and content and all(isinstance(part, dict) for part in content):
         if all(part.get("type", "text") == "text" for part in content):
-            content = "".join(text(part.get("text"), f"{place}.text") for part in content)
+            content = "".join(_part_text(part, place) for part in content)
         else:
             content, unsupported = "", unsupported or "unsupported_content"
     if any(keys.get(key) for key in MEDIA):
@@ -101,6 +101,14 @@ def _spoken(item: Any, place: str) -> Spoken:
     thought = text(_one_of(keys, REASONING, place), f"{place}.reasoning")
     turn = Turn(ROLES.get(name, name), text(content, place), thought)
     return Spoken(turn, _learned(keys, place), unsupported)
+
+
+def _part_text(part: dict[str, Any], place: str) -> str:
+    """The words of a part of type text."""
+    others = [key for key, value in part.items() if key not in ("type", "text") and value not in (None, "")]
+    if others and not part.get("text"):
+        raise MalformedRow(f"{place} has a part of type text without `text`; its keys are {', '.join(map(str, part))}")
+    return text(part.get("text"), f"{place}.text")
 
 
 def unknown_keys(value: Any, column: str) -> Iterator[str]:

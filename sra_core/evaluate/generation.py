@@ -124,7 +124,7 @@ def generate(
         Answer(
             id=row.id,
             seed=seed,
-            text=tokenizer.decode(text.new, skip_special_tokens=True),
+            text=tokenizer.decode(text.new, skip_special_tokens=True, clean_up_tokenization_spaces=False),
             tokens=tuple(text.new),
             finish_reason="stop" if text.stopped else "length",
             prompt_tokens=len(prompt.ids),

@@ -117,7 +117,7 @@ def _answer(row: Any, seed: int, prompt: Prompt, output: Any, tokenizer: Any, st
     return Answer(
         id=row.id,
         seed=seed,
-        text=tokenizer.decode(tokens, skip_special_tokens=True),
+        text=tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False),
         tokens=tuple(tokens),
         finish_reason=reasons[output.finish_reason],
         prompt_tokens=len(prompt.ids),

@@ -128,6 +128,10 @@ def test_an_empty_answer_in_the_middle_costs_only_itself(file):
         ([{"role": ["user"], "content": "hi"}], r"messages\[0\] has the role \['user'\]"),
         ([CHAT[1], {"role": "assistant", "content": 5}], r"messages\[1\] holds int \(5\), not a text"),
         ([{"content": "hi"}], r"messages\[0\] has the role None"),
+        (
+            [{"role": "user", "content": [{"type": "text", "text": "u"}, {"type": "text", "content": "more"}]}],
+            r"messages\[0\] has a part of type text without `text`; its keys are type, content",
+        ),
     ],
 )
 def test_a_malformed_conversation_is_reported_with_its_place(file, value, reason):

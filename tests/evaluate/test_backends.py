@@ -94,7 +94,7 @@ def test_what_comes_out(engine: Any) -> None:
     stopped, cut = generate(engine, Words(), build_rows(2), max_prompt=1)
     assert (stopped.tokens, stopped.finish_reason) == ((5, 6), "stop"), "the stop token is no part of the answer"
     assert (cut.tokens, cut.finish_reason) == ((5, 6, 7), "length")
-    assert stopped.text == Words().decode([5, 6])
+    assert stopped.text == Words().decode([5, 6], clean_up_tokenization_spaces=False)
     assert (stopped.prompt_tokens, stopped.prompt_cut) == (1, int(build_rows(2)[0].student_response) - 1)
 
 

@@ -25,7 +25,8 @@ class Words:
     def __len__(self) -> int:
         return 97
 
-    def decode(self, ids, skip_special_tokens=True):
+    def decode(self, ids, skip_special_tokens=True, clean_up_tokenization_spaces=None):
+        assert clean_up_tokenization_spaces is False, "some tokenizers would take spaces away"
         return " ".join(f"t{token}" for token in ids if not (skip_special_tokens and token < 2))
 
 
