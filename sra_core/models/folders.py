@@ -170,9 +170,10 @@ def weight_names(what: str, names: Collection[str], folder: Path, allow_pickle: 
     Raises:
         ModelError: As `weight_files`.
     """
-    found = _indexed(folder / _INDEX) or sorted(
-        name for name in names if name.startswith("model") and name.endswith(".safetensors")
-    )
+    # in transformers' order: a single file before an index, which may be left from another save into the folder
+    single = [name for name in ("model.safetensors",) if name in names]
+    shards = sorted(name for name in names if name.startswith("model") and name.endswith(".safetensors"))
+    found = single or _indexed(folder / _INDEX) or shards
     if not found:
         found = pickled_files(names, folder)
         if found and not allow_pickle:
@@ -197,7 +198,7 @@ def pickled_files(names: Collection[str], folder: Path) -> list[str]:
     """The names of a model's pickled weights, in order."""
     single = [name for name in ("pytorch_model.bin",) if name in names]
     shards = sorted(name for name in names if name.startswith("pytorch_model-") and name.endswith(".bin"))
-    return _indexed(folder / _PICKLED_INDEX) or single or shards
+    return single or _indexed(folder / _PICKLED_INDEX) or shards
 
 
 def _indexed(index: Path) -> list[str]:

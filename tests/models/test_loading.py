@@ -92,6 +92,19 @@ def test_sharded_weights(folder: Path) -> None:
     assert len(identity["weights"]) == 64
 
 
+def test_a_single_file_counts_before_an_index_as_it_does_when_it_is_read(folder: Path) -> None:
+    single = model_identity(reference(folder))
+    load_model(reference(folder)).save_pretrained(folder, max_shard_size="60KB")
+    assert (folder / "model.safetensors.index.json").is_file()
+    assert model_identity(reference(folder))["weights"] == single["weights"]
+    tensors = load_file(folder / "model.safetensors")
+    save_file({name: tensor + 1 for name, tensor in tensors.items()}, folder / "model.safetensors")
+    assert model_identity(reference(folder))["weights"] != single["weights"]
+    for shard in folder.glob("model-*.safetensors"):
+        shard.unlink()
+    assert torch.equal(load_model(reference(folder)).model.norm.weight, tensors["model.norm.weight"] + 1)
+
+
 def test_torn_weights(folder: Path) -> None:
     whole = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(whole[: len(whole) // 2])
