@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import textwrap
+import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -21,6 +23,7 @@ __all__ = ["PICKLED", "rewritten"]
 
 PICKLED = "pickled.json"
 """Checksums of the pickled files that a folder's weights were read from."""
+_SHOWN = 400  # characters of what peft says: it may name hundreds of tensors
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".lock")
 
 
@@ -87,13 +90,15 @@ def _merge(folder: Path, target: Path, ref: ModelRef) -> None:
         try:
             options = {"dtype": torch.float32, "use_safetensors": True, "trust_remote_code": ref.trust_remote_code}
             model = read_weights(plain, ref.source, **options)
-            with no_progress_bars():
+            with no_progress_bars(), warnings.catch_warnings():
+                warnings.filterwarnings("error", "Found missing adapter keys")  # these layers would stay as they were
                 PeftModel.from_pretrained(model, folder).merge_and_unload().save_pretrained(target)
         except ModelError:
             raise
         except Exception as error:  # peft and transformers raise many kinds; that they cannot read it is what matters
             raise ModelError(
-                f"the adapter of {folder} cannot be merged into the weights beside it: {error}",
+                f"the adapter of {folder} cannot be merged into the weights beside it: "
+                + textwrap.shorten(str(error), _SHOWN, placeholder=" ..."),
                 "take adapter_config.json and adapter_model.safetensors away to use the model without them",
             ) from error
     for path in _texts(folder):

@@ -381,6 +381,15 @@ def test_an_adapter_beside_the_weights_is_merged_and_part_of_the_identity(folder
     assert bare["config"] == first["config"] == second["config"]
 
 
+def test_an_adapter_whose_tensors_have_other_names(folder: Path) -> None:
+    with_adapter(folder, 0.1)
+    tensors = load_file(folder / "adapter_model.safetensors")
+    renamed = {name.replace("model.layers", "language_model.layers"): tensor for name, tensor in tensors.items()}
+    save_file(renamed, folder / "adapter_model.safetensors")
+    with pytest.raises(ModelError, match=r"cannot be merged .* Found missing adapter keys .*layers\.0\.self_attn"):
+        load_model(reference(folder))
+
+
 def test_an_adapter_without_its_weights(folder: Path) -> None:
     with_adapter(folder, 0.1)
     (folder / "adapter_model.safetensors").unlink()
