@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -78,7 +79,7 @@ class StageFolder:
             full: Read every byte and compare checksums; otherwise sizes and Arrow footers.
         """
         if self.remote:
-            self.remote.mirror("manifest.json", self.manifest_path)
+            self.remote.mirror("manifest.json", self.manifest_path, partial(_drop_others, self.path))
         if not self.manifest_path.exists():
             return None
         try:
@@ -155,7 +156,8 @@ class StageFolder:
         if self.remote:
             siblings = Remote(self.remote.url.rpartition("/")[0])
             for name in siblings.names("*/manifest.json"):
-                siblings.mirror(name, self.path.parent / name)
+                path = self.path.parent / name
+                siblings.mirror(name, path, partial(_drop_others, path.parent))
         for path in sorted(self.path.parent.glob("*/manifest.json")):
             with suppress(ShardError):
                 manifest = read_manifest(path.parent)
@@ -178,8 +180,8 @@ class StageFolder:
             StorageError: The folder stayed locked for longer than ``timeout``, or cannot be made.
         """
         with self.guard(waiting, timeout):
-            for partial in self.path.rglob(f".*{PARTIAL_SUFFIX}"):
-                partial.unlink(missing_ok=True)
+            for unfinished in self.path.rglob(f".*{PARTIAL_SUFFIX}"):
+                unfinished.unlink(missing_ok=True)
             yield
 
     @contextmanager
@@ -204,8 +206,8 @@ class StageFolder:
         claim = self._claims.setdefault(name, Claim(self.path, self.remote, name))
         if not claim.acquire():
             return None
-        for partial in self.path.glob(f".{name}.*{PARTIAL_SUFFIX}"):
-            partial.unlink(missing_ok=True)
+        for unfinished in self.path.glob(f".{name}.*{PARTIAL_SUFFIX}"):
+            unfinished.unlink(missing_ok=True)
         return claim
 
     def finished_shards(self, sources: Mapping[str, str] | None = None) -> dict[str, ShardEntry]:
@@ -240,11 +242,13 @@ class StageFolder:
     def _verify_shard(self, entry: ShardEntry, source: str | None) -> None:
         if source is not None and entry.source != source:
             raise ShardError(f"{entry.name} was made from another upstream shard", "run the stage again")
-        if self.remote and self.remote.size(entry.name) != entry.bytes:
-            raise ShardError(f"{self.remote.url}/{entry.name} is damaged", "run the stage again")
-        # One that lies in the remote store alone is judged by its size: its checksum would cost its whole transfer.
-        if not self.remote or (self.path / entry.name).exists():
+        if not self.remote:
             verify(self.path, [entry], full=True)
+            return
+        # One in a remote store is judged by its size: its checksum would cost its whole transfer.
+        if self.remote.size(entry.name) != entry.bytes:
+            raise ShardError(f"{self.remote.url}/{entry.name} is damaged", "run the stage again")
+        _drop_other(self.path, entry)
 
     def write_shard(
         self,
@@ -353,6 +357,21 @@ class StageFolder:
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
+
+
+def _drop_others(folder: Path, manifest: bytes) -> None:
+    """Remove what lies here of another result of the same name, before a manifest from the remote store takes over."""
+    with suppress(ValidationError):
+        made = Manifest.model_validate_json(manifest)
+        for entry in (*made.shards, *made.files):
+            _drop_other(folder, entry)
+
+
+def _drop_other(folder: Path, entry: FileEntry) -> None:
+    """Remove a local file with other bytes than the entry names: what two machines make may differ, and not in size."""
+    path = folder / entry.name
+    if path.is_file() and file_digest(path) != entry.sha256:
+        path.unlink(missing_ok=True)
 
 
 def read_manifest(path: Path) -> Manifest:

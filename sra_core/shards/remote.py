@@ -171,12 +171,19 @@ class Remote:
             found = self._fs.glob(f"{root}/{pattern}")
             return sorted(str(path)[len(root) :].lstrip("/") for path in found)
 
-    def mirror(self, name: str, path: Path) -> bytes | None:
-        """Bring a small object to a local file, or remove that file if there is none."""
+    def mirror(self, name: str, path: Path, before: Callable[[bytes], None] = lambda data: None) -> bytes | None:
+        """Bring a small object to a local file, or remove that file if there is none.
+
+        Args:
+            name: The object.
+            path: The file.
+            before: Given the object's bytes before the file takes on others.
+        """
         data = self.read(name)
         if data is None:
             path.unlink(missing_ok=True)
         elif not path.is_file() or path.read_bytes() != data:
+            before(data)
             with atomic_write(path) as file:
                 file.write(data)
         return data

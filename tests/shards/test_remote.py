@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from sra_core.errors import ShardError, StorageError
@@ -65,6 +66,23 @@ def test_files_are_fetched_once(url: str, tmp_path: Path, machine) -> None:
     assert folder.manifest() is not None
     (folder.path / "train-0.arrow").unlink()
     assert folder.manifest() is None
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_what_lies_here_of_an_earlier_result_is_not_taken_for_the_new_one(url: str, machine, finished: bool) -> None:
+    machine("b")
+    write_teacher(StageFolder(url, "cache", IDENTITY), [teacher_rows(3)])
+    machine("a")
+    folder = StageFolder(url, "cache", IDENTITY)
+    folder.reset()
+    made = write_teacher(folder, [teacher_rows(3, spread=2.0)])  # as many bytes, and others
+    machine("b")
+    again = StageFolder(url, "cache", IDENTITY)
+    if not finished:
+        assert again.finished_shards() == {shard.name: shard for shard in made.shards}
+    wanted = teacher_rows(3, spread=2.0)
+    for row, back in zip(wanted, TeacherSet(again.manifest(), "train"), strict=True):
+        np.testing.assert_array_equal(back.centers[5], row.centers[5])
 
 
 def test_an_object_that_is_not_what_its_entry_says_is_refused(url: str, tmp_path: Path, machine) -> None:
