@@ -8,11 +8,12 @@ import logging
 import tempfile
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from sra_core.errors import ModelError
 from sra_core.models.bars import no_progress_bars
 from sra_core.models.cache import is_made, made_once, remembered, slug
-from sra_core.models.gguf import header_digest
+from sra_core.models.gguf import header_digest, rope_in
 from sra_core.models.packages import Package
 from sra_core.models.reading import read_weights
 
@@ -37,7 +38,7 @@ def gguf_folder(path: Path, sha256: str | None) -> Path:
         _warn_unchecked(str(path), found, sha256)
         _convert(path, found, folder)
 
-    return made_once(f"gguf-{slug(path.stem)}-{found[:16]}", make)
+    return made_once(f"gguf-{slug(path.stem)}-{found[:16]}{_mark(path)}", make)
 
 
 def gguf_texts(path: Path) -> Path:
@@ -46,7 +47,8 @@ def gguf_texts(path: Path) -> Path:
     Raises:
         ModelError: As `gguf_folder`.
     """
-    return made_once(f"gguf-{slug(path.stem)}-{_header(path)[:16]}-texts", lambda folder: _texts(path, folder))
+    key = f"gguf-{slug(path.stem)}-{_header(path)[:16]}{_mark(path)}-texts"
+    return made_once(key, lambda folder: _texts(path, folder))
 
 
 def package_at_hand(package: Package) -> bool:
@@ -110,12 +112,31 @@ def _header(path: Path) -> str:
     return remembered("GGUF header", [path], partial(header_digest, path))
 
 
+def _mark(path: Path) -> str:
+    """Sets what is made of a file with its rotary positions apart from what was made without them."""
+    return "-rope" if remembered("GGUF rope", [path], partial(rope_in, path)) else ""
+
+
+def _say_rope(config: Any, rope: dict[str, Any]) -> None:
+    """Put what `rope_in` found into a config; a Gemma 3 scales its layers of full attention alone."""
+    config.rope_parameters = config.rope_parameters or {}
+    config.rope_parameters.get("full_attention", config.rope_parameters).update(rope)
+
+
 def _texts(path: Path, folder: Path) -> None:
     from transformers import AutoConfig, AutoTokenizer
 
     try:
-        for kind in (AutoConfig, AutoTokenizer):  # of the code that may lie beside it nothing runs
-            kind.from_pretrained(path.parent, gguf_file=path.name, trust_remote_code=False).save_pretrained(folder)
+        config, tokenizer = (  # of the code that may lie beside it nothing runs
+            kind.from_pretrained(path.parent, gguf_file=path.name, trust_remote_code=False)
+            for kind in (AutoConfig, AutoTokenizer)
+        )
+        if rope := rope_in(path):
+            _say_rope(config, rope)
+        config.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    except ModelError:
+        raise
     except Exception as error:
         raise _unreadable(path, error) from error
 
@@ -137,6 +158,7 @@ def _convert(path: Path, sha256: str, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    rope = rope_in(path)
     logger.info("converting %s to safetensors (once; later runs find it in the cache)", path.name)
     try:
         loaded = read_weights(path.parent, path.name, gguf_file=path.name, dtype=torch.float32)
@@ -149,6 +171,8 @@ def _convert(path: Path, sha256: str, folder: Path) -> None:
     config = loaded.config
     if hasattr(config, "quantization_config"):
         del config.quantization_config
+    if rope:
+        _say_rope(config, rope)
     with torch.device("meta"):
         plain = AutoModelForCausalLM.from_config(config)
     plain.load_state_dict(loaded.state_dict(), assign=True)

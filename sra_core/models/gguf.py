@@ -8,13 +8,20 @@ import struct
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
+from numpy.typing import NDArray
+
 from sra_core.errors import ModelError
 
-__all__ = ["header_digest", "licence_in"]
+__all__ = ["header_digest", "licence_in", "rope_in"]
 
 _SPLIT = re.compile(r"-\d{5}-of-(\d{5})\.gguf$")
 _ELSEWHERE = "use the same model's safetensors folder or hub id"
 _STRING, _ARRAY = 8, 9
+_BASE_UNREAD = ("starcoder2", "stablelm")
+"""Architectures whose base of rotary positions transformers does not read."""
+_LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+"""How every Llama 3 from 3.1 on scales its rotary positions, but for the factor."""
 _NUMBERS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
 """Formats of numbers by their type in the file."""
 
@@ -52,9 +59,9 @@ def header_digest(path: Path) -> str:
         digest = hashlib.sha256(file.read(end)).hexdigest()
     if int(fields.get("split.count", 1)) > 1:
         raise _split(path, int(fields["split.count"]))
-    alignment = int(fields.get("general.alignment", 32))
     _require_readable(path, str(fields.get("general.architecture", "")), tensors)
-    needed = -(-end // alignment) * alignment + max((offset + _bytes(*table) for offset, *table in tensors), default=0)
+    sizes = (offset + _bytes(kind, elements) for _, offset, kind, elements in tensors)
+    needed = _aligned(end, fields) + max(sizes, default=0)
     if size < needed:
         raise _torn(path, size, f"its weights need {needed:,}")
     return digest
@@ -73,8 +80,62 @@ def licence_in(path: Path) -> str:
     return str(fields.get("general.license", ""))
 
 
-def _header(file: BinaryIO) -> tuple[dict[str, Any], list[tuple[int, int, int]]]:
-    """Fields that are no lists, and offset, type and number of elements of each tensor."""
+def rope_in(path: Path) -> dict[str, Any]:
+    """What a GGUF file says of its rotary positions and transformers leaves out, in the words of its configs.
+
+    Raises:
+        ModelError: As `header_digest`; or they are scaled in a way that configs can't be told.
+    """
+    header_digest(path)
+    with path.open("rb") as file:
+        file.seek(4)
+        fields, tensors = _header(file)
+        begin, kind = _aligned(file.tell(), fields), str(fields["general.architecture"])
+        tables = {name: (offset, elements) for name, offset, _, elements in tensors if name.startswith("rope_")}
+        freqs = np.empty(0, np.float32)
+        if kind in ("llama", "deci") and "rope_freqs.weight" in tables:
+            offset, elements = tables["rope_freqs.weight"]
+            file.seek(begin + offset)
+            freqs = np.frombuffer(file.read(4 * elements), np.float32)
+    said = {name.removeprefix(f"{kind}.rope."): value for name, value in fields.items()}
+    rope = {"rope_theta": said["freq_base"]} if kind in _BASE_UNREAD and "freq_base" in said else {}
+    scaling, factor = said.get("scaling.type", "linear"), said.get("scaling.factor", said.get("scale_linear", 1.0))
+    if kind == "gpt-oss" or scaling == "none":  # what the former says is read
+        scaling, factor = "linear", 1.0
+    if scaling != "linear" or any(name.startswith("rope_factors_") for name in tables):
+        raise _scaled(path)
+    if factor != 1.0:
+        rope |= {"rope_type": "linear", "factor": factor}
+    if (freqs != 1.0).any():
+        rope |= {"rope_type": "llama3", "factor": float(freqs.max()), **_LLAMA3}
+        known = _llama3(rope["factor"], len(freqs), said.get("freq_base", 10000.0))
+        if factor != 1.0 or not np.allclose(freqs, known, rtol=1e-3):
+            raise _scaled(path)
+    return rope
+
+
+def _llama3(factor: float, count: int, base: float) -> NDArray[np.float64]:
+    """What each frequency is divided by."""
+    waves = _LLAMA3["original_max_position_embeddings"] / (2 * np.pi * base ** (np.arange(count) / count))
+    low, high = _LLAMA3["low_freq_factor"], _LLAMA3["high_freq_factor"]
+    divisors: NDArray[np.float64] = 1 / np.interp(waves, [low, high], [1 / factor, 1.0])
+    return divisors
+
+
+def _scaled(path: Path) -> ModelError:
+    return ModelError(
+        f"{path.name} scales its rotary positions in a way that transformers does not read from GGUF files", _ELSEWHERE
+    )
+
+
+def _aligned(end: int, fields: dict[str, Any]) -> int:
+    """Where the weights begin, after a header that ends there."""
+    alignment = int(fields.get("general.alignment", 32))
+    return -(-end // alignment) * alignment
+
+
+def _header(file: BinaryIO) -> tuple[dict[str, Any], list[tuple[str, int, int, int]]]:
+    """Fields that are no lists, and name, offset, type and number of elements of each tensor."""
     version, tensor_count, field_count = _number(file, "<I"), _number(file, "<Q"), _number(file, "<Q")
     if not 2 <= version <= 3:
         raise KeyError(version)
@@ -84,12 +145,12 @@ def _header(file: BinaryIO) -> tuple[dict[str, Any], list[tuple[int, int, int]]]
         fields[name] = _value(file, _number(file, "<I"))
     tensors = []
     for _ in range(tensor_count):
-        _string(file)
+        name = _string(file)
         elements = 1
         for _ in range(_number(file, "<I")):
             elements *= _number(file, "<Q")
         kind, offset = _number(file, "<I"), _number(file, "<Q")
-        tensors.append((offset, kind, elements))
+        tensors.append((name, offset, kind, elements))
     return fields, tensors
 
 
@@ -126,7 +187,7 @@ def _bytes(kind: int, elements: int) -> int:
     return elements // block * size
 
 
-def _require_readable(path: Path, architecture: str, tensors: list[tuple[int, int, int]]) -> None:
+def _require_readable(path: Path, architecture: str, tensors: list[tuple[str, int, int, int]]) -> None:
     from gguf import GGMLQuantizationType
     from gguf.quants import _type_traits
     from transformers.modeling_gguf_pytorch_utils import GGUF_SUPPORTED_ARCHITECTURES
@@ -138,7 +199,7 @@ def _require_readable(path: Path, architecture: str, tensors: list[tuple[int, in
         )
     plain = {GGMLQuantizationType.F32, GGMLQuantizationType.F16}
     kinds = set(GGMLQuantizationType)
-    for kind in sorted({kind for _, kind, _ in tensors}):
+    for kind in sorted({kind for _, _, kind, _ in tensors}):
         if kind not in kinds or GGMLQuantizationType(kind) not in plain | set(_type_traits):
             name = GGMLQuantizationType(kind).name if kind in kinds else str(kind)
             raise ModelError(f"{path.name} holds weights of the type {name}, which gguf cannot read", _ELSEWHERE)

@@ -126,10 +126,13 @@ def gguf_tokenizer() -> PreTrainedTokenizerFast:
 @pytest.fixture(scope="session")
 def gguf_file(tmp_path_factory: pytest.TempPathFactory, gguf_tokenizer: PreTrainedTokenizerFast) -> Path:
     path = tmp_path_factory.mktemp("gguf") / "tiny.F32.gguf"
-    merges = json.loads(gguf_tokenizer.backend_tokenizer.to_str())["model"]["merges"]
-    entries = gguf_tokenizer.convert_ids_to_tokens(range(len(gguf_tokenizer)))
-    write_gguf(path, entries, [" ".join(pair) for pair in merges])
+    write_gguf(path, *entries_and_merges(gguf_tokenizer))
     return path
+
+
+def entries_and_merges(tokenizer: PreTrainedTokenizerFast) -> tuple[list[str], list[str]]:
+    merges = json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]
+    return tokenizer.convert_ids_to_tokens(range(len(tokenizer))), [" ".join(pair) for pair in merges]
 
 
 @pytest.fixture
@@ -147,8 +150,18 @@ def package_index(gguf_file: Path, tmp_path: Path, empty_cache: Path, monkeypatc
 WIDTH, HEADS, LAYERS, INNER = 32, 4, 2, 64
 
 
-def write_gguf(path: Path, vocabulary: list[str], merges: list[str], without: str = "") -> None:
-    """A llama of two layers with random weights, one of them left out; ``vocabulary[0]`` ends a text."""
+def write_gguf(
+    path: Path,
+    vocabulary: list[str],
+    merges: list[str],
+    without: str = "",
+    base: float = 10000.0,
+    more: Callable[[gguf.GGUFWriter], None] = lambda writer: None,
+) -> None:
+    """A llama of two layers with random weights, one of them left out; ``vocabulary[0]`` ends a text.
+
+    ``more`` adds to it; ``base`` is that of its rotary positions.
+    """
     random = np.random.default_rng(0)
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_name("tiny")
@@ -160,7 +173,7 @@ def write_gguf(path: Path, vocabulary: list[str], merges: list[str], without: st
     writer.add_head_count_kv(HEADS)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_rope_dimension_count(WIDTH // HEADS)
-    writer.add_rope_freq_base(10000.0)
+    writer.add_rope_freq_base(base)
     writer.add_vocab_size(len(vocabulary))
     writer.add_tokenizer_model("gpt2")
     writer.add_token_list(vocabulary)
@@ -173,6 +186,7 @@ def write_gguf(path: Path, vocabulary: list[str], merges: list[str], without: st
     for name, shape in shapes.items():
         values = np.ones(shape) if "norm" in name else random.normal(0, 0.1, shape)
         writer.add_tensor(name, values.astype(np.float32))
+    more(writer)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import multiprocessing
 import os
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import gguf
 import httpx
 import huggingface_hub
+import numpy as np
 import pytest
 import torch
 from huggingface_hub import errors
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, Gemma3TextConfig
 
 from sra_core.config import ModelRef
 from sra_core.config.load import load_config, recipe_names
 from sra_core.errors import ModelError
 from sra_core.models import cache, convert, load_model, load_tokenizer, model_identity, resolve, train_tokenizer
 from sra_core.models.packages import package_of
-from tests.models.conftest import write_gguf, write_wheel
+from tests.models.conftest import entries_and_merges, write_gguf, write_wheel
 
 MEMBER = "tiny_weights/tiny.F32.gguf"
 
@@ -88,6 +93,67 @@ def test_a_gguf_file_that_lacks_a_tensor(tmp_path: Path, empty_cache: Path) -> N
     write_gguf(tmp_path / "torn.gguf", vocabulary, [], without="blk.1.ffn_down.weight")
     with pytest.raises(ModelError, match=r"torn.gguf lack 1 tensors .*: model.layers.1.mlp.down_proj.weight"):
         resolve(ModelRef(source=str(tmp_path / "torn.gguf")))
+
+
+def scaled_by_table(writer: gguf.GGUFWriter) -> None:
+    # what llama.cpp writes of a Llama 3.2, here with heads of 8
+    writer.add_tensor("rope_freqs.weight", np.array([1.0, 1.0, 3.2923, 32.0], np.float32))
+
+
+def scaled_by_factor(writer: gguf.GGUFWriter) -> None:
+    writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+    writer.add_rope_scaling_factor(8.0)
+
+
+@pytest.mark.parametrize(
+    ("more", "wanted"),
+    [
+        (scaled_by_table, {"rope_type": "llama3", "factor": 32.0}),
+        (scaled_by_factor, {"rope_type": "linear", "factor": 8.0}),
+    ],
+)
+def test_scaled_rotary_positions_of_a_gguf_file_are_kept(
+    more: Callable[[gguf.GGUFWriter], None], wanted: dict[str, Any], tmp_path: Path, empty_cache: Path, gguf_tokenizer
+) -> None:
+    write_gguf(tmp_path / "scaled.gguf", *entries_and_merges(gguf_tokenizer), base=500000.0, more=more)
+    ref = ModelRef(source=str(tmp_path / "scaled.gguf"))
+    model = load_model(ref)
+    assert model.config.rope_parameters.items() >= wanted.items()
+    base = 1 / 500000.0 ** (torch.arange(4) / 4)
+    divisors = torch.tensor([1.0, 1.0, 3.2923, 32.0]) if wanted["rope_type"] == "llama3" else 8.0
+    torch.testing.assert_close(model.model.rotary_emb.inv_freq, base / divisors, rtol=1e-3, atol=0.0)
+    texts = json.loads((Path(resolve(ref, weights=False)) / "config.json").read_text())
+    assert texts["rope_parameters"] == model.config.rope_parameters
+
+
+def another_table(writer: gguf.GGUFWriter) -> None:
+    writer.add_tensor("rope_freqs.weight", np.array([1.0, 2.0, 4.0, 8.0], np.float32))
+
+
+def two_tables(writer: gguf.GGUFWriter) -> None:
+    writer.add_tensor("rope_factors_long.weight", np.ones(4, np.float32))
+
+
+def yarn(writer: gguf.GGUFWriter) -> None:
+    writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+
+
+@pytest.mark.parametrize("more", [another_table, two_tables, yarn])
+def test_rotary_positions_that_would_be_lost(
+    more: Callable[[gguf.GGUFWriter], None], tmp_path: Path, empty_cache: Path
+) -> None:
+    write_gguf(tmp_path / "scaled.gguf", ["end"], [], more=more)
+    for weights in (False, True):
+        with pytest.raises(ModelError, match=r"scaled\.gguf scales its rotary positions .*\n  -> use the same"):
+            resolve(ModelRef(source=str(tmp_path / "scaled.gguf")), weights)
+
+
+def test_of_a_gemma_3_only_layers_of_full_attention_are_scaled() -> None:
+    config = Gemma3TextConfig(rope_theta=5e5)
+    before = dict(config.rope_parameters["sliding_attention"])
+    convert._say_rope(config, {"rope_type": "linear", "factor": 8.0})
+    assert config.rope_parameters["full_attention"] == {"rope_type": "linear", "factor": 8.0, "rope_theta": 5e5}
+    assert config.rope_parameters["sliding_attention"] == before
 
 
 def test_a_conversion_shows_no_bars_and_reads_the_checksum_once(
