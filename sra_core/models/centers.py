@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sra_core.errors import ModelError
 from sra_core.models.batching import token_batches
 from sra_core.models.forward import MappedStates, choose_layout, mapped_states
 from sra_core.models.structure import input_device, lm_head
@@ -61,7 +62,11 @@ class TeacherCapture:
     def __call__(
         self, rows: Sequence[PreparedRow], done: Callable[[int], None] = lambda examples: None
     ) -> list[TeacherRow]:
-        """What is kept of every row, in the order given; ``done`` hears how many more examples are finished."""
+        """What is kept of every row, in the order given; ``done`` hears how many more examples are finished.
+
+        Raises:
+            ModelError: What the teacher computes is no number.
+        """
         captured: dict[int, TeacherRow] = {}
         flat = choose_layout(self._model).flat
         for batch in token_batches([len(row.teacher_ids) for row in rows], self._budget, flat):
@@ -82,6 +87,7 @@ class TeacherCapture:
         for i, row in enumerate(rows):
             of_row = {k: values[i] for k, values in centers.items()}, {k: values[i] for k, values in mass.items()}
             kept.append(TeacherRow(row.id, *of_row, tokens[i]))
+            _refuse_no_numbers(kept[-1])
         return kept
 
     def _pooled(
@@ -99,6 +105,18 @@ class TeacherCapture:
             {k: _by_row(values, counts) for k, values in zip(self._layers, centers, strict=True)},
             {k: _by_row(values, counts) for k, values in zip(self._layers, mass, strict=True)},
         )
+
+
+def _refuse_no_numbers(row: TeacherRow) -> None:
+    """Training would stop at them hours later, or not at all: the NaN of CUDA, rounded to bfloat16, is a zero."""
+    parts = [(f"layer {k}", values) for of_layer in (row.centers, row.mass) for k, values in of_layer.items()]
+    for where, values in [*parts, ("the last states", row.states)]:
+        if values is not None and not np.isfinite(values).all():
+            raise ModelError(
+                f"what the teacher computes of example {row.id} holds NaN or infinity ({where})",
+                "set cache.compute_dtype to bfloat16 or float32 (float16 ends at 65,504); if it is so already, use "
+                "another checkpoint",
+            )
 
 
 def _token_states(final: Tensor, rows: Sequence[PreparedRow], starts: NDArray[np.int64]) -> list[NDArray[np.float32]]:

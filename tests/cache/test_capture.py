@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM
 
 from sra_core.cache import capture_teacher, identity, load_teacher, make_capture
 from sra_core.config import ModelRef, RunConfig
-from sra_core.errors import ConfigError, ShardError
-from sra_core.models import TeacherCapture, load_head, load_model, predicting, resolve, token_batches
+from sra_core.errors import ConfigError, ModelError, ShardError
+from sra_core.models import TeacherCapture, choose_layout, load_head, load_model, predicting, resolve, token_batches
 from sra_core.shards import Manifest, PreparedRow, PreparedSet, StageFolder, TeacherSet
 from sra_core.watch import Watcher
 from tests.cache.make import TEXTS, cache_folder, make_config, make_prepared, run_over
@@ -92,6 +92,17 @@ def test_the_lm_head_is_never_run(rows: list[PreparedRow]) -> None:
     model.get_output_embeddings().register_forward_hook(lambda *_: ran.append(1))
     TeacherCapture(model, [3], 4096, token_states=True)(rows)
     assert ran == []
+
+
+def test_states_that_are_no_numbers_are_not_kept(rows: list[PreparedRow]) -> None:
+    model = load_model(ModelRef(source=TEACHERS["llama"]))
+    choose_layout(model)
+    with torch.no_grad():
+        model.model.norm.weight[0] = torch.inf
+    with pytest.raises(ModelError, match=r"computes of example e\d holds NaN or infinity \(layer 3\)\n  -> set cac"):
+        TeacherCapture(model, [2, 3], 4096)(rows)
+    with pytest.raises(ModelError, match=r"\(the last states\)"):
+        TeacherCapture(model, [], 1, token_states=True)(rows)
 
 
 def test_batches_stay_within_the_budget_and_lose_nothing() -> None:
