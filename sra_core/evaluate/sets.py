@@ -14,7 +14,7 @@ from sra_core.config import AlignmentConfig, CorpusConfig, DatasetConfig, RunCon
 from sra_core.corpus import Corpus, Example, Rejected
 from sra_core.errors import ConfigError, DataError, EvaluationError
 from sra_core.evaluate.leaks import find_leaks
-from sra_core.models import make_encoder
+from sra_core.models import make_encoder, model_identity
 from sra_core.runs import Run
 from sra_core.shards import SCHEMA_VERSION, Manifest, PreparedRow, PreparedSet, file_digest
 from sra_core.shards.prepared import prepared_row
@@ -67,6 +67,9 @@ def identity(run: Run) -> dict[str, Any]:
     }
     if run.config.adapt.enabled:
         made["adapted"] = run.fingerprint("adapt")
+    # What the cache holds says which teacher it is; where the student is trained without one, nothing else does.
+    if "cache" not in run.trained_from and (run.config.evaluate.teacher or run.config.evaluate.agreement):
+        made["teacher"] = {**model_identity(run.adapted.teacher), "compute_dtype": run.config.cache.compute_dtype}
     return made
 
 

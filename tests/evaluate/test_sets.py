@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from sra_core import evaluate, stages
 from sra_core.config import DatasetConfig, EvaluateConfig, RunConfig
+from sra_core.config.load import load_config
 from sra_core.errors import ConfigError, DataError, EvaluationError
 from sra_core.runs import Run
 from sra_core.shards import PreparedSet
@@ -205,6 +206,21 @@ def test_identity_follows_content_and_not_place(smoke_run: SmokeRun, dialogues: 
     changes += [{"columns": {"instruction": "dialogue", "response": "dialogue"}}, {"max_malformed": 3}]
     for change in changes:
         assert made(dialogues) != made(dialogues.model_copy(update=change)), change
+
+
+def test_plain_fine_tuning_is_scored_beside_the_teacher_that_is_named(tmp_path: Path):
+    def name(objective: str = "sft", seed: int = 1, **evaluate: bool) -> str:
+        config = load_config("smoke", {"store": str(tmp_path), "objective": {"name": objective}, "evaluate": evaluate})
+        config.teacher.source = config.teacher.source.replace("seed=1", f"seed={seed}")  # the same tokenizer
+        return Run(config).fingerprint("evaluate")
+
+    assert name() != name(seed=3)
+    assert name(teacher=False, agreement=True) != name(teacher=False, agreement=True, seed=3)
+    assert name(teacher=False) == name(teacher=False, seed=3), "nothing of it is read"
+    half = load_config("smoke", {"store": str(tmp_path), "objective": {"name": "sft"}})
+    half.cache.compute_dtype = "bfloat16"
+    assert Run(half).fingerprint("evaluate") != name()
+    assert "teacher" not in Run(load_config("smoke", {"store": str(tmp_path)})).identity("evaluate")
 
 
 def test_names_that_would_run_into_each_other_are_refused():
