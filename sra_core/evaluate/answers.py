@@ -9,15 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from sra_core.compare import ANSWER_SCHEMA, SCORING, answer_scores
 from sra_core.evaluate.settings import AnswerSettings, Backend
-from sra_core.shards import atomic_write, fingerprint
+from sra_core.evaluate.tables import is_made_from, write_table
+from sra_core.shards import fingerprint
 
 __all__ = ["AnswerSet"]
 
-_KEY = b"sra"
 GENERATORS: dict[Backend, str] = {"transformers": "generation", "vllm": "vllm_backend"}
 """Module whose `generate` answers, by backend; imported when it is needed."""
 
@@ -68,7 +67,7 @@ class AnswerSet:
         """
         references = [[row.response] for row in rows] if references is None else references
         shards = list(self._shards(rows, references))
-        missing = [shard for shard in shards if not shard.done()]
+        missing = [shard for shard in shards if not is_made_from(shard.path, shard.key)]
         there = sum(len(shard.rows) for shard in shards) - sum(len(shard.rows) for shard in missing)
         loaded = load() if missing else None
         for shard in missing:
@@ -125,9 +124,7 @@ class AnswerSet:
             "prompt_cut": [answer.prompt_cut for answer in answers],
             **answer_scores(shard.references, texts),
         }
-        table = pa.table(columns, schema=ANSWER_SCHEMA.with_metadata({_KEY: shard.key.encode()}))
-        with atomic_write(shard.path) as file:
-            pq.write_table(table, pa.PythonFile(file, mode="w"))
+        write_table(shard.path, pa.table(columns, schema=ANSWER_SCHEMA), shard.key)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,14 +134,6 @@ class _Shard:
     rows: Sequence[Any]
     references: Sequence[Sequence[str]]
     key: str
-
-    def done(self) -> bool:
-        """Whether the file is there, whole, and was made from the same model, prompts and settings."""
-        try:
-            metadata = pq.read_schema(self.path).metadata or {}
-        except (OSError, pa.ArrowInvalid):
-            return False
-        return metadata.get(_KEY) == self.key.encode()
 
 
 def _prompt_ids(row: Any, side: str) -> list[int]:

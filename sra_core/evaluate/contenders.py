@@ -23,6 +23,7 @@ from sra_core.evaluate.answers import AnswerSet
 from sra_core.evaluate.generation import stop_tokens
 from sra_core.evaluate.sets import EvaluationSet
 from sra_core.evaluate.settings import AnswerSettings, pick_backend
+from sra_core.evaluate.tables import is_made_from, write_table
 from sra_core.models import (
     TeacherCapture,
     choose_layout,
@@ -40,12 +41,11 @@ from sra_core.models import (
 )
 from sra_core.models.likelihood import Side
 from sra_core.objective import Head
-from sra_core.shards import STUDENT, Manifest, atomic_write, fingerprint
+from sra_core.shards import STUDENT, Manifest, fingerprint
 from sra_core.watch import Watcher
 
 __all__ = ["Scoring"]
 
-_KEY = b"sra"
 _TOKENS = 4096
 
 
@@ -167,11 +167,9 @@ class Scoring:
     def _table(self, name: str, contender: _Contender, made_from: Any, make: Callable[[], pa.Table]) -> pa.Table:
         """The table on disk if it was made from this very model and input, else a new one."""
         path = self.folder / name
-        key = fingerprint({"model": contender.model, "input": made_from}).encode()
-        if not path.exists() or (pq.read_schema(path).metadata or {}).get(_KEY) != key:
-            table = make()
-            with atomic_write(path) as file:
-                pq.write_table(table.replace_schema_metadata({_KEY: key}), pa.PythonFile(file, mode="w"))
+        key = fingerprint({"model": contender.model, "input": made_from})
+        if not is_made_from(path, key):
+            write_table(path, make(), key)
         return pq.read_table(path).replace_schema_metadata(None)
 
     def _likelihood(self, contender: _Contender, each: EvaluationSet) -> pa.Table:

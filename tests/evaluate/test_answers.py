@@ -2,11 +2,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from sra_core.compare import ANSWER_SCHEMA, read_answers, rouge_scores
 from sra_core.evaluate import AnswerSet, AnswerSettings, generate
+from sra_core.evaluate.tables import is_made_from, write_table
 from tests.models.rows import build_model, build_rows
 
 from .test_generation import Words
@@ -69,6 +71,29 @@ def test_a_restart_does_only_what_is_missing(answers, rows):
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     assert seen[-1] == (24, 24)
     assert seen[0] == (19, 24)
+
+
+def test_a_byte_that_changed_on_disk_is_found_and_its_file_made_again(answers, rows):
+    paths = answers.make(Loader(), rows)
+    whole = [path.read_bytes() for path in paths]
+    text = read_answers(paths[:1])["answer"].to_pylist()[0].encode()
+    assert whole[0].count(text) >= 1
+    paths[0].write_bytes(whole[0].replace(text, text[::-1]))
+    loader = Loader()
+    answers.make(loader, rows)
+    assert loader.calls == 1
+    assert [path.read_bytes() for path in paths] == whole
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:-20], lambda data: data[:20] + bytes(8) + data[28:]])
+def test_a_table_counts_only_while_every_byte_of_it_does(tmp_path, damage):
+    path = tmp_path / "likelihood-test-student.parquet"
+    assert not is_made_from(path, "key")
+    write_table(path, pa.table({"nats": [1.0, 2.0, 3.0] * 20}), "key")
+    assert is_made_from(path, "key")
+    assert not is_made_from(path, "other")
+    path.write_bytes(damage(path.read_bytes()))
+    assert not is_made_from(path, "key")
 
 
 @pytest.mark.parametrize(
