@@ -439,6 +439,17 @@ def test_more_metrics_than_one_call_takes(config: RunConfig) -> None:
     assert _steps(config, child) == list(range(1, 2600))
 
 
+def test_every_score_has_a_name_that_mlflow_takes() -> None:
+    from mlflow.utils.validation import _validate_metric_name
+
+    told = ["evaluate/student/lm_eval/gsm8k/exact_match (strict-match)", "evaluate/student/lm_eval/humaneval/pass@1"]
+    names = [row[0] for row in runs._rows(dict.fromkeys(["evaluate/student/bits_per_byte", *told], 0.5), None)]
+    for name in names:
+        _validate_metric_name(name)
+    assert names[0] == "evaluate/student/bits_per_byte"
+    assert len(set(names)) == 3
+
+
 def test_nothing_is_lost_while_the_server_is_away(
     config: RunConfig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

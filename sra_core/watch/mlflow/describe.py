@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import socket
 import time
 from collections.abc import Mapping
@@ -23,6 +24,7 @@ LONGEST_VALUE = 5000
 
 LONGEST_NOTE = 7000
 """Characters of a run's description that are kept; MLflow refuses more than 8,000."""
+_NOT_IN_NAMES = re.compile(r"[^\w\-. :/]")
 _MAIN = ("recipe", *MAIN_FIELDS)
 _FIRST = ("evaluate/student/bits_per_byte", "evaluate/student/", "evaluate/teacher/", "evaluate/initial/", "evaluate/")
 
@@ -120,6 +122,11 @@ def manifest_tags(manifest: Manifest) -> dict[str, str]:
     upstream = {f"upstream.{stage}": made.fingerprint for stage, made in manifest.upstream.items()}
     versions = {f"version.{name}": version for name, version in manifest.versions.items()}
     return {**upstream, **versions, "content": manifest.content, "folder": redact_text(manifest.folder)}
+
+
+def metric_name(name: str) -> str:
+    """A name that MLflow takes: for one that it refuses (`pass@1`) it drops all that were told along with it."""
+    return _NOT_IN_NAMES.sub("-", name)
 
 
 def error_line(error: BaseException) -> str:

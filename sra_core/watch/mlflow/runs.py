@@ -363,7 +363,7 @@ def _close_outbox(outbox: Outbox, patience: float) -> Path | None:
 
 def _rows(values: Mapping[str, float], step: int | None) -> list[list[Any]]:
     now = describe.now()
-    return [[name, float(value), now, step] for name, value in values.items()]
+    return [[describe.metric_name(name), float(value), now, step] for name, value in values.items()]
 
 
 def _merge(first: Report, second: Report) -> Report | None:
