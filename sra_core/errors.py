@@ -15,6 +15,7 @@ __all__ = [
     "StorageError",
     "TokenizerError",
     "TrainingError",
+    "first_line",
 ]
 
 
@@ -77,3 +78,8 @@ class EvaluationError(SraError):
 
 class PublishError(SraError):
     """A student that cannot be published as asked."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of a message; the kind of an error that brings none, such as a timeout."""
+    return (str(error).splitlines() or [type(error).__name__])[0]

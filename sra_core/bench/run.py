@@ -16,6 +16,7 @@ from sra_core.bench.estimate import Predict, forecast, left
 from sra_core.bench.grid import OWN, Bench, Cell
 from sra_core.bench.report import Report, figure, markdown
 from sra_core.bench.scores import collect, compare
+from sra_core.errors import first_line
 from sra_core.runs import Run
 from sra_core.shards import Manifest, StageFolder, atomic_write
 from sra_core.watch import Watcher, duration, watched
@@ -65,7 +66,7 @@ def _run_cell(bench: Bench, cell: Cell, run_stage: RunStage, parent: PipelineRun
             _report_curve(bench, cell, tracked)
     except Exception as error:
         bench.failed[cell] = error
-        return f"{cell.name} failed: {str(error).splitlines()[0]}"
+        return f"{cell.name} failed: {first_line(error)}"
     bits = made.metrics["evaluate/student/bits_per_byte"]
     return f"{cell.name}: {bits:.4f} bits per byte, {duration(time.monotonic() - started)}"
 

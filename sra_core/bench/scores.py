@@ -16,7 +16,7 @@ from sra_core.bench.grid import Bench, Cell
 from sra_core.bench.report import Report
 from sra_core.compare import Comparison, EvaluatedRun, Interval, ModelScores, compare_all, interval, read_run
 from sra_core.compare.results import METRICS, Metric
-from sra_core.errors import EvaluationError
+from sra_core.errors import EvaluationError, first_line
 from sra_core.watch import redact_text
 
 __all__ = ["Found", "collect", "compare"]
@@ -111,7 +111,7 @@ def _measured(found: Found) -> list[Metric]:
 
 def _why(bench: Bench, cell: Cell) -> str:
     if cell in bench.failed:
-        return f"failed: {str(bench.failed[cell]).splitlines()[0]}"
+        return f"failed: {first_line(bench.failed[cell])}"
     return bench.state(cell)
 
 

@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 
 from sra_core.config import TrainingConfig
-from sra_core.errors import SraError, StorageError, TrainingError
+from sra_core.errors import SraError, StorageError, TrainingError, first_line
 
 __all__ = ["SpikeWatch", "explained", "is_out_of_memory", "non_finite_error", "out_of_memory_error"]
 
@@ -81,8 +81,7 @@ def out_of_memory_error(error: BaseException, training: TrainingConfig, micro: i
     if not training.offload:
         ways.append(f"set {section}.offload under ZeRO 1 to 3")
     ways.append("lower alignment.max_length")
-    first = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return TrainingError(f"out of memory with {micro} examples in one forward: {first}", "; or ".join(ways))
+    return TrainingError(f"out of memory with {micro} examples in one forward: {first_line(error)}", "; or ".join(ways))
 
 
 def explained(error: Exception, training: TrainingConfig, micro: int, section: str) -> Exception:

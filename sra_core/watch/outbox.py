@@ -18,6 +18,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from sra_core.errors import first_line
+
 __all__ = ["Outbox", "Report"]
 
 Report = dict[str, Any]
@@ -153,7 +155,7 @@ class Outbox:
     def _fail(self, error: Exception) -> None:
         if not self._failing:
             self._failing = True
-            _log.warning("reports are kept until the server answers: %s", str(error).splitlines()[0][:300])
+            _log.warning("reports are kept until the server answers: %s", first_line(error)[:300])
         self._save()
 
     def _done(self) -> None:

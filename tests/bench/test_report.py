@@ -16,6 +16,7 @@ from rich.console import Console
 from sra_core.bench.grid import Bench, Cell
 from sra_core.bench.report import figure, markdown, terminal
 from sra_core.bench.run import bench_report, run_cells
+from sra_core.bench.scores import compare
 from sra_core.compare import interval, paired
 from sra_core.config import RunConfig
 from sra_core.errors import EvaluationError, TrainingError
@@ -299,6 +300,18 @@ def test_shared_stages_run_once_and_a_finished_grid_runs_nothing(tmp_path: Path)
     called.clear()
     run_cells(grid(tmp_path), counted, None, Watcher(), predicted)
     assert called == ["prepare", "cache"]
+
+
+def test_a_cell_that_fails_without_a_word_does_not_end_the_grid(tmp_path: Path) -> None:
+    def failing(stage: str, run: Run, parent: object, name: str) -> Manifest:
+        if name == "distill sft, seed 1":
+            raise MemoryError
+        return run_stage(stage, run, parent, name)
+
+    bench, told = grid(tmp_path), Told()
+    run_cells(bench, failing, None, told, predicted)
+    assert any(note.startswith("sft, seed 1 failed: MemoryError") for _, _, note in told.lines)
+    assert ("sft, seed 1", "failed: MemoryError") in compare(bench, []).missing
 
 
 def test_a_cell_that_fails_is_told_and_the_others_go_on(tmp_path: Path) -> None:

@@ -126,6 +126,23 @@ def test_only_undelivered_reports_are_kept_when_the_server_goes_away_midway(tmp_
     assert [json.loads(line)["n"] for line in kept.read_text().splitlines()] == [1]
 
 
+def test_a_failure_without_words_is_one_like_any_other(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A timeout of httpx says nothing."""
+    server, silent = Server(), [ConnectionError("")]
+
+    def deliver(report: Report) -> None:
+        if silent:
+            raise silent.pop()
+        server(report)
+
+    outbox = _outbox(deliver, tmp_path)
+    for n in range(3):
+        outbox.put({"n": n})
+    assert outbox.close(5) is None
+    assert server.numbers() == [0, 1, 2]
+    assert "until the server answers: ConnectionError" in caplog.text
+
+
 def test_a_refused_report_is_dropped_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     server = Server()
     server.refuses = {1}
