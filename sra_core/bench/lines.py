@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sra_core.bench.grid import Bench
+from sra_core.bench.scores import held_out_bits
 from sra_core.watch import TerminalWatcher
 
 if TYPE_CHECKING:
@@ -28,6 +29,6 @@ def listing(bench: Bench) -> Table:
     table = Table("variant", "seed", "state", "bits per byte")
     for cell in bench.selected:
         made = bench.scores(cell)
-        bits = f"{made.metrics['evaluate/student/bits_per_byte']:.4f}" if made else ""
+        bits = held_out_bits(made) if made else ""
         table.add_row(Text(cell.variant), str(cell.seed), bench.state(cell), bits)
     return table

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from sra_core.bench.estimate import Predict, forecast, left
 from sra_core.bench.grid import OWN, Bench, Cell
 from sra_core.bench.report import Report, figure, markdown
-from sra_core.bench.scores import collect, compare
+from sra_core.bench.scores import collect, compare, held_out_bits
 from sra_core.errors import first_line
 from sra_core.runs import Run
 from sra_core.shards import Manifest, StageFolder, atomic_write
@@ -67,8 +67,9 @@ def _run_cell(bench: Bench, cell: Cell, run_stage: RunStage, parent: PipelineRun
     except Exception as error:
         bench.failed[cell] = error
         return f"{cell.name} failed: {first_line(error)}"
-    bits = made.metrics["evaluate/student/bits_per_byte"]
-    return f"{cell.name}: {bits:.4f} bits per byte, {duration(time.monotonic() - started)}"
+    bits = held_out_bits(made)
+    scored = f"{bits} bits per byte, " if bits else ""
+    return f"{cell.name}: {scored}{duration(time.monotonic() - started)}"
 
 
 def _done(bench: Bench) -> int:

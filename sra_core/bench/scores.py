@@ -17,9 +17,10 @@ from sra_core.bench.report import Report
 from sra_core.compare import Comparison, EvaluatedRun, Interval, ModelScores, compare_all, interval, read_run
 from sra_core.compare.results import METRICS, Metric
 from sra_core.errors import EvaluationError, first_line
+from sra_core.shards import Manifest
 from sra_core.watch import redact_text
 
-__all__ = ["Found", "collect", "compare"]
+__all__ = ["Found", "collect", "compare", "held_out_bits"]
 
 Floats = NDArray[np.float64]
 Scored = tuple[list[tuple[str, str]], Floats, Floats]
@@ -58,6 +59,16 @@ def collect(bench: Bench, cells: Sequence[Cell]) -> list[Found]:
             costs = student.metrics if student is not None else {}  # students are large: people delete them
             found.append(Found(cell, run, costs, run.curves.get(CURVE, [])))
     return found
+
+
+def held_out_bits(scores: Manifest) -> str:
+    """Bits per byte of an evaluation's student: on the corpus's own test split, else the mean of its data sets, else
+    on its only one; empty where no text has a likelihood."""
+    names = [name for name in scores.metrics if name.endswith("/student/bits_per_byte")]
+    if not names:
+        return ""
+    ranks = {"evaluate/student/bits_per_byte": 0, "evaluate/average/student/bits_per_byte": 1}
+    return f"{scores.metrics[min(names, key=lambda name: ranks.get(name, 2))]:.4f}"
 
 
 def compare(bench: Bench, found: Sequence[Found]) -> Report:

@@ -96,13 +96,14 @@ def _intervals(scores: ModelScores) -> dict[str, dict[str, Interval]]:
 def _metrics(scores: Scores, first: str, own: bool) -> Iterator[tuple[str, float]]:
     """Names that every run has: ``evaluate/<model>/<metric>`` is the corpus's own test split.
 
-    Where there are several data sets, ``evaluate/<data set>/<model>/<metric>`` is each of them and
-    ``evaluate/average/<model>/<metric>`` their mean.
+    Where there are several data sets, or one that is not the corpus's own, ``evaluate/<data set>/<model>/<metric>`` is
+    each of them and ``evaluate/average/<model>/<metric>`` their mean.
     """
     for model, metrics in scores.items():
         for metric, by_dataset in metrics.items():
             for dataset, value in by_dataset.items():
-                if "/" in metric or (own and dataset == first):
+                plain = "/" in metric or (own and dataset == first)
+                if plain:
                     yield f"evaluate/{model}/{metric}", value.estimate
-                if len(by_dataset) > 1:
+                if len(by_dataset) > 1 or not plain:
                     yield f"evaluate/{dataset}/{model}/{metric}", value.estimate

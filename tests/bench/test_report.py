@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pytest
 from rich.console import Console
 
 from sra_core.bench.grid import Bench, Cell
+from sra_core.bench.lines import listing
 from sra_core.bench.report import figure, markdown, terminal
 from sra_core.bench.run import bench_report, run_cells
 from sra_core.bench.scores import compare
@@ -300,6 +302,30 @@ def test_shared_stages_run_once_and_a_finished_grid_runs_nothing(tmp_path: Path)
     called.clear()
     run_cells(grid(tmp_path), counted, None, Watcher(), predicted)
     assert called == ["prepare", "cache"]
+
+
+@pytest.mark.parametrize(
+    ("metrics", "shown"),
+    [
+        ({"talks/student": 1.5}, "1.5000 bits per byte, "),
+        ({"talks/student": 1.0, "songs/student": 2.0, "average/student": 1.5}, "1.5000 bits per byte, "),
+        ({"student": 1.5, "talks/student": 1.0, "average/student": 1.25}, "1.5000 bits per byte, "),
+        ({}, ""),
+    ],
+)
+def test_cells_may_be_scored_on_other_sets_than_the_corpuss_own(
+    tmp_path: Path, metrics: dict[str, float], shown: str
+) -> None:
+    def scored(stage: str, run: Run, parent: object, name: str) -> Manifest:
+        folder = run.folder(stage)
+        folder.path.mkdir(parents=True, exist_ok=True)
+        named = {f"evaluate/{model}/bits_per_byte": value for model, value in metrics.items()}
+        return folder.manifest() or folder.commit(metrics=named)
+
+    bench, told = grid(tmp_path), Told()
+    run_cells(bench, scored, None, told, predicted)
+    assert re.fullmatch(rf"{bench.cells[-1].name}: {shown}\d+ s", told.lines[-1][2])
+    assert list(listing(bench).columns[-1].cells) == [shown.partition(" ")[0]] * 6
 
 
 def test_a_cell_that_fails_without_a_word_does_not_end_the_grid(tmp_path: Path) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pyarrow as pa
+import pytest
 
 from sra_core.compare import ANSWER_SCHEMA, Interval
+from sra_core.evaluate.stage import _metrics
 from sra_core.evaluate.summary import summary
 
 TEMPLATE = "Below is a task.\n\n### Q:\n{}\n\n### A:\n"
@@ -34,6 +36,23 @@ def test_questions_lose_their_template_and_answers_stand_side_by_side() -> None:
     assert [line for line in lines if line.startswith("###")] == ["### What is 1?", "### What is 3?", "### What is 0?"]
     assert "| It is \\| 1. | t1 | good answer |" in lines
     assert "The student's answer 1 of 4 by ROUGE-L." in lines
+
+
+@pytest.mark.parametrize(
+    ("sets", "own", "names"),
+    [
+        (["test"], True, ["evaluate/student/rougeL"]),
+        (["talks"], False, ["evaluate/talks/student/rougeL"]),
+        (
+            ["test", "talks", "average"],
+            True,
+            ["evaluate/student/rougeL", *(f"evaluate/{name}/student/rougeL" for name in ("test", "talks", "average"))],
+        ),
+    ],
+)
+def test_every_score_has_a_name_also_without_a_test_split(sets: list[str], own: bool, names: list[str]) -> None:
+    scores = {"student": {"rougeL": {name: Interval(10.0, 9.0, 11.0, 5, 1) for name in sets}}}
+    assert [name for name, _ in _metrics(scores, sets[0], own)] == names
 
 
 def test_one_prompt_alone_is_shown_whole_and_nothing_asked_shows_nothing() -> None:
