@@ -232,7 +232,7 @@ def plan(recipe: Recipe, settings: Settings = None) -> None:
         made = plan_run(config)
     console.print(made.table())
     for warning in made.warnings:
-        console.print(f"[yellow]warning[/]  {as_typed(warning)}")
+        console.print(f"[yellow]warning[/]  {escape(as_typed(warning))}")
 
 
 @app.command()
@@ -418,13 +418,13 @@ def verify(recipe: Recipe, settings: Settings = None) -> None:
                 manifest = settled.verified(name)
         except ManifestMismatch as error:
             if name in settled.stages:  # the generated corpus is no part of a run: there or not
-                console.print(f"[yellow]{name}[/]  {error.problem}")
+                console.print(f"[yellow]{name}[/]  {escape(error.problem)}")
         except ShardError as error:
             damaged = True
-            console.print(f"[red]{name}[/]  {error.problem}\n  -> {as_typed(error.remedy)}")
+            console.print(f"[red]{name}[/]  {escape(error.problem)}\n  -> {escape(as_typed(error.remedy))}")
         else:
             files = len(manifest.shards) + len(manifest.files)
-            console.print(f"[green]{name}[/]  {files} files whole  {manifest.folder}")
+            console.print(f"[green]{name}[/]  {files} files whole  {escape(manifest.folder)}")
     if damaged:
         raise typer.Exit(1)
 
@@ -454,7 +454,7 @@ def doctor(recipe: Recipe = "quickstart", settings: Settings = None) -> None:
     with console.status("looking at this machine, the models and the data sets"):
         findings = examine(config)
     for finding in findings:
-        console.print(f"[{finding.colour}]{finding.level:>4}[/]  {as_typed(finding.text)}")
+        console.print(f"[{finding.colour}]{finding.level:>4}[/]  {escape(as_typed(finding.text))}")
     if any(finding.level == "bad" for finding in findings):
         raise typer.Exit(1)
 

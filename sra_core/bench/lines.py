@@ -18,7 +18,7 @@ class BenchLines(TerminalWatcher):
     """Prints a line as each cell ends, between the lines of its stages."""
 
     def progress(self, done: int, total: int, unit: str, note: str = "") -> None:
-        self._say(f"[bold magenta]{done}/{total} {unit}[/]  {note}")
+        self._say(f"[bold magenta]{done}/{total} {unit}[/]  ", note)
 
 
 def listing(bench: Bench) -> Table:

@@ -34,7 +34,7 @@ class TerminalWatcher(Watcher):
     def __init__(self) -> None:
         from rich.console import Console
 
-        self._console = Console(highlight=False)
+        self._console = Console(highlight=False, emoji=False)
         self._live: Any = None  # the bar or the spinner that is shown
         self._task: Any = None  # the bar's; None while it is the spinner that is shown
         self._printed = 0.0
@@ -46,7 +46,7 @@ class TerminalWatcher(Watcher):
         self._started = time.monotonic()
         self._stage = stage
         state = "already done" if reused else plan
-        self._say(f"[bold cyan]{stage}[/] [dim]{fingerprint}[/]  {state}")
+        self._say(f"[bold cyan]{stage}[/] [dim]{fingerprint}[/]  ", state)
         if not reused:
             self._spin()
 
@@ -61,10 +61,13 @@ class TerminalWatcher(Watcher):
             parts = [f"{done}/{total} {unit}" if total else f"{done} {unit}"]
             parts += [f"{rate:.3g} per second"] if rate else []
             parts += [f"{duration((total - done) / rate)} left"] if rate and total > done else []
-            self._say(f"  {', '.join(parts)}  {note}".rstrip())
+            self._say("  ", f"{', '.join(parts)}  {note}".rstrip())
 
-    def _say(self, text: str) -> None:
-        self._console.print(text, soft_wrap=True)
+    def _say(self, text: str, plain: str = "") -> None:
+        """Print a line with markup, ending in a text from elsewhere, whose brackets are none."""
+        from rich.markup import escape
+
+        self._console.print(text + escape(plain), soft_wrap=True)
 
     def _bar(self, done: int, total: int, unit: str, note: str) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -72,8 +75,8 @@ class TerminalWatcher(Watcher):
         if self._task is None:
             self._stop()
             left = TimeRemainingColumn(elapsed_when_finished=True)
-            columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), left)
-            self._live = Progress(*columns, TextColumn("{task.fields[note]}"), console=self._console)
+            columns = (TextColumn("  {task.description}", markup=False), BarColumn(), MofNCompleteColumn(), left)
+            self._live = Progress(*columns, TextColumn("{task.fields[note]}", markup=False), console=self._console)
             self._live.start()
             self._task = self._live.add_task(unit, total=total or None, note=note)
         self._live.update(self._task, completed=done, total=total or None, description=unit, note=note)
@@ -97,12 +100,12 @@ class TerminalWatcher(Watcher):
         self._live = self._task = None
 
     def message(self, text: str) -> None:
-        self._say(f"  {as_typed(text)}")
+        self._say("  ", as_typed(text))
 
     def end(self, manifest: Manifest) -> None:
         self._stop()
         seconds = time.monotonic() - self._started
-        self._say(f"  [green]done[/] in {seconds:.1f} s: {counted(manifest)}")
+        self._say(f"  [green]done[/] in {seconds:.1f} s: ", counted(manifest))
 
     def failed(self, error: BaseException) -> None:
         self._stop()

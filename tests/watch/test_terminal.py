@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from sra_core.bench import BenchLines
 from sra_core.config import RunConfig
 from sra_core.shards import Manifest
 from sra_core.watch import TerminalWatcher
@@ -51,6 +52,22 @@ def test_a_terminal_has_bars(
     assert re.search(r"steps ━+ 3/3 \d:\d\d:\d\d loss 0", shown)
     assert shown.index("a message between") < shown.rindex("batches")
     assert re.search(r"⠋ distill 0:00:00", shown), "where nothing says how far it is, a spinner shows that it works"
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_brackets_of_messages_are_no_markup(
+    terminal: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    if terminal:
+        monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    told = "a [/INST] of evaluate.datasets[talks]:bug:"
+    watch, lines = TerminalWatcher(), BenchLines()
+    watch.begin("evaluate", "0123456789abcdef", RunConfig(), told, reused=False)
+    watch.message(told)
+    watch.progress(1, 1, "steps", told)
+    lines.progress(1, 2, "cells", told)
+    assert CONTROLS.sub("", capsys.readouterr().out).count(told) >= 4
 
 
 def test_a_stage_that_fails_takes_its_bar_away(
