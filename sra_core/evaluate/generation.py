@@ -118,7 +118,7 @@ def generate(
         _Text(prompt.ids, prompt.limit, text_generator(seed, row.id, model.device))
         for row, prompt in zip(rows, prompts, strict=True)
     ]
-    decoder = Decoder(model, stop_tokens(model, tokenizer), sampling, vocabulary=len(tokenizer))
+    decoder = Decoder(model, stop_tokens(model, tokenizer), sampling, vocabulary=_entries(tokenizer))
     decoder.run(texts, batch_size, progress)
     return [
         Answer(
@@ -132,6 +132,11 @@ def generate(
         )
         for row, prompt, text in zip(rows, prompts, texts, strict=True)
     ]
+
+
+def _entries(tokenizer: Any) -> int:
+    """One more than the largest id of a vocabulary, which may have holes: its length is less then."""
+    return max(tokenizer.get_vocab().values()) + 1
 
 
 def stop_tokens(model: Any, tokenizer: Any) -> frozenset[int]:

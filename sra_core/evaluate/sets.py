@@ -85,9 +85,14 @@ def _settings(config: RunConfig) -> dict[str, Any]:
         for each in config.evaluate.datasets
     ]
     if folder := config.evaluate.lm_eval_folder:
-        files = sorted(path for path in Path(folder).expanduser().rglob("*") if path.is_file())
-        settings["lm_eval_folder"] = [file_digest(path) for path in files]
+        settings["lm_eval_folder"] = [file_digest(path) for path in _task_files(Path(folder).expanduser())]
     return settings
+
+
+def _task_files(folder: Path) -> list[Path]:
+    """The files below a folder of tasks, without those that Python or an editor leave there."""
+    inside = ((path, path.relative_to(folder).parts) for path in folder.rglob("*") if path.is_file())
+    return sorted(path for path, parts in inside if not any(part.startswith((".", "__pycache__")) for part in parts))
 
 
 def evaluation_sets(

@@ -131,7 +131,7 @@ def _scored(made: Mapping[str, Any], title: str, tasks: Sequence[str]) -> Iterat
             metric = name if kind == "none" else f"{name} ({kind})"
             for (task, number), value in values.items():
                 place = str(number) if task == title else f"{task}/{number}"
-                yield {"task": title, "id": place, "metric": metric, "value": value, "higher": better}
+                yield {"task": title, "id": place, "metric": metric, "value": float(value), "higher": better}
 
 
 def _is_mean(values: list[Any], reported: Any) -> bool:

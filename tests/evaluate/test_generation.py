@@ -22,8 +22,8 @@ class Words:
     bos_token_id = 0
     eos_token_id = 1
 
-    def __len__(self) -> int:
-        return 97
+    def get_vocab(self):
+        return {f"t{token}": token for token in (0, 1, 96)}
 
     def decode(self, ids, skip_special_tokens=True, clean_up_tokenization_spaces=None):
         assert clean_up_tokenization_spaces is False, "some tokenizers would take spaces away"

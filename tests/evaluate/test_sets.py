@@ -208,6 +208,20 @@ def test_identity_follows_content_and_not_place(smoke_run: SmokeRun, dialogues: 
         assert made(dialogues) != made(dialogues.model_copy(update=change)), change
 
 
+def test_what_python_leaves_beside_task_files_renames_nothing(smoke_run: SmokeRun, tmp_path: Path):
+    tasks = tmp_path / "tasks"
+    (tasks / "__pycache__").mkdir(parents=True)
+    (tasks / "mine.yaml").write_text("task: mine\n")
+    config = smoke_run.config.model_copy(deep=True)
+    config.evaluate.lm_eval_folder = str(tasks)
+    before = evaluate.identity(Run(config))
+    (tasks / "__pycache__" / "utils.cpython-311.pyc").write_bytes(b"1")
+    (tasks / ".mine.yaml.swp").write_bytes(b"1")
+    assert evaluate.identity(Run(config)) == before
+    (tasks / "utils.py").write_text("")
+    assert evaluate.identity(Run(config)) != before
+
+
 def test_plain_fine_tuning_is_scored_beside_the_teacher_that_is_named(tmp_path: Path):
     def name(objective: str = "sft", seed: int = 1, **evaluate: bool) -> str:
         config = load_config("smoke", {"store": str(tmp_path), "objective": {"name": objective}, "evaluate": evaluate})

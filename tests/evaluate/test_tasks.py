@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 from pydantic import ValidationError
@@ -72,6 +74,17 @@ def test_a_task_is_scored_by_example_as_every_other_metric(model: Any, folder: P
     assert keys[0] == ("tiny_choice", "0")
     assert values.mean() == pc.mean(table["value"]).as_py()
     assert weights.tolist() == [1.0] * 4
+
+
+def test_scores_that_are_numpy_booleans_are_numbers() -> None:
+    samples = [{"doc_id": number, "filter": "none", "acc": np.bool_(number % 2)} for number in range(4)]
+    made = {
+        "samples": {"mine": samples},
+        "higher_is_better": {"mine": {"acc": True}},
+        "results": {"mine": {"acc,none": 0.5}},
+    }
+    rows = list(tasks._rows(made, ["mine"]))
+    assert pa.Table.from_pylist(rows, TASK_SCHEMA)["value"].to_pylist() == [0.0, 1.0, 0.0, 1.0]
 
 
 def test_the_limit_and_unknown_tasks(model: Any, folder: Path) -> None:

@@ -54,7 +54,7 @@ def test_up_again_and_down_again(tmp_path: Path) -> None:
 
 
 def test_deployments_queues_and_schedule(stack: Stack) -> None:
-    names = {"prepare": "cpu", "evaluate": "cpu", "cache": "train", "distill": "train", "pipeline": "train"}
+    names = {"prepare": "cpu", "evaluate": "train", "cache": "train", "distill": "train", "pipeline": "train"}
     for name, queue in names.items():
         deployment = stack.deployment(name)
         assert (deployment["work_pool_name"], deployment["work_queue_name"]) == ("gpu", queue)
