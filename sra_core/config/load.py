@@ -36,7 +36,17 @@ OTHER_VARIABLES = frozenset({"SRA_CACHE_HOME", "SRA_ROOT", "SRA_STARTED_BY", "SR
 
 
 class Loader(yaml.SafeLoader):
-    """YAML 1.2: only `true` and `false` are booleans (`off` is a value of `evaluate.leaks`), and a date is a text."""
+    """YAML 1.2: only `true` and `false` are booleans (`off` is a value of `evaluate.leaks`), a date is a text, and a key
+    stands once: PyYAML takes the last of several, and what stood under the others is gone."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
+        first: dict[str, yaml.Node] = {}
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and first.setdefault(key.value, key) is not key:
+                told = f"{key.value!r} stands here and in line {first[key.value].start_mark.line + 1}; write it once"
+                raise yaml.composer.ComposerError(None, None, told, key.start_mark)
+        return node
 
 
 _NOT_TAKEN = (":bool", ":timestamp")
@@ -215,7 +225,7 @@ def parse_overrides(assignments: Iterable[str]) -> dict[str, Any]:
             target = target.setdefault(key, {})
             if not isinstance(target, dict):
                 raise ConfigError(f"--set {assignment!r} contradicts an earlier --set", f"set {name} once")
-        target[keys[-1]] = _yaml_value(assignment, text)
+        target.update(merged(target, {keys[-1]: _yaml_value(assignment, text)}))
     return nested
 
 

@@ -149,6 +149,27 @@ def test_a_recipe_that_is_no_mapping_is_named(tmp_path: Path, text: str) -> None
         load_config(str(path))
 
 
+@pytest.mark.parametrize(
+    "text", ["distill:\n  epochs: 2\nseed: 1\ndistill:\n  clip: 2\n", "distill: {clip: 1, clip: 2}"]
+)
+def test_a_key_that_stands_twice_is_refused_not_read_as_its_last(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "twice.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=r"twice\.yaml.*'(distill|clip)' stands here and in line 1; write it once"):
+        load_config(str(path))
+
+
+def test_a_section_that_merges_another_may_say_its_fields_anew(tmp_path: Path) -> None:
+    path = tmp_path / "merged.yaml"
+    path.write_text("adapt: &steps\n  epochs: 2\n  clip: 3\ndistill:\n  <<: *steps\n  clip: 2\n")
+    assert load_config(str(path)).distill.clip == 2
+
+
+def test_a_section_set_whole_keeps_what_was_set_of_it_before() -> None:
+    made = parse_overrides(["distill.epochs=2", "distill={clip: 2}", "distill.lora.rank=4", "distill.lora=null"])
+    assert made == {"distill": {"epochs": 2, "clip": 2, "lora": None}}
+
+
 def test_overrides_are_nested_and_read_as_yaml() -> None:
     made = parse_overrides(["distill.epochs=2", "objective.layers=[[1, 2]]", "distill.lora.rank=4", "name=a=b"])
     assert made == {
