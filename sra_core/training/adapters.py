@@ -26,13 +26,22 @@ def adapter_targets(config: LoraConfig, model: Any) -> list[str]:
     """Names of the modules that get an adapter.
 
     Raises:
-        ConfigError: The model has no module of such a name, or one of them is the LM head.
+        ConfigError: The model has no module of such a name, or one of them is the LM head or shares its weights.
     """
     targets = list(config.targets or _TARGETS.get(model.config.model_type, _USUAL))
     names = {name.rpartition(".")[2] for name, module in model.named_modules() if hasattr(module, "weight")}
     head = {
         name.rpartition(".")[2] for name, module in model.named_modules() if module is model.get_output_embeddings()
     }
+    # merged into shared weights, an adapter of the embeddings would change the head, which was trained without it
+    tied = {name for name in names - head if _shares_head(name, model)}
+    if shared := sorted(tied & set(targets)):
+        raise ConfigError(
+            f"lora.targets: {', '.join(shared)} of {type(model).__name__} has the weights of its LM head too, which an "
+            "adapter does not reach",
+            "leave it out, or train all weights (lora: null)",
+        )
+    names -= tied
     missing = [target for target in targets if target not in names - head]
     if missing:
         raise ConfigError(
@@ -40,6 +49,13 @@ def adapter_targets(config: LoraConfig, model: Any) -> list[str]:
             f"choose from {', '.join(sorted(name for name in names - head if name and not name.isdigit()))}",
         )
     return targets
+
+
+def _shares_head(name: str, model: Any) -> bool:
+    """Whether a module of that name holds the LM head's own weights."""
+    weight = getattr(model.get_output_embeddings(), "weight", None)
+    modules = (module for path, module in model.named_modules() if path.rpartition(".")[2] == name)
+    return weight is not None and any(getattr(module, "weight", None) is weight for module in modules)
 
 
 def add_adapters(config: LoraConfig, model: Any, seed: int = 0) -> Any:

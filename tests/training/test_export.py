@@ -138,6 +138,23 @@ def test_targets_are_the_papers_by_architecture(tmp_path: Path) -> None:
         assert "gate_proj" in caught.value.remedy
 
 
+def test_an_adapter_of_weights_that_are_the_head_too_is_refused() -> None:
+    """Merged, it would change the head, which was trained without it."""
+    for student, tied, name in (
+        ("dropout", True, "wte"),
+        ("plain", True, "embed_tokens"),
+        ("plain", False, "embed_tokens"),
+    ):
+        model = AutoModelForCausalLM.from_pretrained(resolve(make_config(student).student))
+        model.config.tie_word_embeddings = tied
+        model.tie_weights()
+        if not tied:
+            assert adapter_targets(LoraConfig(targets=[name]), model) == [name]
+            continue
+        with pytest.raises(ConfigError, match=f"{name} of .* has the weights of its LM head too"):
+            adapter_targets(LoraConfig(targets=[name]), model)
+
+
 def test_adapters_start_from_the_seed_alone() -> None:
     def weights(seed: int) -> dict[str, torch.Tensor]:
         torch.rand(seed + 1)
