@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import time
@@ -40,6 +41,7 @@ def launch(job: Job, watch: Watcher) -> Mapping[str, Any]:
         TrainingError: A process failed; carries the first failing process's traceback.
         SraError: The error of the first failing process, where it is one that the user can mend.
     """
+    _give_back()
     automatic = job.training.micro_batch == "auto" and not inside_torchrun()
     job = job.model_copy(update={"session": session()})
     while True:
@@ -52,6 +54,14 @@ def launch(job: Job, watch: Watcher) -> Mapping[str, Any]:
                 raise TrainingError(error.problem, error.remedy) from None
             job = job.model_copy(update={"micro_batch": smaller})
             watch.message(f"out of memory; going on with {smaller} examples in one forward")
+
+
+def _give_back() -> None:
+    """Return the GPU memory that torch keeps for this process, where teacher and student were: others train."""
+    import torch
+
+    gc.collect()
+    torch.cuda.empty_cache()
 
 
 class _OutOfMemory(TrainingError):

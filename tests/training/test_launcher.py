@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from sra_core.config import DistillConfig, RunConfig
 from sra_core.config.load import load_config
@@ -83,6 +84,15 @@ def test_one_process_reports_and_ends(tmp_path: Path) -> None:
     assert listener.texts == ["micro 0"]
     assert (job.folder / "pid-0").read_text().endswith(" 1")
     assert "rank 0 is here" in (job.folder / "worker.log").read_text()
+
+
+def test_gpu_memory_of_earlier_stages_is_given_back_before_others_train(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, started = make(tmp_path, "fine"), list[bool]()
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: started.append((job.folder / "pid-0").exists()))
+    launch(job, Watcher())
+    assert started == [False]
 
 
 def test_a_killed_process_is_an_error_with_its_output(tmp_path: Path) -> None:
