@@ -31,7 +31,7 @@ FITTED = {"sra": "spans", "dskd": "tokens"}
 MOST_TEXTS, FEWEST_TEXTS = 2000, 48
 _SHARE = 0.15
 """Texts of the fit, as a share of those that training reads. A forward is a third of a step: it costs 5 % of a run."""
-_HELD_OUT = 5  # every fifth batch
+_HELD_OUT = 5  # every fifth part
 WELL_CARRIED = 0.87
 """Cosine of held-out spans from which a fitted map says something of the student. Where a student was cut out of its
 teacher and starts poor, the fit carries 0.79 or 0.80 and the identity learns better (recipes quickstart and quality; of
@@ -94,18 +94,20 @@ def _fit(job: Job, module: DistillModule, watch: Watcher) -> dict[str, tuple[str
     if count < 2:  # one to fit to and one held out
         return {}
     order = np.random.default_rng(job.config.seed).permutation(len(prepared))[:count]
-    batches = np.array_split(order, max(2, -(-count // training.batch_size)))
+    # By what a step takes, not by who shares it: which texts are held out must not depend on that.
+    parts = np.array_split(order, max(2, -(-count // size)))
     fits: dict[str, tuple[str, RidgeFit]] = {}
     module.to(device)
     with evaluating(module.student):
-        for number, places in enumerate(batches):
-            batch = data.batch(places, 0).to(device)
-            found: list[ToFit] = objective.to_fit(batch, module.read(batch))
-            if not found:
-                return {}
-            for each in found:
-                fit = fits.setdefault(each.weight, (each.title, RidgeFit(each.unit)))[1]
-                take = fit.hold_out if number % _HELD_OUT == 0 else fit.add
-                take(each.inputs, each.targets)
-            watch.progress(number + 1, len(batches), "batches", "fitting where the projectors start")
+        for number, part in enumerate(parts):
+            for places in np.array_split(part, -(-len(part) // job.micro)):
+                batch = data.batch(places, 0).to(device)
+                found: list[ToFit] = objective.to_fit(batch, module.read(batch))
+                if not found:
+                    return {}
+                for each in found:
+                    fit = fits.setdefault(each.weight, (each.title, RidgeFit(each.unit)))[1]
+                    take = fit.hold_out if number % _HELD_OUT == 0 else fit.add
+                    take(each.inputs, each.targets)
+            watch.progress(number + 1, len(parts), "batches", "fitting where the projectors start")
     return {name: (title, fit.solve()) for name, (title, fit) in fits.items()}

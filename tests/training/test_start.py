@@ -57,8 +57,8 @@ def plain_centers(job: Job, places: list[int]) -> tuple[list[np.ndarray], list[n
 def test_the_start_is_the_least_squares_map_of_the_untrained_student(job: Job) -> None:
     found = start.start_projectors(job, Watcher())
     order = np.random.default_rng(job.config.seed).permutation(14)
-    batches = np.array_split(order, 7)
-    fitted = [int(place) for number, places in enumerate(batches) if number % 5 for place in places]
+    parts = np.array_split(order, 4)  # of a step, four texts, or less
+    fitted = [int(place) for number, places in enumerate(parts) if number % 5 for place in places]
     own, other = plain_centers(job, fitted)
     kept = load_file(job.projectors)
     for number, name in enumerate(("2_1", "3_2")):
@@ -75,6 +75,16 @@ def test_a_try_that_goes_on_finds_what_the_first_one_fitted(job: Job, monkeypatc
     first = start.start_projectors(job, Watcher())
     monkeypatch.setattr(start, "build_module", lambda job: pytest.fail("fitted again"))
     assert start.start_projectors(job, Watcher()) == first
+
+
+@pytest.mark.parametrize(
+    "shared", [{"batch_size": 4, "accumulation": 1}, {"accumulation": 1, "processes": 2}, {"micro_batch": 1}]
+)
+def test_who_shares_a_step_does_not_move_the_start(job: Job, tmp_path: Path, shared: dict[str, int]) -> None:
+    other = again(job, tmp_path / "other", **shared)
+    assert start.start_projectors(other, Watcher()).notes == start.start_projectors(job, Watcher()).notes
+    for name, weight in load_file(job.projectors).items():
+        torch.testing.assert_close(load_file(other.projectors)[name], weight, atol=1e-4, rtol=1e-4)
 
 
 def test_a_single_text_is_too_few_for_a_fit(tmp_path: Path) -> None:
