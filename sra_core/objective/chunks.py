@@ -159,11 +159,12 @@ def _fold(
         values, slope = plan.slope(logits, *(extra[part] for extra in extras))
         del logits
         total += (values * weights[part]).sum()
-        slope.mul_(weights[part, None])
         if bend is not None:
             slope.mul_(bend)
         if by_rows is not None:
-            by_rows[part] = product(slope, weight)
+            # weighed after it: before, weights of a thousandth put most of a slope below what float16 can tell from 0
+            by_rows[part] = product(slope, weight).mul_(weights[part, None])
+        slope.mul_(weights[part, None])
         if by_weight is not None:
             by_weight.addmm_(slope.T, rows[part].to(slope.dtype))
         if by_bias is not None:

@@ -135,6 +135,25 @@ def test_an_unknown_reduction_is_refused() -> None:
         span_logit_kl(*centers(2), own, theirs, reduction="max")
 
 
+def test_gradients_survive_float16_where_spans_weigh_a_thousandth(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU multiplies halves; what a slope holds below 6e-8 is 0 there."""
+    monkeypatch.setattr(
+        "sra_core.objective.chunks.product", lambda left, right: left.half().float() @ right.half().float()
+    )
+    generator = torch.Generator().manual_seed(0)
+    own, other = (0.3 * torch.randn(20_000, 16, generator=generator) for _ in range(2))
+    centers, given = (torch.randn(960, 16, generator=generator) for _ in range(2))
+    text = torch.arange(960) // 60
+    grads = []
+    for head in (own, own.double()):
+        states = centers.detach().to(head.dtype).requires_grad_()
+        span_logit_kl(states, given.to(head.dtype), head, other.to(head.dtype), reduction="mean", text=text).backward()
+        grads.append(states.grad)
+        monkeypatch.undo()
+    exact = grads[1]
+    assert float((grads[0].double() - exact).norm() / exact.norm()) < 0.01
+
+
 def test_bfloat16_heads_stay_close_to_float64() -> None:
     rng = torch.Generator().manual_seed(0)
     own, theirs = (torch.randn(300, width, generator=rng).to(torch.bfloat16) for width in (32, 24))
