@@ -14,10 +14,14 @@ __all__ = ["Meter", "average", "peak_memory"]
 
 
 class Meter:
-    """Means of the terms and rates since the last report. Nothing is read from the device before a report."""
+    """Means of the terms and rates since the last report. Nothing is read from the device before a report.
 
-    def __init__(self) -> None:
-        self._open(0)
+    Args:
+        tokens: Tokens of all processes so far: those of earlier sessions, where training is resumed.
+    """
+
+    def __init__(self, tokens: int = 0) -> None:
+        self._open(tokens)
 
     def _open(self, tokens: int) -> None:
         self._terms: list[dict[str, Tensor]] = []

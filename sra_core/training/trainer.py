@@ -88,7 +88,7 @@ class Trainer:
         if self.progress.step == 0:
             self._validate()
         self._tell()
-        self._meter = Meter()
+        self._meter = Meter(self.progress.tokens)
         for micro_batches in prefetch(self._micro_batches, range(self.progress.step, self.total)):
             self._step(micro_batches)
             self.progress.seconds = time.monotonic() - started
