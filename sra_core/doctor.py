@@ -285,9 +285,14 @@ def check_layers(config: RunConfig) -> None:
 
     teacher, student = (layer_count_of(ref) for ref in (config.teacher, config.student_origin))
     kept = len(spread_layers(student, config.student.keep_layers or student))
-    for pair in config.objective.layers:
-        resolve_layer(teacher, pair[0])
-        resolve_layer(kept, pair[1])
+    pairs = [(resolve_layer(teacher, pair[0]), resolve_layer(kept, pair[1])) for pair in config.objective.layers]
+    for place, pair in enumerate(pairs):
+        if pair in pairs[:place]:
+            raise ConfigError(
+                f"objective.layers: {list(config.objective.layers[place])} is layer {pair[0]} of the teacher and layer "
+                f"{pair[1]} of the student, which are a pair already",
+                "leave it out; -1 is the last layer",
+            )
     for layer in config.cache.layers:
         resolve_layer(teacher, layer, "cache.layers")
 

@@ -121,9 +121,9 @@ class CorpusConfig(Part):
 class AuditThresholds(Part):
     """Bounds that the alignment must meet before the teacher runs."""
 
-    min_coverage: float = Field(0.5, ge=0, le=1, description="Smallest share of response bytes inside spans.")
-    max_tokens_per_span: float = Field(8.0, gt=0, description="Largest mean number of tokens per span, on either side.")
-    max_dropped: float = Field(0.5, ge=0, le=1, description="Largest share of examples dropped, whatever the reason.")
+    min_coverage: float = runtime(0.5, "Smallest share of response bytes inside spans.", ge=0, le=1)
+    max_tokens_per_span: float = runtime(8.0, "Largest mean number of tokens per span, on either side.", gt=0)
+    max_dropped: float = runtime(0.5, "Largest share of examples dropped, whatever the reason.", ge=0, le=1)
 
 
 class AlignmentConfig(Part):

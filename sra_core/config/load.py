@@ -36,8 +36,8 @@ OTHER_VARIABLES = frozenset({"SRA_CACHE_HOME", "SRA_ROOT", "SRA_STARTED_BY", "SR
 
 
 class Loader(yaml.SafeLoader):
-    """YAML 1.2: only `true` and `false` are booleans (`off` is a value of `evaluate.leaks`), a date is a text, and a key
-    stands once: PyYAML takes the last of several, and what stood under the others is gone."""
+    """YAML 1.2: only `true` and `false` are booleans (`off` is a value of `evaluate.leaks`), a date is a text, `5e8` a number,
+    `010` ten; and a key stands once: PyYAML takes the last of several, and what stood under the others is gone."""
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node: yaml.MappingNode = super().compose_mapping_node(anchor)
@@ -48,14 +48,30 @@ class Loader(yaml.SafeLoader):
                 raise yaml.composer.ComposerError(None, None, told, key.start_mark)
         return node
 
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        text = self.construct_scalar(node)
+        return int(text, 0 if text.startswith(("0o", "0x")) else 10)
 
-_NOT_TAKEN = (":bool", ":timestamp")
+
+_NOT_TAKEN = (":bool", ":timestamp", ":float", ":int")
 Loader.yaml_implicit_resolvers = {}
 for _first, _resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items():
     Loader.yaml_implicit_resolvers[_first] = [pair for pair in _resolvers if not pair[0].endswith(_NOT_TAKEN)]
 Loader.add_implicit_resolver(
     "tag:yaml.org,2002:bool", re.compile("^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
 )
+Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",  # before integers, which are floats without point and exponent
+    re.compile(
+        r"^(?:[-+]?(?:\.[0-9]+|[0-9]+\.[0-9]*)(?:[eE][-+]?[0-9]+)?|[-+]?[0-9]+[eE][-+]?[0-9]+"
+        r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
+    ),
+    list("-+0123456789."),
+)
+Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:int", re.compile(r"^(?:[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+)$"), list("-+0123456789")
+)
+Loader.add_constructor("tag:yaml.org,2002:int", Loader.construct_yaml_int)
 
 _FOLDER = Path(__file__).parent.parent / "recipes"
 

@@ -141,6 +141,7 @@ class AdaptConfig(TrainingConfig):
     seed: int = where_set(
         0,
         "Seed of the adaptation. Not the run's own: students of several seeds learn from one teacher, adapted and captured once.",
+        ge=0,
     )
     epochs: float = Field(3.0, gt=0, description="Passes over the training examples.")
     learning_rate: float = Field(1e-4, gt=0, description="Peak learning rate of the teacher.")

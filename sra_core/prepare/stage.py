@@ -74,14 +74,14 @@ def identity(run: Run) -> dict[str, Any]:
     """All that determines the bytes of prepared examples."""
     config = run.config
     ref = config.student_tokenizer_origin
-    # The gate judges what was made and shapes none of it; it is hashed as nobody set it, as it was always hashed.
-    alignment = config.alignment.model_copy(update={"gate": AuditThresholds()})
+    # The gate judges what was made and shapes none of it; its defaults stay, as results from before are named by them.
+    alignment = {**hashed(config.alignment), "gate": AuditThresholds().model_dump()}
     student = {"train": config.student.vocabulary_size} if ref is None else tokenizer_identity_of(ref)
     return {
         "schema": SCHEMA_VERSION,
         "positions": POSITIONS,
         "corpus": Corpus(config.corpus).identity(),
-        "alignment": hashed(alignment),
+        "alignment": alignment,
         "teacher": {**tokenizer_identity_of(config.teacher), **_template(config.teacher)},
         "student": {"tokenizer": student, **_template(config.student)},
     }

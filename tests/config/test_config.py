@@ -218,6 +218,13 @@ def test_a_date_in_yaml_is_a_text() -> None:
     assert load_config("smoke", override).teacher.template_arguments == {"strftime_now": "2025-01-31"}
 
 
+def test_numbers_in_yaml_are_those_of_its_version_1_2() -> None:
+    texts = {"5e8": 5e8, "1e-4": 1e-4, "2.5E+3": 2500.0, ".5": 0.5, "-3": -3, "010": 10, "0x1F": 31, "1:30": "1:30"}
+    for text, value in texts.items():
+        found = parse_overrides([f"x={text}"])["x"]
+        assert (found, type(found)) == (value, type(value)), text
+
+
 def test_runtime_fields_stay_out_of_the_identity() -> None:
     fast = AlignmentConfig(workers=8)
     assert hashed(fast) == hashed(AlignmentConfig())
