@@ -81,5 +81,6 @@ class PublishError(SraError):
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of a message; the kind of an error that brings none, such as a timeout."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    """The first line of a message that says something; the kind of an error that brings none, such as a timeout."""
+    lines = (line.strip() for line in str(error).splitlines())
+    return next(filter(None, lines), type(error).__name__)

@@ -142,7 +142,7 @@ class _Work:
 
     def _progress(self, examples: int) -> None:
         self._unwritten += examples
-        done = sum(entry.rows for entry in self._finished.values()) + self._unwritten
+        done = sum(entry.rows for entry in list(self._finished.values())) + self._unwritten
         self._watch.progress(done, self._prepared.rows("train"), "examples")
 
     def _write(self, claim: Claim, source: ShardEntry, rows: Sequence[TeacherRow]) -> None:

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sra_core.config import ModelRef
-from sra_core.errors import ModelError
+from sra_core.errors import ModelError, first_line
 from sra_core.models.cache import remembered
-from sra_core.models.reading import first_line, read_model
+from sra_core.models.reading import read_model
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from sra_core.alignment.tokens import refuse_random
 from sra_core.config import ModelRef
-from sra_core.errors import ConfigError, ModelError, TokenizerError
+from sra_core.errors import ConfigError, ModelError, TokenizerError, first_line
 from sra_core.models.folders import check_folder, read_json, refuse_no_numbers, refuse_pointers
-from sra_core.models.reading import code_remedy, first_line, read_model
+from sra_core.models.reading import code_remedy, read_model
 from sra_core.models.references import resolve
 
 if TYPE_CHECKING:

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sra_core.config import ModelRef
-from sra_core.errors import ModelError
+from sra_core.errors import ModelError, first_line
 from sra_core.models.bars import no_progress_bars
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["code_remedy", "first_line", "read_model", "read_weights"]
+__all__ = ["code_remedy", "read_model", "read_weights"]
 
 logger = logging.getLogger(__name__)
 
@@ -102,11 +102,6 @@ def code_remedy(ref: ModelRef, folder: Path) -> str:
     texts = [folder / name for name in ("config.json", "tokenizer_config.json") if (folder / name).is_file()]
     own_code = not ref.trust_remote_code and any("auto_map" in path.read_text(encoding="utf-8") for path in texts)
     return "read the code that the model ships and, if you trust it, set trust_remote_code" if own_code else ""
-
-
-def first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
 
 
 def _some(names: Collection[str]) -> str:
