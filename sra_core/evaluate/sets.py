@@ -91,8 +91,12 @@ def _settings(config: RunConfig) -> dict[str, Any]:
 
 def _task_files(folder: Path) -> list[Path]:
     """The files below a folder of tasks, without those that Python or an editor leave there."""
-    inside = ((path, path.relative_to(folder).parts) for path in folder.rglob("*") if path.is_file())
-    return sorted(path for path, parts in inside if not any(part.startswith((".", "__pycache__")) for part in parts))
+    found = []
+    for path in folder.rglob("*"):
+        left_there = any(part.startswith((".", "__pycache__")) for part in path.relative_to(folder).parts)
+        if path.is_file() and not left_there:
+            found.append(path)
+    return sorted(found)
 
 
 def evaluation_sets(

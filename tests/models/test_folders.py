@@ -86,7 +86,8 @@ def index_that_promises_more(folder: Path) -> None:
 
 
 def index_without_metadata(folder: Path) -> None:
-    names = dict.fromkeys(load_file(folder / "model.safetensors"), "model.safetensors")
+    shard = (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
+    names = dict.fromkeys(load_file(shard), shard.name)
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
 
 
