@@ -2,6 +2,7 @@ from .attention import last_row_attention
 from .batching import evaluating, pad, token_batches
 from .centers import TeacherCapture, predicting
 from .check import check_model, check_tokenizer, is_at_hand, require_embeddings
+from .embeddings import source_tokens
 from .ends import answer_ends, name_answer_end
 from .forward import Layout, MappedStates, choose_layout, mapped_states
 from .heads import TeacherHead, load_head, save_head
@@ -60,6 +61,7 @@ __all__ = [
     "room_to_spread",
     "save_head",
     "shared_tokens",
+    "source_tokens",
     "spread_layers",
     "spread_over",
     "token_batches",

@@ -9,7 +9,7 @@ import torch
 
 from sra_core.alignment import token_bytes
 from sra_core.config import RunConfig
-from sra_core.models import layer_count, lm_head, load_head, load_tokenizers, resolve_layer
+from sra_core.models import layer_count, lm_head, load_head, load_tokenizers, resolve_layer, source_tokens
 from sra_core.objective import ObjectiveContext, teacher_needs
 from sra_core.training.data import DistillData
 
@@ -91,12 +91,10 @@ def student_in_teacher(teacher: Any, student: Any, context: ObjectiveContext, en
     stands for none.  As X-Token (arXiv 2605.21699), at most four teacher tokens each.
     """
     stands = dict(zip(context.shared_student_ids.tolist(), context.shared_teacher_ids[:, None].tolist(), strict=True))
-    texts = {}
+    spelled = source_tokens(teacher, student, entries)
     for place, text in enumerate(_token_texts(student)):
         if place not in stands and text and "\ufffd" not in text:
-            texts[place] = text
-    if texts:
-        stands |= zip(texts, teacher(list(texts.values()), add_special_tokens=False)["input_ids"], strict=True)
+            stands[place] = spelled[place]
     rows, columns, weights = [], [], []
     for row, tokens in stands.items():
         halves = [0.5**step for step in range(min(len(tokens), TEACHER_TOKENS))]

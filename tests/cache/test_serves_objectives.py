@@ -25,6 +25,7 @@ from sra_core.shards import Manifest, PreparedSet, TeacherSet
 from sra_core.training.context import distill_data, objective_context, student_in_teacher
 from sra_core.training.module import DistillModule
 from sra_core.watch import Watcher
+from tests.alignment.tokenizers import byte_fallback
 from tests.cache.make import cache_folder, make_config, make_prepared
 
 ACROSS = ("sra", "uld", "mined", "dskd", "multilevel_ot", "alm", "strict_kl", "gold", "xtoken")
@@ -129,6 +130,16 @@ def test_xtoken_weighs_the_pieces_of_a_token_by_halves() -> None:
     assert len(pieces) > 4
     assert table[longest, pieces[:4]].tolist() == pytest.approx([8 / 15, 4 / 15, 2 / 15, 1 / 15])
     assert table[longest].count_nonzero() == 4
+
+
+def test_xtoken_takes_no_space_that_the_teacher_puts_in_front() -> None:
+    own, teacher = train_tokenizer(["the theme"] * 9, 300), byte_fallback()
+    none = torch.empty(0, dtype=torch.long)
+    context = ObjectiveContext([], 2, 2, None, none, none, teacher_full_head=Head(torch.zeros(len(teacher), 2)))
+    table = student_in_teacher(teacher, own, context, len(own)).to_dense()
+    words = {token: table[own.convert_tokens_to_ids(token)].nonzero()[:, 0].tolist() for token in ("the", "\u0120the")}
+    assert words["the"] == sorted(teacher.convert_tokens_to_ids(["t", "he"]))
+    assert words["\u0120the"] == [teacher.convert_tokens_to_ids("\u2581the")]
 
 
 def test_spans_of_several_tokens_are_left_out_where_that_is_asked_for(across: tuple[RunConfig, Manifest]) -> None:
