@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 __all__ = [
     "AlignmentError",
     "ConfigError",
@@ -16,6 +19,7 @@ __all__ = [
     "TokenizerError",
     "TrainingError",
     "first_line",
+    "told_as",
 ]
 
 
@@ -84,3 +88,14 @@ def first_line(error: BaseException) -> str:
     """The first line of a message that says something; the kind of an error that brings none, such as a timeout."""
     lines = (line.strip() for line in str(error).splitlines())
     return next(filter(None, lines), type(error).__name__)
+
+
+@contextmanager
+def told_as(kind: type[SraError], problem: str, remedy: str) -> Iterator[None]:
+    """Whatever fails inside is told as an error of ours: the libraries of file systems raise kinds of their own."""
+    try:
+        yield
+    except SraError:
+        raise
+    except Exception as error:
+        raise kind(f"{problem}: {type(error).__name__}: {error}", remedy) from error

@@ -142,7 +142,8 @@ class _Work:
 
     def _progress(self, examples: int) -> None:
         self._unwritten += examples
-        done = sum(entry.rows for entry in list(self._finished.values())) + self._unwritten
+        finished = list(self._finished.values())  # a copy: the thread that writes adds to it meanwhile
+        done = sum(entry.rows for entry in finished) + self._unwritten
         self._watch.progress(done, self._prepared.rows("train"), "examples")
 
     def _write(self, claim: Claim, source: ShardEntry, rows: Sequence[TeacherRow]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from fnmatch import fnmatch
 from functools import partial
@@ -17,7 +17,7 @@ from sra_core.corpus.columns import NoLayout, layout_of
 from sra_core.corpus.formats import SUFFIXES, ending_of, is_data_file, rows_of
 from sra_core.corpus.split import SPLITS, named_split
 from sra_core.corpus.types import BadRow, Row
-from sra_core.errors import ConfigError, DataError, SraError
+from sra_core.errors import ConfigError, DataError, told_as
 
 __all__ = ["Columns", "Files", "is_data_file", "own_splits"]
 
@@ -148,17 +148,9 @@ class Files:
                     yield replace(row, split=split) if split and isinstance(row, Row) else row
 
 
-@contextmanager
-def _reached(place: str) -> Iterator[None]:
-    try:
-        yield
-    except SraError:
-        raise
-    except Exception as error:  # every protocol's library raises its own kinds
-        raise DataError(
-            f"{place} cannot be read: {type(error).__name__}: {error}",
-            "check that it is there and that you may read it; of a URL also your credentials and the connection",
-        ) from error
+def _reached(place: str) -> AbstractContextManager[None]:
+    remedy = "check that it is there and that you may read it; of a URL also your credentials and the connection"
+    return told_as(DataError, f"{place} cannot be read", remedy)
 
 
 def _require_name(name: str) -> None:

@@ -323,7 +323,7 @@ def _cells_problem(header: list[str], cells: list[str], raw: bytes, delimiter: s
     except UnicodeDecodeError as error:
         return f"not valid UTF-8: {error.reason}; {OTHER_ENCODING}"
     if any(cell.lstrip(" ").startswith('"') and cell[0] == " " for cell in cells):
-        # A text that begins like that is inside of quotes, and has its own ones doubled.
+        # A cell of which the text itself begins so is legal: it stands in quotes as a whole, and its own are doubled.
         between = re.escape(delimiter)
         if re.search(rf'(?:^|{between}) +"(?!"[^{between}\r\n])', line):
             return "a cell has white space before its quotes, which would be learned as text; remove the white space"

@@ -86,9 +86,9 @@ def rope_in(path: Path) -> dict[str, Any]:
     Raises:
         ModelError: As `header_digest`; or they are scaled in a way that configs can't be told.
     """
-    header_digest(path)
+    header_digest(path)  # for its errors
     with path.open("rb") as file:
-        file.seek(4)
+        file.seek(4)  # past the magic number
         fields, tensors = _header(file)
         begin, kind = _aligned(file.tell(), fields), str(fields["general.architecture"])
         tables = {name: (offset, elements) for name, offset, _, elements in tensors if name.startswith("rope_")}
@@ -100,7 +100,7 @@ def rope_in(path: Path) -> dict[str, Any]:
     said = {name.removeprefix(f"{kind}.rope."): value for name, value in fields.items()}
     rope = {"rope_theta": said["freq_base"]} if kind in _BASE_UNREAD and "freq_base" in said else {}
     scaling, factor = said.get("scaling.type", "linear"), said.get("scaling.factor", said.get("scale_linear", 1.0))
-    if kind == "gpt-oss" or scaling == "none":  # what the former says is read
+    if kind == "gpt-oss" or scaling == "none":  # transformers reads what gpt-oss says of it
         scaling, factor = "linear", 1.0
     if scaling != "linear" or any(name.startswith("rope_factors_") for name in tables):
         raise _scaled(path)

@@ -13,12 +13,12 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
-from sra_core.errors import ShardError, SraError, StorageError
+from sra_core.errors import ShardError, StorageError, told_as
 from sra_core.shards.files import atomic_write, file_digest
 from sra_core.shards.manifest import FileEntry
 
@@ -73,17 +73,9 @@ class Remote:
         whole = f"{self.url}/{name}".rstrip("/")
         return str(self._fs._strip_protocol(whole))
 
-    @contextmanager
-    def _reached(self) -> Iterator[None]:
-        try:
-            yield
-        except SraError:
-            raise
-        except Exception as error:  # every protocol's library raises its own kinds
-            raise StorageError(
-                f"cannot use {self.url}: {type(error).__name__}: {error}",
-                "check the address, your credentials and the connection, then run again: finished work is kept",
-            ) from error
+    def _reached(self) -> AbstractContextManager[None]:
+        remedy = "check the address, your credentials and the connection, then run again: finished work is kept"
+        return told_as(StorageError, f"cannot use {self.url}", remedy)
 
     def read(self, name: str) -> bytes | None:
         """An object's bytes; None if it is not there."""

@@ -41,7 +41,7 @@ def launch(job: Job, watch: Watcher) -> Mapping[str, Any]:
         TrainingError: A process failed; carries the first failing process's traceback.
         SraError: The error of the first failing process, where it is one that the user can mend.
     """
-    _give_back()
+    _free_gpu_memory()
     automatic = job.training.micro_batch == "auto" and not inside_torchrun()
     job = job.model_copy(update={"session": session()})
     while True:
@@ -56,8 +56,8 @@ def launch(job: Job, watch: Watcher) -> Mapping[str, Any]:
             watch.message(f"out of memory; going on with {smaller} examples in one forward")
 
 
-def _give_back() -> None:
-    """Return the GPU memory that torch keeps for this process, where teacher and student were: others train."""
+def _free_gpu_memory() -> None:
+    """Training runs in other processes, and torch keeps for this one what teacher and student took of the GPU."""
     import torch
 
     gc.collect()

@@ -33,6 +33,7 @@ _ENDINGS = {
     "answered": "{} training responses by the teacher",
     "answered_without_end": "{} training responses by the teacher without an end, as long as training reads",
     "empty_answer": "{} examples left out whose answer is empty",
+    "cut_prompt": "{} examples left out whose prompt lost its start before the teacher was asked",
     "cut_answer": "{} examples left out whose answer was cut and would look whole",
     "not_asked": "{} examples left out that have no prompt or no span",
 }

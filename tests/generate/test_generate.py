@@ -22,6 +22,7 @@ from sra_core.generate import GENERATED, _answering, _judged, _lines, _row, iden
 from sra_core.models import load_model, load_tokenizer, name_answer_end
 from sra_core.runs import Run
 from sra_core.shards import PreparedSet
+from sra_core.watch import counted
 from tests.conftest import SmokeRun
 from tests.corpus.helpers import NO_HOLDOUT, kept, splits, write_jsonl
 
@@ -135,6 +136,9 @@ def test_answers_without_an_end_that_would_look_whole_are_left_out_and_all_is_co
     assert [(row["id"], row["response"]) for row in lines] == [("one", "ends"), ("three", "x " * longest)]
     left_out = {"cut_answer": 1, "empty_answer": 1, "cut_prompt": 1, "not_asked": 1}
     assert counts == {"answered": 1, "answered_without_end": 1, **left_out}
+    for fate in counts:
+        told = smoke_run.results["cache"].model_copy(update={"stage": "generate", "counts": {fate: 3}})
+        assert counted(told).startswith(("3 training responses", "3 examples left out"))
 
 
 @pytest.mark.parametrize(("template", "kept_thought"), [("chat", "Six sevens."), ("plain", "")])

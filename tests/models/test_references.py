@@ -25,6 +25,7 @@ from sra_core.config import ModelRef
 from sra_core.config.load import load_config, recipe_names
 from sra_core.errors import ModelError
 from sra_core.models import cache, convert, load_model, load_tokenizer, model_identity, resolve, train_tokenizer
+from sra_core.models.gguf import rope_in
 from sra_core.models.packages import package_of
 from tests.models.conftest import entries_and_merges, write_gguf, write_wheel
 
@@ -124,6 +125,18 @@ def test_scaled_rotary_positions_of_a_gguf_file_are_kept(
     torch.testing.assert_close(model.model.rotary_emb.inv_freq, base / divisors, rtol=1e-3, atol=0.0)
     texts = json.loads((Path(resolve(ref, weights=False)) / "config.json").read_text())
     assert texts["rope_parameters"] == model.config.rope_parameters
+
+
+def test_a_base_that_transformers_does_not_read(tmp_path: Path) -> None:
+    for kind, wanted in (("starcoder2", {"rope_theta": 1e6}), ("stablelm", {"rope_theta": 1e6}), ("llama", {})):
+        writer = gguf.GGUFWriter(tmp_path / f"{kind}.gguf", kind)
+        writer.add_rope_freq_base(1e6)
+        writer.add_tensor("output_norm.weight", np.ones(8, np.float32))
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        assert rope_in(tmp_path / f"{kind}.gguf") == wanted
 
 
 def another_table(writer: gguf.GGUFWriter) -> None:
