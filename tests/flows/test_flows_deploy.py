@@ -50,6 +50,12 @@ def test_only_cpu_deployments_hide_the_gpu_and_every_job_is_quiet() -> None:
         assert environment["PREFECT_SERVER_ANALYTICS_ENABLED"] == "false"
 
 
+def test_whatever_runs_a_model_sees_the_gpu() -> None:
+    """On a CPU `auto` types of numbers come to others: what a GPU made would not be found."""
+    hidden = [each["name"] for each in DEPLOYMENTS if each["work_pool"]["work_queue_name"] == "cpu"]
+    assert hidden == ["prepare"]
+
+
 def test_automations_name_deployments_that_exist() -> None:
     known = {f"{deployment['name']}/{deployment['name']}" for deployment in DEPLOYMENTS}
     named = {action["deployment"] for item in AUTOMATIONS for action in item["actions"] if "deployment" in action}

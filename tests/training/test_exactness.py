@@ -33,6 +33,12 @@ def final_weights(job: Job) -> bytes:
     return last_weights(job).read_bytes()
 
 
+def read_tokens(job: Job) -> dict[int, float]:
+    """Tokens of each step, from its rate."""
+    rates, seconds = (read_history(job, f"train/{name}") for name in ("tokens_per_second", "seconds_per_step"))
+    return {step: rate * seconds[step] for step, rate in rates.items()}
+
+
 @pytest.mark.integration
 def test_ten_kills_leave_no_trace(tmp_path: Path) -> None:
     config = make_config(
@@ -71,6 +77,7 @@ def test_resuming_is_exact_after_one_kill_with_adapters_and_best_weights(tmp_pat
     run.relay(told)
     assert run.wait() == [0], run.output()
     assert told.losses == list(read_history(whole, "train/loss").items()), "each step once"
+    assert read_tokens(killed) == pytest.approx(read_tokens(whole)), "of a step alone, also of the first after a resume"
     assert final_weights(killed) == final_weights(whole)
     assert (killed.folder / "result.json").read_text().split('"seconds"')[0] == (
         whole.folder / "result.json"
