@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from sra_core.compare.intervals import Comparison, Interval, compare_all, interval
 from sra_core.compare.results import TITLES, EvaluatedRun, Metric, ModelScores, Values, all_references
-from sra_core.compare.rouge import AnswerCounts, count_answers
+from sra_core.compare.rouge import ANSWER_SCORES, AnswerCounts, count_answers
 from sra_core.errors import EvaluationError
 
 __all__ = ["Breakdown", "Case", "MetricResult", "RunComparison", "compare_runs"]
@@ -244,6 +244,10 @@ def _shared(metric: str, systems: dict[str, ModelScores]) -> _Scored | None:
         return None
     first: Values = next(iter(tables.values()))
     everyone = set(first[0]).intersection(*(keys for keys, _, _ in tables.values()))
+    if metric in ANSWER_SCORES:  # under one id another reference is another example
+        one, *others = (systems[name].wanted() for name in tables)
+        for other in others:
+            everyone = {key for key in everyone if other[key] == one[key]}
     anyone = set(first[0]).union(*(keys for keys, _, _ in tables.values()))
     keys = [key for key in first[0] if key in everyone]
     values, weights = {}, {}
@@ -339,6 +343,8 @@ def _cases(systems: dict[str, ModelScores], pair: tuple[str, str] | None) -> lis
         for row in rows:
             key = row["dataset"], row["id"]
             case = cases.setdefault(key, Case(*key, row["source"], row["prompt"], row["reference"], {}, {}, 0.0))
+            if row["reference"] != case.reference:  # another example under the same id
+                continue
             case.answers.setdefault(name, row["answer"])
             if not math.isnan(row["rougeL"]):  # a reference without a word: nothing to score
                 totals.setdefault((key, name), []).append(100 * row["rougeL"])
@@ -365,7 +371,8 @@ def _notes(result: RunComparison) -> list[str]:
         if found.missing:
             notes.append(
                 f"{found.metric.title}: compared on the {found.examples} examples that all share; "
-                f"{found.missing} others were scored for some models only, or were cut elsewhere."
+                f"{found.missing} others were scored for some models only, are another text "
+                "under the same id, or were cut elsewhere."
             )
     for run in result.runs:
         for dataset, (leaked, excluded) in _leaks(run).items():

@@ -135,6 +135,10 @@ class ModelScores:
             return _task_values(self.tasks, *metric.split("/")[1:])
         return None
 
+    def wanted(self) -> dict[tuple[str, str], list[str]]:
+        """The references of each example's answer, by data set and id; empty where nothing was answered."""
+        return {} if self.answers is None else dict(zip(_keys(self.answers), all_references(self.answers), strict=True))
+
 
 def _keys(table: pa.Table) -> list[tuple[str, str]]:
     return list(zip(table["dataset"].to_pylist(), table["id"].to_pylist(), strict=True))

@@ -13,9 +13,9 @@ from typing import Any
 from sra_core.errors import ModelError
 from sra_core.models.bars import no_progress_bars
 from sra_core.models.cache import is_made, made_once, remembered, slug
-from sra_core.models.gguf import header_digest, rope_in
+from sra_core.models.gguf import header_digest, rope_in, unplaced
 from sra_core.models.packages import Package
-from sra_core.models.reading import read_weights
+from sra_core.models.reading import read_weights, some
 
 __all__ = ["file_sha256", "gguf_folder", "gguf_texts", "package_at_hand", "package_folder", "require_sha256"]
 
@@ -175,6 +175,12 @@ def _convert(path: Path, sha256: str, folder: Path) -> None:
         _say_rope(config, rope)
     with torch.device("meta"):
         plain = AutoModelForCausalLM.from_config(config)
+    if spare := unplaced(path, plain):
+        raise ModelError(
+            f"{len(spare)} tensors of {path.name} have no place in {type(plain).__name__} as transformers reads the "
+            f"file, and without them it is another model: {some(spare)}",
+            "use the same model's safetensors folder or hub id",
+        )
     plain.load_state_dict(loaded.state_dict(), assign=True)
     plain.tie_weights()
     plain.generation_config = loaded.generation_config

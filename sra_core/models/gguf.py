@@ -6,16 +6,20 @@ import hashlib
 import re
 import struct
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sra_core.errors import ModelError
 
-__all__ = ["header_digest", "licence_in", "rope_in"]
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+__all__ = ["header_digest", "licence_in", "rope_in", "unplaced"]
 
 _SPLIT = re.compile(r"-\d{5}-of-(\d{5})\.gguf$")
+_PLACELESS = re.compile(r"^rope_|\.attn_rot_embd\.|_exps\.")
 _ELSEWHERE = "use the same model's safetensors folder or hub id"
 _STRING, _ARRAY = 8, 9
 _BASE_UNREAD = ("starcoder2", "stablelm")
@@ -112,6 +116,25 @@ def rope_in(path: Path) -> dict[str, Any]:
         if factor != 1.0 or not np.allclose(freqs, known, rtol=1e-3):
             raise _scaled(path)
     return rope
+
+
+def unplaced(path: Path, model: PreTrainedModel) -> list[str]:
+    """The weights of a GGUF file that have no place in the model, which transformers leaves out without a word.
+
+    Tables of rotary positions are `rope_in`'s; experts transformers puts together, and tells where one is missing.
+
+    Raises:
+        ModelError: As `header_digest`.
+    """
+    from transformers import modeling_gguf_pytorch_utils as reading
+
+    header_digest(path)  # for its errors
+    with path.open("rb") as file:
+        file.seek(4)
+        fields, tensors = _header(file)
+    kind = reading.TENSOR_PROCESSORS.get(fields["general.architecture"], reading.TensorProcessor)
+    placed = reading.get_gguf_hf_weights_map(model, kind(config=model.config.to_dict()))
+    return [name for name, *_ in tensors if name not in placed and not _PLACELESS.search(name)]
 
 
 def _llama3(factor: float, count: int, base: float) -> NDArray[np.float64]:

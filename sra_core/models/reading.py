@@ -15,7 +15,7 @@ from sra_core.models.bars import no_progress_bars
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["code_remedy", "read_model", "read_weights"]
+__all__ = ["code_remedy", "read_model", "read_weights", "some"]
 
 logger = logging.getLogger(__name__)
 
@@ -62,18 +62,18 @@ def read_weights(folder: Path, name: str, *, trust_remote_code: bool = False, **
             **options,
         )
     kind, unknown = type(model).__name__, found["unexpected_keys"]
-    spare = f"{len(unknown)} tensors in the files of {name} are not part of {kind}: {_some(unknown)}"
+    spare = f"{len(unknown)} tensors in the files of {name} are not part of {kind}: {some(unknown)}"
     if missing := found["missing_keys"]:
         raise ModelError(
             f"the files of {name} lack {len(missing)} tensors of {kind}, which would be random numbers: "
-            f"{_some(missing)}" + (f"; {spare}" if unknown else ""),
+            f"{some(missing)}" + (f"; {spare}" if unknown else ""),
             "save the whole model again under these names (unwrapped, with its LM head, in a plain type), "
             "or download it again",
         )
     if mismatched := found["mismatched_keys"]:
         shapes = [f"{tensor} is {tuple(there)}, not {tuple(wanted)}" for tensor, there, wanted in mismatched]
         raise ModelError(
-            f"{len(shapes)} tensors in the files of {name} are not shaped as its config.json says: {_some(shapes)}",
+            f"{len(shapes)} tensors in the files of {name} are not shaped as its config.json says: {some(shapes)}",
             "copy or download config.json and weights again, from one place",
         )
     if unknown:
@@ -104,6 +104,7 @@ def code_remedy(ref: ModelRef, folder: Path) -> str:
     return "read the code that the model ships and, if you trust it, set trust_remote_code" if own_code else ""
 
 
-def _some(names: Collection[str]) -> str:
+def some(names: Collection[str]) -> str:
+    """A few of these names, in order."""
     shown = sorted(names)[:_SHOWN]
     return ", ".join(shown) + (", ..." if len(names) > _SHOWN else "")

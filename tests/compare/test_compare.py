@@ -156,6 +156,20 @@ def test_texts_that_were_cut_elsewhere_are_not_compared(tmp_path):
     assert comparison.metrics["rougeL"].examples == 40
 
 
+def test_other_examples_under_the_same_ids_are_not_compared(tmp_path):
+    paths = [write_run(tmp_path, {"student": 0.2}, learning_rate=rate) for rate in (0.2, 0.3)]
+    file = next(paths[1].glob("answers-test-student-*.parquet"))
+    table = pq.read_table(file)
+    wanted = ["something else", *table["reference"].to_pylist()[1:]]
+    pq.write_table(table.set_column(table.column_names.index("reference"), "reference", pa.array(wanted)), file)
+    comparison = compare_runs(read_runs([(None, path) for path in paths]), resamples=50)
+    assert (comparison.metrics["rougeL"].examples, comparison.metrics["rougeL"].missing) == (39, 1)
+    assert comparison.metrics["bits_per_byte"].examples == 40
+    assert any("another text under the same id" in note for note in comparison.notes)
+    case = next(case for case in comparison.cases if case.id == table["id"][0].as_py())
+    assert list(case.answers) == ["sra learning_rate=0.2"]
+
+
 def test_what_an_older_result_leaves_out_is_named_as_it_was(tmp_path):
     """Results from before the field stood for constant weights: that is 0, where the default is 1 now."""
     paths = [write_run(tmp_path, {"student": 0.2}, more=more) for more in ({"annealing": 1.0}, {}, {"other": 2})]

@@ -96,6 +96,16 @@ def test_a_gguf_file_that_lacks_a_tensor(tmp_path: Path, empty_cache: Path) -> N
         resolve(ModelRef(source=str(tmp_path / "torn.gguf")))
 
 
+def test_a_gguf_file_with_a_tensor_that_has_no_place(tmp_path: Path, empty_cache: Path, gguf_tokenizer) -> None:
+    def biased(writer: gguf.GGUFWriter) -> None:  # transformers' Llama of a GGUF file has no biases
+        writer.add_tensor("blk.1.attn_q.bias", np.ones(16, np.float32))
+
+    write_gguf(tmp_path / "biased.gguf", *entries_and_merges(gguf_tokenizer), more=biased)
+    with pytest.raises(ModelError, match=r"1 tensors of biased\.gguf have no place in Llama.*: blk\.1\.attn_q\.bias"):
+        resolve(ModelRef(source=str(tmp_path / "biased.gguf")))
+    assert not list(empty_cache.glob("models/*/model.safetensors"))
+
+
 def scaled_by_table(writer: gguf.GGUFWriter) -> None:
     # what llama.cpp writes of a Llama 3.2, here with heads of 8
     writer.add_tensor("rope_freqs.weight", np.array([1.0, 1.0, 3.2923, 32.0], np.float32))
