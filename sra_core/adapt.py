@@ -120,7 +120,7 @@ def _export(job: Any, result: Mapping[str, Any], folder: Path) -> str:
     from sra_core.training import KeptWeights, export_model
 
     adapt = job.config.adapt
-    trained = KeptWeights(job.weights, rank=0).path(int(result["best_step"]))
+    trained = KeptWeights(job.weights, rank=0).path(int(result["exported_step"]))
     tokenizer = load_kept_tokenizer(job.config, job.prepared, "teacher")
     adapter = None if adapt.merge else folder / ADAPTER
     export_model(

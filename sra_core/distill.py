@@ -179,9 +179,11 @@ def _export(
     tokenizer = load_kept_tokenizer(job.config, job.prepared, "student")
     card = model_card(job.config, upstream, result, read_history(job.history), licences)
     adapter = folder / ADAPTER if training.keep_adapter and training.lora else None
-    best = weights.path(int(result["best_step"]))
+    exported = weights.path(int(result["exported_step"]))
     trusted = job.trusted
-    export_model(training, job.initial, best, tokenizer, folder / STUDENT, trusted=trusted, adapter=adapter, card=card)
+    export_model(
+        training, job.initial, exported, tokenizer, folder / STUDENT, trusted=trusted, adapter=adapter, card=card
+    )
     if training.keep_last:
         last = weights.path(int(result["steps"]))
         export_model(training, job.initial, last, tokenizer, folder / LAST, trusted=trusted, card=card)

@@ -133,6 +133,14 @@ class DistillConfig(TrainingConfig):
     )
     keep_adapter: bool = Field(False, description="Keep the adapter too, beside the student that it was merged into.")
 
+    @model_validator(mode="after")
+    def _only_adapters_are_kept(self) -> DistillConfig:
+        if self.keep_adapter and self.lora is None:
+            raise ValueError(
+                "keep_adapter: all weights are trained and there is none; set distill.lora or leave it out"
+            )
+        return self
+
 
 class AdaptConfig(TrainingConfig):
     """Fine-tuning of the teacher on the corpus before its states are captured, as the paper does."""

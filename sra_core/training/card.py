@@ -125,6 +125,7 @@ def _scores(result: Mapping[str, float | None], history: Sequence[Mapping[str, A
             "best held-out bits per byte",
             f"{result['best_bits_per_byte']:.4f} at step {_number(result['best_step'])}",
         )
+    yield "weights", f"of step {_number(result['exported_step'])}"
     losses = [line["train/loss"] for line in history if "train/loss" in line]
     if losses:
         yield "training loss, first and last", f"{losses[0]:.4f}, {losses[-1]:.4f}"

@@ -37,6 +37,7 @@ class Progress:
         examples: Examples of a step, over all processes.
         best: Lowest held-out bits per byte so far.
         best_step: Step that reached it.
+        exported: Step whose weights are the result, once training has ended.
         stale: Validations since then.
         tokens: Tokens that all processes have seen.
         seconds: Training time so far.
@@ -51,6 +52,7 @@ class Progress:
     step: int = 0
     best: float = float("inf")
     best_step: int = 0
+    exported: int = 0
     stale: int = 0
     tokens: int = 0
     seconds: float = 0.0

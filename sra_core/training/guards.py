@@ -61,6 +61,17 @@ def non_finite_error(what: str, step: int, ids: list[str], section: str) -> Trai
     )
 
 
+def held_out_error(value: float, step: int, section: str) -> TrainingError:
+    """The error of held-out bits per byte that are no number: so are the model's, and no weights would be the best."""
+    remedy = "use bfloat16 or float32, or look for weights that are no numbers in the model's files"
+    if step:
+        remedy = (
+            f"lower {section}.learning_rate or {section}.clip, or use bfloat16 or float32; running again resumes from "
+            "the last checkpoint"
+        )
+    return TrainingError(f"the held-out bits per byte are {value} at step {step}", remedy)
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error is about memory, of the GPU or of the machine."""
     text = str(error).lower()

@@ -17,7 +17,7 @@ from sra_core.objective import Batch, weighted_terms
 from sra_core.shards import PreparedRow
 from sra_core.training.checkpoints import Checkpoints, Progress, gather
 from sra_core.training.data import DistillData, Order, prefetch, uploader
-from sra_core.training.guards import SpikeWatch, non_finite_error
+from sra_core.training.guards import SpikeWatch, held_out_error, non_finite_error
 from sra_core.training.job import Job, Lines
 from sra_core.training.meter import Meter, average, mean_terms, peak_memory
 from sra_core.training.module import DistillModule
@@ -264,6 +264,8 @@ class Trainer:
             return False
         value = self._bits_per_byte()
         progress = self.progress
+        if not math.isfinite(value):
+            raise held_out_error(value, progress.step, self.job.part)
         self._measured = value, progress.step
         self._publish({"validation/bits_per_byte": value})
         if value < progress.best:
@@ -291,9 +293,10 @@ class Trainer:
     def _keep_last(self) -> None:
         """Keep the weights of the last step where they are exported."""
         progress = self.progress
-        exported_best = self.config.keep_best and bool(self.validation)
-        if not exported_best:
+        if not self.validation:
             progress.best_step = progress.step
+        exported_best = self.config.keep_best and bool(self.validation)
+        progress.exported = progress.best_step if exported_best else progress.step
         if not exported_best or getattr(self.config, "keep_last", False):
             self.weights.write(progress.step, self.module.trainable())
 

@@ -60,6 +60,7 @@ def _write_result(job: Job, progress: Progress, layout: str) -> None:
         "steps": progress.step,
         "best_bits_per_byte": progress.best if progress.best < float("inf") else None,
         "best_step": progress.best_step,
+        "exported_step": progress.exported,
         "tokens": progress.tokens,
         "seconds": progress.seconds,
         "skipped": progress.skipped,

@@ -176,6 +176,7 @@ def card(licences: dict[str, str] | None = None, **values: Any) -> str:
         {"stage": "prepare", "fingerprint": "f00", "identity": {}, "shards": shards, "created": "now"}
     )
     result = {"steps": 12, "tokens": 3456, "seconds": 7.5, "best_bits_per_byte": 1.2345, "best_step": 10, "skipped": 2}
+    result["exported_step"] = 12
     history = [
         {"step": 0, "validation/bits_per_byte": 4.5},
         {"step": 1, "train/loss": 5.25},
@@ -191,7 +192,8 @@ def test_the_card_tells_data_teacher_settings_scores_and_lineage() -> None:
     for part in (
         "# my run", "`data/x.jsonl`", "| train examples | 9 |", "`org/teacher`, adapted to the corpus first",
         "objective `sra`", "in 12 steps", "3,456", "0.0003", "1.2345 at step 10", "4.5000", "5.2500, 2.5000",
-        "| `prepare` | `f00`", "| steps skipped (not finite) | 2 |", "AutoModelForCausalLM",
+        "| `prepare` | `f00`", "| steps skipped (not finite) | 2 |", "| weights | of step 12 |",
+        "AutoModelForCausalLM",
     ):  # fmt: skip
         assert part in text, part
     settings = yaml.safe_load(text.split("```yaml\n")[1].split("```")[0])

@@ -46,6 +46,13 @@ def gradient_only() -> None:
     DistillModule.forward = poisoned  # type: ignore[method-assign]
 
 
+def unmeasured() -> None:
+    """The student's held-out likelihood is no number from the start."""
+    from sra_core.training.trainer import Trainer
+
+    Trainer._bits_per_byte = lambda self: float("nan")  # type: ignore[method-assign]
+
+
 def starved() -> None:
     """Forwards of more than one example do not fit."""
     from sra_core.training.module import DistillModule
@@ -92,6 +99,22 @@ def test_a_bad_step_is_skipped_and_counted(tmp_path: Path, fields: dict[str, Any
     tensors = load_file(sorted(job.weights.glob("*"))[-1])
     assert all(tensor.isfinite().all() for tensor in tensors.values())
     assert json.loads((job.folder / "result.json").read_text())["skipped"] == 1
+
+
+@pytest.mark.integration
+def test_a_student_that_cannot_be_measured_stops_instead_of_ending_without_weights(tmp_path: Path) -> None:
+    job = make_job(tmp_path, make_config("plain"))
+    assert Run(job, prepare=unmeasured).wait() == [1]
+    assert error_of(job)["problem"] == "the held-out bits per byte are nan at step 0"
+
+
+@pytest.mark.integration
+def test_the_last_weights_are_exported_and_the_best_step_is_told_as_it_was(tmp_path: Path) -> None:
+    job = make_job(tmp_path, make_config("plain", keep_best=False, learning_rate=1.0))
+    finish(job)
+    result = json.loads((job.folder / "result.json").read_text())
+    assert (result["best_step"], result["exported_step"]) == (0, 6)
+    assert [path.name for path in sorted(job.weights.glob("*"))] == ["step-00000006.safetensors"]
 
 
 @pytest.mark.integration
