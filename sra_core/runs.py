@@ -10,11 +10,12 @@ from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from functools import cached_property
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 from sra_core.config import RunConfig
 from sra_core.errors import ManifestMismatch, ShardError
-from sra_core.processes import native_dtype
+from sra_core.processes import is_cuda, native_dtype
 from sra_core.shards import Manifest, StageFolder, fingerprint, read_manifest, verify
 from sra_core.watch import Watcher, watched
 
@@ -175,10 +176,10 @@ def settled(config: RunConfig) -> RunConfig:
     """The config with what depends on the machine resolved; the one given stays as it is.
 
     What ``auto`` types of numbers come to determines results: two machines that compute in different types name
-    different results. In half precision ZeRO 0 is ZeRO 1: for ZeRO 0 DeepSpeed (0.19) has an optimizer of its own that
-    takes a step with zero gradients when it is built. That decays the weights, and counts as Adam's first step, so that
-    the first real ones come out a quarter smaller than in float32. ZeRO 1 takes no such step, and where one process
-    trains it costs nothing more.
+    different results; so do two of which one generates with vLLM. In half precision ZeRO 0 is ZeRO 1: for ZeRO 0
+    DeepSpeed (0.19) has an optimizer of its own that takes a step with zero gradients when it is built. That decays the
+    weights, and counts as Adam's first step, so that the first real ones come out a quarter smaller than in float32.
+    ZeRO 1 takes no such step, and where one process trains it costs nothing more.
     """
     found = config.model_copy(deep=True)
     if found.cache.compute_dtype == "auto":
@@ -188,6 +189,9 @@ def settled(config: RunConfig) -> RunConfig:
             part.precision = native_dtype(part.device)  # type: ignore[assignment]
         if part.precision != "float32":
             part.zero_stage = max(part.zero_stage, 1)
+    evaluate = found.evaluate
+    if evaluate.backend == "auto" and find_spec("vllm") is not None and is_cuda(evaluate.device):
+        evaluate.backend = "vllm"
     return found
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 from pathlib import Path
 
-__all__ = ["native_dtype"]
+__all__ = ["is_cuda", "native_dtype"]
 
 _BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}  # of x86 and, the last, of Arm
 _AMPERE = (8, 0)
@@ -20,14 +20,25 @@ def native_dtype(device: str) -> str:
     Args:
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``spread``, as in the config.
     """
-    if device != "cpu" and _has_nvidia_driver():
+    if is_cuda(device):
         import torch
 
-        number = device.partition(":")[2] or "0"
-        there = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if number.isdecimal() and int(number) < there:  # a device that is not there is refused where it is asked for
-            return "bfloat16" if torch.cuda.get_device_capability(int(number)) >= _AMPERE else "float32"
+        return "bfloat16" if torch.cuda.get_device_capability(int(_number(device))) >= _AMPERE else "float32"
     return "bfloat16" if _cpu_flags() & _BFLOAT16_FLAGS else "float32"
+
+
+def is_cuda(device: str) -> bool:
+    """Whether a device of the config is a CUDA device here; one that is not there is refused where it is asked for."""
+    if device == "cpu" or not _has_nvidia_driver():
+        return False
+    import torch
+
+    number = _number(device)
+    return torch.cuda.is_available() and number.isdecimal() and int(number) < torch.cuda.device_count()
+
+
+def _number(device: str) -> str:
+    return device.partition(":")[2] or "0"
 
 
 def _has_nvidia_driver() -> bool:

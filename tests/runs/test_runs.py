@@ -89,6 +89,16 @@ def test_auto_precision_is_what_the_machine_computes_natively(
     assert config.distill.precision == "auto", "the config that was given stays as it is"
 
 
+def test_what_generates_names_the_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = load_config("smoke")
+    monkeypatch.setattr("sra_core.runs.find_spec", lambda name: name)
+    assert Run(plain).config.evaluate.backend == "auto", "no GPU: the project's own loop answers, as without vLLM"
+    monkeypatch.setattr("sra_core.runs.is_cuda", lambda device: True)
+    assert Run(plain).config.evaluate.backend == "vllm"
+    monkeypatch.setattr("sra_core.runs.find_spec", lambda name: None)
+    assert Run(plain).config.evaluate.backend == "auto"
+
+
 def test_what_auto_comes_to_names_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
     """Machines that compute in different types make different results, and a named type is the same everywhere."""
     smoke = load_config("smoke", {"cache": {"compute_dtype": "auto"}, "distill": {"precision": "auto"}})
