@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -43,13 +44,17 @@ class GoldObjective(TokenObjective):
     def __init__(self, config: ObjectiveConfig, context: ObjectiveContext) -> None:
         super().__init__(config, context)
         self.rest: dict[str, Tensor] = {}
+        # With `alignment.first_tokens` a token of the teacher stands for several of the student's. Its probability
+        # counts once, for the first of them: the one of the same bytes, where there is one.
+        first = np.sort(np.unique(context.shared_teacher_ids.cpu().numpy(), return_index=True)[1])
+        self.shared = context.shared_student_ids[first], context.shared_teacher_ids[first]
 
     def distill(self, batch: Batch, student: StudentOutput, own: Side, teacher: Side) -> Mapping[str, Tensor]:
         """The term ``gold``."""
         device, theirs = own.rows.device, teacher_ranges(batch)
         known = predicted_spans(own, batch.span_range) & predicted_spans(teacher, theirs)
         head = self.head("teacher_full_head", device)
-        student_ids, teacher_ids = (ids.to(device) for ids in self._shared())
+        student_ids, teacher_ids = (ids.to(device) for ids in self.shared)
         student_rest = self._rest("student", student_ids, len(student.head.weight))
         teacher_rest = self._rest("teacher", teacher_ids, len(head.weight))
         matched = len(teacher_ids) / len(head.weight)
@@ -78,9 +83,6 @@ class GoldObjective(TokenObjective):
         # What is added is 0; its gradient is the one by the later tokens, which the loss above takes for constants.
         total = total + ((later - later.detach()) * torch.cat([*by_later, later.new_zeros(0)])).sum()
         return {"gold": total / max(1, len(first))}
-
-    def _shared(self) -> tuple[Tensor, Tensor]:
-        return self.context.shared_student_ids, self.context.shared_teacher_ids
 
     def _rest(self, side: str, shared: Tensor, entries: int) -> Tensor:
         """Ids of a vocabulary that are not shared; found once."""

@@ -36,6 +36,16 @@ class TestAgainstPlain:
         terms, leaves = terms_of(world, "gold", beta=beta)
         assert_same(terms["gold"], plain.gold(world, beta), leaves)
 
+    def test_gold_counts_a_token_that_stands_for_several_once(self, settings: dict[str, Any]) -> None:
+        world = make(**settings)
+        wanted = plain.gold(world, 0.5)
+        own, theirs = world.context.shared_student_ids, world.context.shared_teacher_ids
+        spare = next(each for each in range(len(world.student.head.weight)) if each not in own.tolist())
+        world.context.shared_student_ids = torch.cat([own, own.new_tensor([spare])])
+        world.context.shared_teacher_ids = torch.cat([theirs, theirs[2:3]])
+        terms, leaves = terms_of(world, "gold", beta=0.5)
+        assert_same(terms["gold"], wanted, leaves)
+
     @pytest.mark.parametrize("top_k", [None, 9])
     def test_xtoken(self, settings: dict[str, Any], top_k: int | None) -> None:
         world = make(**settings)
