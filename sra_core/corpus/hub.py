@@ -12,7 +12,7 @@ from sra_core.config import CorpusConfig
 from sra_core.corpus.files import Columns, own_splits
 from sra_core.corpus.split import named_split
 from sra_core.corpus.types import BadRow, Row
-from sra_core.errors import DataError
+from sra_core.errors import DataError, first_line
 
 __all__ = ["HubRows"]
 
@@ -79,8 +79,26 @@ class HubRows:
         for part, split in self._parts.items():
             # The split asked for keeps the plain names of rows; another one's are told apart by it.
             own = name if len(self._parts) == 1 or split in ("", "train") else f"{name}/{part}"
-            for line, values in enumerate(self._data[part], 1):
-                yield Row(self._config.source, own, line, dict(values), split)
+            for line, values in enumerate(self._read(part), 1):
+                yield Row(self._config.source, own, line, values, split)
+
+    def _read(self, part: str) -> Iterator[dict[str, Any]]:
+        """The rows of a split: a stream may break at any of them, and data turn out to be unreadable."""
+        rows, count = iter(self._data[part]), 0
+        while True:
+            try:
+                values = next(rows)
+            except StopIteration:
+                return
+            except Exception as error:  # of any kind: http clients, file systems and decoders have their own
+                raise DataError(
+                    f"data set {self._config.source}, split {part}, cannot be read after row {count:,}: "
+                    f"{first_line(error)}",
+                    "run it again, with corpus.streaming off if the network breaks; a row that is damaged stays so at "
+                    "that revision",
+                ) from error
+            count += 1
+            yield dict(values)
 
     @cached_property
     def _parts(self) -> dict[str, str]:

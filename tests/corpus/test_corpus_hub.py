@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 
+import httpx
 import huggingface_hub
 import pytest
 
@@ -71,6 +72,16 @@ def test_downloaded_and_streamed_give_the_same_corpus(data_set):
     once, streamed = Corpus(hub(**fields)), Corpus(hub(streaming=True, **fields))
     assert list(once) == list(streamed)
     assert once.identity() == streamed.identity()
+
+
+def test_a_stream_that_breaks_says_after_which_row(monkeypatch):
+    def stream():
+        yield from pairs(2)
+        raise httpx.ReadError("")
+
+    monkeypatch.setattr(HubRows, "_data", {"train": stream()})
+    with pytest.raises(DataError, match=r"split train, cannot be read after row 2: ReadError\n  -> run it again"):
+        list(Corpus(hub(streaming=True)))
 
 
 def test_split_and_subset_choose_the_rows(data_set):
