@@ -146,6 +146,8 @@ def main() -> None:
     parser.add_argument("--curves", action="store_true", help="draw validation texts over the steps of one grid")
     parser.add_argument("--figure", type=_figure, help="where the figure goes, as .svg or .png")
     options = parser.parse_args()
+    if options.figure and len(options.recipes) > 1 and (options.curves or len(options.metrics) > 1):
+        sys.exit("a figure shows several grids by one metric, or one grid by several metrics or over its steps")
     try:
         grids = [grid(recipe, options.store, options.reference) for recipe in options.recipes]
     except SraError as error:

@@ -82,6 +82,8 @@ def test_a_grid_that_was_never_run_is_named(tmp_path: Path, monkeypatch: pytest.
     [
         (["one", "--metrics", "bits_per_byte", "top1"], r"no pair to show for top1: .* \['bits_per_byte'\]"),
         (["one", "--variants", "nobody"], "no pair to show for bits_per_byte"),
+        (["one", "two", "--metrics", "bits_per_byte", "rougeL", "--figure", "x.svg"], "several grids by one metric"),
+        (["one", "two", "--curves", "--figure", "x.svg"], "several grids by one metric"),
         (["one", "--reference", "nobody"], "reference: 'nobody' is not one of the variants"),
     ],
 )
