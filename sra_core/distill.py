@@ -54,6 +54,9 @@ def identity(run: Run) -> dict[str, Any]:
 
 def _hashed_objective(config: ObjectiveConfig) -> dict[str, Any]:
     found = hashed(config)
+    # Spans are SRA's: what others learned had the name of weighing them by mass when that was the default, and keeps it.
+    if config.name != "sra":
+        found["weighted_loss"] = True
     # Plain fine-tuning has no teacher to fade out: with the field, students from before it would lose their names.
     if config.name == "sft":
         found.pop("annealing", None)

@@ -65,7 +65,9 @@ class ObjectiveConfig(Part):
         title="Start of the projectors",
         description="Where the learned maps from the student's centres to the teacher's start: `fit` at the least-squares map from the untrained student's centres, `identity` where the widths are equal, `random` with orthonormal rows; `auto` fits, but takes the identity where the widths are equal and the fit carries held-out spans poorly (a student cut out of its teacher starts so). The three maps of `dskd` are fitted too, unless this is `identity` or `random`: then they start as in its paper.",
     )
-    mass_power: float = Field(1.0, ge=0, description="Power p of the teacher's span mass in the loss weights.")
+    mass_power: float = Field(
+        1.0, ge=0, description="Power p of the teacher's span mass in the loss weights, with `weighted_loss`."
+    )
     temperature: float = Field(
         2.0,
         gt=0,
@@ -101,7 +103,8 @@ class ObjectiveConfig(Part):
         True, description="Weigh tokens by attention inside a span (WSP); off takes their plain mean."
     )
     weighted_loss: bool = Field(
-        True, description="Weigh spans by the teacher's mass in the loss (WSL); off weighs all alike."
+        False,
+        description="Weigh spans by the teacher's mass in the loss, as in the paper (WSL); off weighs all alike, which is never worse on our pairs.",
     )
     logit_chunk: int | None = runtime(
         None, "Spans per chunk of the logit term; unset picks one that bounds memory.", ge=1
@@ -116,6 +119,8 @@ class ObjectiveConfig(Part):
             raise ValueError(
                 f"cosine: {len(self.cosine)} weights for {len(self.layers)} layer pairs; give one number or one per pair"
             )
+        if self.mass_power != 1 and not self.weighted_loss:
+            raise ValueError("mass_power: spans are weighed by no mass; set objective.weighted_loss or leave it out")
         if self.trajectory and len(self.layers) < 2:
             raise ValueError(
                 "trajectory: needs at least two layer pairs; add a pair to objective.layers or set it to 0"

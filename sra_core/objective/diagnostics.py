@@ -48,10 +48,8 @@ def diagnose(
 
 
 def _mass_power(objective: Objective) -> float:
-    """Power of the teacher's mass in the loss weights; baselines have none: their spans are seen as SRA's are."""
-    if not isinstance(objective, SraObjective):
-        return 1.0
-    return objective.config.mass_power if objective.config.weighted_loss else 0.0
+    """Power of the teacher's mass in the loss weights; 0 where all spans weigh alike, as in baselines."""
+    return objective.power if isinstance(objective, SraObjective) else 0.0
 
 
 def weighted_terms(objective: Objective, terms: Mapping[str, Number]) -> dict[str, Number]:

@@ -153,12 +153,13 @@ def test_a_failed_cell_is_not_taken_again_by_the_same_process_and_others_go_on(t
 def test_ready_recipes_share_cells_and_caches() -> None:
     quality, terms, weights = (Bench(load_config(name)) for name in ("quality", "ablation-terms", "ablation-weights"))
     assert [len(bench.cells) for bench in (quality, terms, weights)] == [36, 15, 12]
-    assert quality.cells[0].config.objective == terms.cells[0].config.objective == weights.cells[0].config.objective
-    assert quality.cells[0].config.cache == terms.cells[0].config.cache == weights.cells[0].config.cache
+    assert quality.cells[0].config.objective == terms.cells[0].config.objective == weights.cells[1].config.objective
+    assert quality.cells[0].config.cache == terms.cells[0].config.cache == weights.cells[1].config.cache
     shown = {cell.variant: cell.config.objective for cell in terms.cells}
     assert (shown["logit only"].cosine, shown["logit only"].geometry, shown["logit only"].logit) == (0, 0, 1)
     assert shown["cosine and geometry"].logit == 0 < shown["cosine and geometry"].geometry
     pooled = {cell.variant: cell.config.objective for cell in weights.cells}
+    assert (pooled["WSP only"].weighted_loss, pooled["WSP only"].weighted_pooling) == (False, True)
     assert (pooled["WSL only"].weighted_loss, pooled["WSL only"].weighted_pooling) == (True, False)
     assert (pooled["neither"].weighted_loss, pooled["neither"].weighted_pooling) == (False, False)
 

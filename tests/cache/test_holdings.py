@@ -51,8 +51,8 @@ def test_the_fingerprint_depends_on_what_changes_the_bytes_and_on_nothing_else(t
         {"alpha": 0.1},
         {"temperature": 5.0},
         {"geometry": 0.0},
-        {"mass_power": 0.0},
-        {"weighted_loss": False},
+        {"weighted_loss": True, "mass_power": 0.0},
+        {"weighted_loss": True},
         {"layers": [[2, 2], [-1, 1]]},
         {"logit_reduction": "sum"},
     ):

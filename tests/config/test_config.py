@@ -166,7 +166,7 @@ BASE: dict[str, Any] = {
     "adapt": {"enabled": True, "lora": {}, "zero_stage": 1},
     "distill": {"lora": {}, "zero_stage": 1},
     "student": {"keep_layers": 1},
-    "objective": {"layers": [[2, 1], [3, 2]]},
+    "objective": {"layers": [[2, 1], [3, 2]], "weighted_loss": True},
 }
 
 

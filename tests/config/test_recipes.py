@@ -111,6 +111,7 @@ def _text(recipe: str, overrides: dict[str, Any] | None = None, source: str = "-
         ("objective.layers", [[0, 1]], "objective.layers: [0, 1] is not a pair of layers; count from 1, or -1 for"),
         ("distill.micro_batch", "x", "distill.micro_batch: must be an integer or 'auto', not 'x'"),
         ("distill.lora", 3, "distill.lora: must be a mapping of fields, not 3"),
+        ("objective.mass_power", 0.5, "objective.mass_power: spans are weighed by no mass; set objective.weighted_loss"),
         ("distill.keep_adapter", True, "distill.keep_adapter: all weights are trained and there is none"),
         ("distill.keep_best", "x", "distill.keep_best: must be true or false, not 'x'"),
         ("cache.dtype", "int9", "cache.dtype: must be one of 'bfloat16', 'float32', 'int8' or 'fp8', not 'int9'"),
@@ -226,4 +227,4 @@ def test_pairs_of_the_paper_share_its_settings() -> None:
     assert small.distill.batch_size * small.distill.accumulation == 64
     weights = small.objective
     assert (weights.alpha, weights.cosine, weights.geometry, weights.logit) == (0.5, 1, 50, 1)
-    assert (weights.logit_reduction, weights.annealing) == ("sum", 0)
+    assert (weights.logit_reduction, weights.annealing, weights.weighted_loss) == ("sum", 0, True)

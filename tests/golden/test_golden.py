@@ -28,7 +28,7 @@ from tests.golden.make import write_corpus, write_gpt2, write_llama
 
 VALUES = Path(__file__).with_name("values.json")
 WRITE = os.environ.get("GOLDEN") == "write"
-LAYERS = {"objective": {"layers": [[2, 2], [3, 3]], "projector_start": "identity"}}
+LAYERS = {"objective": {"layers": [[2, 2], [3, 3]], "projector_start": "identity", "weighted_loss": True}}
 STEPS = {"distill": {"max_steps": 10, "validate_every": 5, "checkpoint_every": 5}, "cache": {"dtype": "float32"}}
 TERMS = ("train/loss", "train/ce", "train/cosine", "train/geometry", "train/logit", "train/gradient_norm")
 

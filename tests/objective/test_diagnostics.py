@@ -116,7 +116,12 @@ def test_span_statistics() -> None:
 
 @pytest.mark.parametrize(
     ("fields", "power"),
-    [({}, 1.0), ({"mass_power": 0.5}, 0.5), ({"weighted_loss": False}, 0.0), ({"name": "uld"}, 1.0)],
+    [
+        ({}, 0.0),
+        ({"weighted_loss": True}, 1.0),
+        ({"weighted_loss": True, "mass_power": 0.5}, 0.5),
+        ({"name": "uld"}, 0.0),
+    ],
 )
 def test_effective_spans_are_those_of_the_loss_weights(fields: dict[str, Any], power: float) -> None:
     world = make()

@@ -78,8 +78,8 @@ def plain_terms(world: World, objective: torch.nn.Module, config: ObjectiveConfi
 VARIANTS: list[dict[str, Any]] = [
     {},
     {"weighted_pooling": False},
-    {"weighted_loss": False},
-    {"mass_power": 2.5},
+    {"weighted_loss": True},
+    {"weighted_loss": True, "mass_power": 2.5},
     {"logit_reduction": "sum", "temperature": 3.0},
     {"logit_chunk": 2},
 ]

@@ -161,6 +161,16 @@ def test_results_from_before_the_teacher_faded_out_keep_their_names(own_store: R
     assert "annealing" not in objective(name="sft"), "there is no teacher"
 
 
+def test_only_sra_is_named_after_how_spans_are_weighed() -> None:
+    def objective(**fields: Any) -> dict[str, Any]:
+        return Run(load_config("smoke", {"objective": fields})).identity("distill")["objective"]
+
+    assert (objective()["weighted_loss"], objective(weighted_loss=True)["weighted_loss"]) == (False, True)
+    for name in ("sft", "uld"):  # what was learned when the default was another one keeps its name
+        assert objective(name=name) == objective(name=name, weighted_loss=True)
+        assert objective(name=name)["weighted_loss"] is True
+
+
 def test_a_result_made_from_other_bytes_is_stale(own_store: RunConfig) -> None:
     manifest_file = Path(Run(own_store).result("evaluate").folder) / "manifest.json"
     manifest = Manifest.model_validate_json(manifest_file.read_text())
