@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sra_core.config import ModelRef, ObjectiveConfig, RunConfig, TeacherConfig, hashed, hashed_steps
+from sra_core.config import ModelRef, RunConfig, TeacherConfig, hashed, hashed_objective, hashed_steps
 from sra_core.models import load_kept_tokenizer, load_model, model_identity, pick_device
 from sra_core.objective import teacher_needs
 from sra_core.runs import Run
@@ -40,27 +40,18 @@ def identity(run: Run) -> dict[str, Any]:
     """All that determines a trained student."""
     config = run.adapted
     fitted = config.objective.name == "dskd" and config.objective.projector_start in ("auto", "fit")
+    repeated = config.objective.name == "gold" and config.alignment.first_tokens
     return {
         "schema": SCHEMA_VERSION,
         **({"maps": "fitted"} if fitted else {}),  # its maps started at random once, whatever the config said
+        **({"pairs": "once"} if repeated else {}),  # a teacher's token counted for each that it stood for
         **{stage: run.fingerprint(stage) for stage in run.trained_from},
         "student": {**hashed(config.student), "source": model_identity(config.student_origin)},
-        "objective": _hashed_objective(config.objective),
+        "objective": hashed_objective(config.objective),
         # Objectives that compare tokens take means over the tokens of a forward, the others over texts.
         "distill": hashed_steps(config.distill, per_forward=teacher_needs(config.objective).token_states),
         "seed": config.seed,
     }
-
-
-def _hashed_objective(config: ObjectiveConfig) -> dict[str, Any]:
-    found = hashed(config)
-    # Spans are SRA's: what others learned had the name of weighing them by mass when that was the default, and keeps it.
-    if config.name != "sra":
-        found["weighted_loss"] = True
-    # Plain fine-tuning has no teacher to fade out: with the field, students from before it would lose their names.
-    if config.name == "sft":
-        found.pop("annealing", None)
-    return found
 
 
 def distill_student(
@@ -180,14 +171,15 @@ def _export(
     training = job.config.distill
     weights = KeptWeights(job.weights, rank=0)
     tokenizer = load_kept_tokenizer(job.config, job.prepared, "student")
-    card = model_card(job.config, upstream, result, read_history(job.history), licences)
+    history = read_history(job.history)
+
+    def card(step: int) -> str:
+        return model_card(job.config, upstream, {**result, "exported_step": step}, history, licences)
+
     adapter = folder / ADAPTER if training.keep_adapter and training.lora else None
-    exported = weights.path(int(result["exported_step"]))
+    step, end = int(result["exported_step"]), int(result["steps"])
     trusted = job.trusted
-    export_model(
-        training, job.initial, exported, tokenizer, folder / STUDENT, trusted=trusted, adapter=adapter, card=card
-    )
-    if training.keep_last:
-        last = weights.path(int(result["steps"]))
-        export_model(training, job.initial, last, tokenizer, folder / LAST, trusted=trusted, card=card)
+    for name, at, kept in [(STUDENT, step, adapter), *([(LAST, end, None)] if training.keep_last else [])]:
+        place, trained = folder / name, weights.path(at)
+        export_model(training, job.initial, trained, tokenizer, place, trusted=trusted, adapter=kept, card=card(at))
     return [STUDENT, *([ADAPTER] if adapter else []), *([LAST] if training.keep_last else [])]

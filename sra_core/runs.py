@@ -190,7 +190,12 @@ def settled(config: RunConfig) -> RunConfig:
         if part.precision != "float32":
             part.zero_stage = max(part.zero_stage, 1)
     evaluate = found.evaluate
-    if evaluate.backend == "auto" and find_spec("vllm") is not None and is_cuda(evaluate.device):
+    if (
+        evaluate.generate != 0
+        and evaluate.backend == "auto"
+        and find_spec("vllm") is not None
+        and is_cuda(evaluate.device)
+    ):
         evaluate.backend = "vllm"
     return found
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from sra_core.compare.intervals import Comparison, Interval, compare_all, interval
 from sra_core.compare.results import TITLES, EvaluatedRun, Metric, ModelScores, Values, all_references
-from sra_core.compare.rouge import ANSWER_SCORES, AnswerCounts, count_answers
+from sra_core.compare.rouge import AnswerCounts, count_answers
 from sra_core.errors import EvaluationError
 
 __all__ = ["Breakdown", "Case", "MetricResult", "RunComparison", "compare_runs"]
@@ -174,8 +174,9 @@ def compare_runs(
     result = RunComparison(list(runs), list(systems), students, _pair(students, reference, systems), reference)
     pairs = _pairs(students, None if all_pairs else reference, systems)
     metrics = {metric.name: metric for scores in systems.values() for metric in scores.metrics()}
+    others = _others(systems)
     for metric in metrics.values():
-        scored = _shared(metric.name, systems)
+        scored = _shared(metric.name, systems, others)
         if scored is None:
             continue
         result.metrics[metric.name] = _metric_result(metric, scored, pairs, resamples, seed)
@@ -183,7 +184,7 @@ def compare_runs(
             result.breakdowns += _breakdowns(metric, scored, runs[0], resamples, seed)
     if not result.metrics:
         raise EvaluationError("the runs have no example in common", "evaluate them on the same test examples")
-    result.cases = _cases(systems, result.pair)
+    result.cases = _cases(systems, result.pair, others)
     result.differing = _differing(runs)
     for name, scores in systems.items():
         if scores.answers is not None:
@@ -238,18 +239,25 @@ def _pairs(students: list[str], reference: str | None, systems: Mapping[str, Mod
     return [(reference, name) for name in [*students, *others] if name != reference]
 
 
-def _shared(metric: str, systems: dict[str, ModelScores]) -> _Scored | None:
+def _others(systems: Mapping[str, ModelScores]) -> set[Key]:
+    """Ids under which models were asked other things: with another reference it is another example."""
+    known: dict[Key, list[str]] = {}
+    found = set()
+    for scores in systems.values():
+        for key, wanted in scores.wanted().items():
+            if known.setdefault(key, wanted) != wanted:
+                found.add(key)
+    return found
+
+
+def _shared(metric: str, systems: dict[str, ModelScores], others: set[Key]) -> _Scored | None:
     tables = {name: found for name, scores in systems.items() if (found := scores.values(metric)) is not None}
     if not tables:
         return None
     first: Values = next(iter(tables.values()))
     everyone = set(first[0]).intersection(*(keys for keys, _, _ in tables.values()))
-    if metric in ANSWER_SCORES:  # under one id another reference is another example
-        one, *others = (systems[name].wanted() for name in tables)
-        for other in others:
-            everyone = {key for key in everyone if other[key] == one[key]}
     anyone = set(first[0]).union(*(keys for keys, _, _ in tables.values()))
-    keys = [key for key in first[0] if key in everyone]
+    keys = [key for key in first[0] if key in everyone - others]
     values, weights = {}, {}
     for name, (own, numerators, denominators) in tables.items():
         place = dict(zip(own, range(len(own)), strict=True))
@@ -335,16 +343,16 @@ def _facts(run: EvaluatedRun) -> dict[Key, tuple[str, int]]:
     return facts
 
 
-def _cases(systems: dict[str, ModelScores], pair: tuple[str, str] | None) -> list[Case]:
+def _cases(systems: dict[str, ModelScores], pair: tuple[str, str] | None, others: set[Key]) -> list[Case]:
     tables = {name: scores.answers.to_pylist() for name, scores in systems.items() if scores.answers is not None}
     cases: dict[Key, Case] = {}
     totals: dict[tuple[Key, str], list[float]] = {}
     for name, rows in tables.items():
         for row in rows:
             key = row["dataset"], row["id"]
-            case = cases.setdefault(key, Case(*key, row["source"], row["prompt"], row["reference"], {}, {}, 0.0))
-            if row["reference"] != case.reference:  # another example under the same id
+            if key in others:
                 continue
+            case = cases.setdefault(key, Case(*key, row["source"], row["prompt"], row["reference"], {}, {}, 0.0))
             case.answers.setdefault(name, row["answer"])
             if not math.isnan(row["rougeL"]):  # a reference without a word: nothing to score
                 totals.setdefault((key, name), []).append(100 * row["rougeL"])

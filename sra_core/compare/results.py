@@ -372,6 +372,8 @@ def _lineage(results: Sequence[Manifest]) -> dict[str, str]:
             text = f"sha256 {value[:12]}" if _CHECKSUM.fullmatch(value) else value
             name = name.replace(".fields.", ".")
             found[name if found.get(name, text) == text else f"{made.stage}: {name}"] = text
+    if found.get("objective.name", "sra") != "sra":
+        found.pop("objective.weighted_loss", None)  # spans are SRA's
     sections = {name.rpartition(".")[0] for name in found}
     return found | {
         name: value for name, value in left_out().items() if name not in found and name.rpartition(".")[0] in sections

@@ -10,7 +10,7 @@ from sra_core.config.data import PAPER_PROMPT, AlignmentConfig, AuditThresholds,
 from sra_core.config.evaluation import DatasetConfig, EvaluateConfig
 from sra_core.config.mappings import merged, nested
 from sra_core.config.models import ModelRef, StudentConfig, TeacherConfig
-from sra_core.config.objective import ObjectiveConfig
+from sra_core.config.objective import ObjectiveConfig, hashed_objective
 from sra_core.config.part import hashed
 from sra_core.config.run import MAIN_FIELDS, RunConfig
 from sra_core.config.training import AdaptConfig, DistillConfig, LoraConfig, TrainingConfig, hashed_steps
@@ -37,6 +37,7 @@ __all__ = [
     "TrainingConfig",
     "Variant",
     "hashed",
+    "hashed_objective",
     "hashed_steps",
     "merged",
     "nested",

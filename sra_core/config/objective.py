@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from sra_core.config.part import Part, runtime, where_set
+from sra_core.config.part import Part, hashed, runtime, where_set
 
 __all__ = ["ObjectiveConfig"]
 
@@ -126,3 +126,16 @@ class ObjectiveConfig(Part):
                 "trajectory: needs at least two layer pairs; add a pair to objective.layers or set it to 0"
             )
         return self
+
+
+def hashed_objective(config: ObjectiveConfig) -> dict[str, Any]:
+    """`hashed`, with what another default was when results were made, so that they keep their names.
+
+    Plain fine-tuning has no teacher to fade out, and only SRA weighs spans: by mass, when that was the default.
+    """
+    found = hashed(config)
+    if config.name != "sra":
+        found["weighted_loss"] = True
+    if config.name == "sft":
+        found.pop("annealing", None)
+    return found

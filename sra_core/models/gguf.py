@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["header_digest", "licence_in", "rope_in", "unplaced"]
 
 _SPLIT = re.compile(r"-\d{5}-of-(\d{5})\.gguf$")
-_PLACELESS = re.compile(r"^rope_|\.attn_rot_embd\.|_exps\.")
+_PLACELESS = re.compile(r"^(rope_|v\.|a\.|mm\.)|\.attn_rot_embd\.|_exps\.")
 _ELSEWHERE = "use the same model's safetensors folder or hub id"
 _STRING, _ARRAY = 8, 9
 _BASE_UNREAD = ("starcoder2", "stablelm")
@@ -121,7 +121,8 @@ def rope_in(path: Path) -> dict[str, Any]:
 def unplaced(path: Path, model: PreTrainedModel) -> list[str]:
     """The weights of a GGUF file that have no place in the model, which transformers leaves out without a word.
 
-    Tables of rotary positions are `rope_in`'s; experts transformers puts together, and tells where one is missing.
+    Tables of rotary positions are `rope_in`'s; experts transformers puts together, and tells where one is missing; the
+    towers for pictures and sound that some files hold are no part of the language model.
 
     Raises:
         ModelError: As `header_digest`.

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from sra_core.config import TrainingConfig, hashed, hashed_steps
+from sra_core.config import TrainingConfig, hashed, hashed_objective, hashed_steps
 from sra_core.errors import ConfigError, SraError, StorageError, TrainingError
 from sra_core.objective import teacher_needs
 from sra_core.shards import StoreLock
@@ -107,7 +107,7 @@ def _told_apart(job: Job) -> dict[str, Any]:
     return {
         "sources": sources,
         "training": steps,
-        "objective": hashed(job.objective),
+        "objective": hashed_objective(job.objective),
         "models": (hashed(config.teacher), hashed(config.student)),
         "seed": config.seed,
         "part": job.part,

@@ -164,10 +164,9 @@ def test_other_examples_under_the_same_ids_are_not_compared(tmp_path):
     pq.write_table(table.set_column(table.column_names.index("reference"), "reference", pa.array(wanted)), file)
     comparison = compare_runs(read_runs([(None, path) for path in paths]), resamples=50)
     assert (comparison.metrics["rougeL"].examples, comparison.metrics["rougeL"].missing) == (39, 1)
-    assert comparison.metrics["bits_per_byte"].examples == 40
+    assert (comparison.metrics["bits_per_byte"].examples, comparison.metrics["bits_per_byte"].missing) == (39, 1)
     assert any("another text under the same id" in note for note in comparison.notes)
-    case = next(case for case in comparison.cases if case.id == table["id"][0].as_py())
-    assert list(case.answers) == ["sra learning_rate=0.2"]
+    assert table["id"][0].as_py() not in {case.id for case in comparison.cases}
 
 
 def test_what_an_older_result_leaves_out_is_named_as_it_was(tmp_path):

@@ -111,7 +111,11 @@ def _text(recipe: str, overrides: dict[str, Any] | None = None, source: str = "-
         ("objective.layers", [[0, 1]], "objective.layers: [0, 1] is not a pair of layers; count from 1, or -1 for"),
         ("distill.micro_batch", "x", "distill.micro_batch: must be an integer or 'auto', not 'x'"),
         ("distill.lora", 3, "distill.lora: must be a mapping of fields, not 3"),
-        ("objective.mass_power", 0.5, "objective.mass_power: spans are weighed by no mass; set objective.weighted_loss"),
+        (
+            "objective.mass_power",
+            0.5,
+            "objective.mass_power: spans are weighed by no mass; set objective.weighted_loss",
+        ),
         ("distill.keep_adapter", True, "distill.keep_adapter: all weights are trained and there is none"),
         ("distill.keep_best", "x", "distill.keep_best: must be true or false, not 'x'"),
         ("cache.dtype", "int9", "cache.dtype: must be one of 'bfloat16', 'float32', 'int8' or 'fp8', not 'int9'"),

@@ -88,6 +88,7 @@ def check_close(name: str, found: Any, rtol: float) -> None:
         ("quality-smoke", {"objective": {"name": "uld"}}),
         ("quality-smoke", {"objective": {"name": "sft"}}),
         ("paper-qwen1.5-1.8b-gpt2-120m", {**LAYERS, "evaluate": {"datasets": []}}),
+        ("smoke", {}),
     ],
 )
 def test_fingerprints(recipe: str, changes: dict[str, Any], inputs: dict[str, Any], request: Any) -> None:

@@ -79,6 +79,7 @@ VARIANTS: list[dict[str, Any]] = [
     {},
     {"weighted_pooling": False},
     {"weighted_loss": True},
+    {"weighted_loss": True, "weighted_pooling": False},
     {"weighted_loss": True, "mass_power": 2.5},
     {"logit_reduction": "sum", "temperature": 3.0},
     {"logit_chunk": 2},

@@ -92,6 +92,7 @@ def test_auto_precision_is_what_the_machine_computes_natively(
 def test_what_generates_names_the_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
     plain = load_config("smoke")
     monkeypatch.setattr("sra_core.runs.find_spec", lambda name: name)
+    monkeypatch.setattr("sra_core.runs.is_cuda", lambda device: False)
     assert Run(plain).config.evaluate.backend == "auto", "no GPU: the project's own loop answers, as without vLLM"
     monkeypatch.setattr("sra_core.runs.is_cuda", lambda device: True)
     assert Run(plain).config.evaluate.backend == "vllm"

@@ -162,7 +162,7 @@ def test_results_from_before_the_teacher_faded_out_keep_their_names(own_store: R
 
 
 def test_only_sra_is_named_after_how_spans_are_weighed() -> None:
-    def objective(**fields: Any) -> dict[str, Any]:
+    def objective(**fields: object) -> dict[str, object]:
         return Run(load_config("smoke", {"objective": fields})).identity("distill")["objective"]
 
     assert (objective()["weighted_loss"], objective(weighted_loss=True)["weighted_loss"]) == (False, True)
