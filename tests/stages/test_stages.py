@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sra_core import stages
@@ -148,6 +149,21 @@ def test_what_there_is_to_learn_is_told_before_training_and_kept(own_store: RunC
     assert gap == pytest.approx(expected["initial"] - expected["teacher"], abs=1e-5)
     assert told["distill"]["distill/teacher_ahead_low"] < gap < told["distill"]["distill/teacher_ahead_high"]
     assert trained.metrics["distill/teacher_ahead"] == pytest.approx(gap, abs=1e-6)
+
+
+@pytest.mark.integration
+def test_last_weights_and_adapter_are_kept_beside_the_best(smoke_run: SmokeRun, tmp_path: Path) -> None:
+    shutil.copytree(smoke_run.store, tmp_path / "store")
+    worse = {"learning_rate": 1.0, "max_steps": 2, "validate_every": 2, "lora": {"rank": 2}}
+    config = load_config(
+        "smoke", {"store": str(tmp_path / "store"), "distill": {**worse, "keep_last": True, "keep_adapter": True}}
+    )
+    folder = Path(stages.distill(config).folder)
+    for name, step in (("student", 0), ("last", 2)):
+        assert f"| weights | of step {step} |" in (folder / name / "README.md").read_text()
+    weights = [load_file(folder / name / "model.safetensors") for name in ("student", "last")]
+    assert any(not torch.equal(tensor, weights[1][key]) for key, tensor in weights[0].items())
+    assert (folder / "adapter" / "adapter_config.json").is_file()
 
 
 def test_results_from_before_the_teacher_faded_out_keep_their_names(own_store: RunConfig) -> None:
