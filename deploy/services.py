@@ -153,6 +153,7 @@ class Settings:
             # In memory they end with the server, and then every run that holds a slot of a limit ends too ("410 Gone").
             "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
             "MLFLOW_BACKEND_STORE_URI": mlflow,
+            # MLflow 3 runs jobs in processes of their own by default, which SIGTERM to the server would leave behind.
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         }
 
@@ -165,6 +166,7 @@ class Settings:
             "MLFLOW_AUTH_CONFIG_PATH": str(self.home / "mlflow-auth.ini"),
             "MLFLOW_AUTH_ADMIN_USERNAME": user,
             "MLFLOW_AUTH_ADMIN_PASSWORD": password,
+            # Behind a password MLflow does not start without it; derived, it is the same after a restart.
             "MLFLOW_FLASK_SERVER_SECRET_KEY": hashlib.sha256(f"forms {self.mlflow_auth}".encode()).hexdigest(),
             "MLFLOW_TRACKING_USERNAME": user,
             "MLFLOW_TRACKING_PASSWORD": password,
@@ -210,7 +212,7 @@ def services(settings: Settings) -> list[Service]:
         ),
         Service(
             "worker",
-            [*worker, "--install-policy", "never"],
+            [*worker, "--install-policy", "never"],  # else it may install packages
             lambda: _worker_online(settings),
             f"{settings.prefect_url}/work-pools/work-pool/{POOL}",
             settings.environment,
@@ -244,6 +246,7 @@ def up(settings: Settings) -> None:
         start(service, settings)
     for service in (prefect, mlflow):
         wait(service, settings)
+    # Before the worker starts: no run that is pending now can be one that it is about to start.
     recover(settings)
     _say("applying deployments and automations")
     apply(settings)
@@ -257,7 +260,7 @@ def _make_private(settings: Settings) -> None:
     folder = settings.state / "mlflow-artifacts"
     for place in (settings.home, folder):
         place.mkdir(parents=True, exist_ok=True, mode=0o700)
-        place.chmod(0o700)
+        place.chmod(0o700)  # mkdir changes no folder that is there
     for place in (*settings.home.iterdir(), *settings.state.glob("mlflow.db*")):
         if place.is_file():
             place.chmod(0o600)
@@ -284,7 +287,7 @@ def start(service: Service, settings: Settings) -> None:
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            start_new_session=True,
+            start_new_session=True,  # Ctrl-C in the terminal of `up` does not reach it
             umask=-1 if service.name == "worker" else 0o077,  # results are for everybody who shares the store
         )
     record = {"pid": process.pid, "created": psutil.Process(process.pid).create_time()}
@@ -316,6 +319,7 @@ def down(settings: Settings) -> None:
             _say(f"stopping {service.name}")
             stop(process)
         _pid_file(service, settings).unlink(missing_ok=True)
+        # Here, while the servers still answer: they are stopped next.
         if service is worker and all(running(each, settings) and each.answers() for each in (prefect, mlflow)):
             try:
                 recover(settings)

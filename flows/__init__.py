@@ -28,4 +28,4 @@ __all__ = [
 
 quiet_telemetry()
 os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "sra_core")
-os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "90")
+os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "90")  # 20 unless told

@@ -17,6 +17,7 @@ Cells = Annotated[list[str], described(list[str], "Only variants of these names;
 Seeds = Annotated[list[int], described(list[int], "Only these seeds of the grid; empty runs all of them.")]
 
 
+# Lists as defaults: Prefect's form shows none that a factory would make.
 @flow(name="benchmark")
 @asks_for_config("quality", without=("seed",))
 def benchmark(config: RunConfig, cells: Cells = [], seeds: Seeds = []) -> Any:  # noqa: B006

@@ -173,6 +173,7 @@ def _masked_errors() -> Iterator[None]:
         hidden = _without_secrets(error)
         if hidden is error:
             raise
+        # With `from`, tracebacks leave out the error that was met first, whose message holds the secret.
         raise hidden from hidden.__cause__
 
 

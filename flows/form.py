@@ -141,6 +141,7 @@ def asks_for_config(
 
 
 def _head(recipe: str, without: tuple[str, ...]) -> list[inspect.Parameter]:
+    # MISSING leaves no default in the schema, which the form would send whatever the recipe says.
     shown = [_parameter(SHORT[name], _short(name), MISSING) for name in MAIN_FIELDS if name not in without]
     return [_parameter("recipe", Recipe, recipe), *shown]
 
@@ -176,6 +177,7 @@ def own_name(name: str | None) -> str | None:
         return None
     if titled := re.fullmatch(r".* · seeds? [\d, ]+(?: · (.+))?", name):
         return titled[1]
+    # The UI makes names such as `phi983-acamar`; the server joins two words of coolname's lists.
     made_by_ui = re.fullmatch(rf"({_GREEK})\d{{1,4}}(-[a-z]+)+", name)
     made_by_server = len(name.split("-")) == 2 and set(name.split("-")) <= _random_words()
     return None if made_by_ui or made_by_server else name

@@ -92,13 +92,14 @@ def _put_right(client: SyncPrefectClient, run: FlowRun, stopped: Collection[str]
 
 def _is_gone(run: FlowRun) -> bool:
     """Whether the run's process was one of this machine and is no more; one that is just starting isn't noted yet."""
+    # Another start of the run has another process: a label from before says nothing of it.
     return run.labels.get(_START) == run.run_count and is_dead(str(run.labels[_PROCESS]))
 
 
 def _is_over(client: SyncPrefectClient, flow_run_id: str) -> bool:
     try:
         return client.read_flow_run(UUID(flow_run_id)).state_type not in (StateType.RUNNING, StateType.CANCELLING)
-    except ObjectNotFound:
+    except ObjectNotFound:  # deleted, or of another server: nothing says that it is over
         return False
 
 
@@ -162,6 +163,7 @@ def main() -> int:
     """Entry point of ``python -m flows.recovery [STOPPED_WORKER ...]``; waits a while for a server that starts too."""
     with get_client(sync_client=True) as client:
         limit = time.monotonic() + _PATIENCE
+        # It returns the exception that it met, and None where all is well.
         while client.api_healthcheck() is not None and time.monotonic() < limit:
             time.sleep(1)
     for line in recover(os.environ.get("MLFLOW_TRACKING_URI"), sys.argv[1:]):

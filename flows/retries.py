@@ -55,6 +55,7 @@ def stage_task(stage: str, work: Callable[..., Any], name: str | None = None) ->
         work: What the task calls.
         name: What to call its run; unset takes the stage's name.
     """
+    # No tags: a tag's slots are taken from the Prefect server, which may be away.
     return task(
         work,
         name=stage,

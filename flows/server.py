@@ -45,6 +45,7 @@ def main() -> None:
     except Exception as error:  # a database of an older Prefect, say: the server brings it up to date when it starts
         sys.stderr.write(f"runs that were silent while the server was away may be marked as crashed: {error}\n")
     os.umask(mask)
+    # The same process goes on: its number stands in the pid file of `services.py`.
     os.execv(sys.executable, [sys.executable, "-m", "prefect", "server", "start", *sys.argv[1:]])
 
 

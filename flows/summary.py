@@ -31,7 +31,7 @@ class FlowSummary:
         self._artifacts = ArtifactWriter()
         self._results: dict[str, Manifest] = {}
         self._report = ""
-        self._write()
+        self._write()  # from the start: a run that fails shows its settled config too
 
     def add(self, manifest: Manifest) -> None:
         """Tell the result of a stage."""

@@ -159,6 +159,7 @@ class PrefectWatcher(Watcher):
     def figure(self, name: str, draw: Callable[[], Figure]) -> None:
         address = _embedded(draw)
         if address:
+            # A key of its own: a table of the same name would be overwritten.
             self._write("image", f"{name}-figure", address, name)
 
     def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -233,6 +234,7 @@ def _passing(error: Exception) -> bool:
     """The server is away or overloaded, and not: it refused the artifact."""
     if isinstance(error, (PrefectHTTPStatusError, httpx.HTTPStatusError)):
         return error.response.status_code >= 500 or error.response.status_code in (408, 429)
+    # A RuntimeError is how Prefect's client says that it reached no server.
     return isinstance(error, (httpx.TransportError, OSError, RuntimeError))
 
 
@@ -244,7 +246,7 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _cell(value: Any) -> Any:
-    if isinstance(value, float) and value != value:
+    if isinstance(value, float) and value != value:  # JSON has no NaN
         return None
     return escape_markdown(redact_text(value)) if isinstance(value, str) else value  # Prefect renders cells
 

@@ -35,6 +35,7 @@ def identity(run: Run) -> dict[str, Any]:
         "prepared": run.fingerprint("prepare"),
         "teacher": model_identity(config.teacher),
         "adapt": {name: value for name, value in steps.items() if name != "enabled"},
+        # Not the run's: students of several seeds learn from one adapted teacher, which is captured once.
         "seed": config.adapt.seed,
     }
 
@@ -56,6 +57,7 @@ def adapt_teacher(config: RunConfig, prepared: Manifest, folder: StageFolder, wa
     quiet_libraries()
     work = folder.path / WORK
     job = Job(
+        # Whatever draws in training draws from the job's seed.
         config=config.model_copy(update={"seed": config.adapt.seed}),
         prepared=Path(prepared.folder),
         teacher=None,
@@ -64,6 +66,7 @@ def adapt_teacher(config: RunConfig, prepared: Manifest, folder: StageFolder, wa
         part="adapt",
     )
     refuse_other_steps(job)
+    # Named before training: the exported teacher keeps the generation config of the model that it started from.
     job.keep_initial(lambda: _named_teacher(config))
     result = dict(launch(job, watch))
     notes = {name: result.pop(name) for name in ("layout", "processes")}
@@ -96,8 +99,10 @@ def with_adapted_teacher(config: RunConfig, adapted: Manifest) -> RunConfig:
     folder = Path(adapted.folder)
     model = folder / TEACHER
     if not config.adapt.merge:
+        # With the content: an adapter that was made again with other bytes is merged anew.
         name = slug(f"adapted-{adapted.fingerprint}-{adapted.content}")
         model = made_once(name, lambda place: _merge(config, folder / ADAPTER, place))
+    # Revision and checksum are those of the teacher that it was made from.
     values = config.teacher.model_dump() | {"source": str(model), "revision": None, "sha256": None}
     return config.model_copy(update={"teacher": type(config.teacher).model_validate(values)})
 

@@ -93,6 +93,7 @@ def check_cache(config: RunConfig, examples: int) -> Fidelity:
     run = Run(config)
     config = run.config
     prepared, manifest, folder = run.result("prepare"), run.result("cache"), run.folder("cache")
+    # The same cache shows the same examples, whoever asks.
     seed = int(manifest.fingerprint, 16)
     rows, stored = sample_rows(prepared, folder.path, manifest.shards, examples, seed)
     capture = make_capture(config, folder, load_teacher(run.adapted))
@@ -141,6 +142,7 @@ def _loss_terms(
     student, _ = initial_student(config, prepared)
     context = objective_context(config, Path(prepared.folder), Path(manifest.folder), student)
     layers = [resolve_layer(layer_count(student), layer) for layer in student_layers(config.objective)]
+    # eval: no dropout, so that the cache alone makes a difference.
     module = DistillModule(
         student.eval(), build_objective(config.objective, context), layers, attention=config.objective.weighted_pooling
     )

@@ -90,6 +90,7 @@ def init(
     ] = None,
 ) -> None:
     """Write a recipe for a teacher, a student and data; on a terminal, what is not given is asked."""
+    # Here and below imports stand in the commands: help and completion load nothing heavy.
     from sra_core.init import guesses, require_new, write_recipe
 
     require_new(path)
@@ -467,6 +468,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     signal.signal(signal.SIGINT, _interrupted)
     try:
+        # Named so however it was started: shells complete this name.
         app(prog_name="sra")
     except SraError as error:
         errors.print(f"[red]{type(error).__name__}[/]: ", end="")

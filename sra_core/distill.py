@@ -95,11 +95,13 @@ def distill_student(
         initial=work / "initial",
         folder=work,
     )
+    # Before anything is written: another number of processes would start over beside a training that waits.
     refuse_other_steps(job)
     job.keep_initial(lambda: initial_student(config.model_copy(update={"teacher": teacher}), prepared)[0])
     lead = _lead(job, upstream, watch)
     starts = start_projectors(job, watch)
     result = dict(launch(job, watch))
+    # Words; what is left are numbers, which become metrics.
     notes = {name: result.pop(name) for name in ("layout", "processes")}
     written = _export(job, upstream, result, folder.path, licences)
     shutil.copyfile(job.history, folder.path / HISTORY)
@@ -115,6 +117,7 @@ def distill_student(
         },
         notes={**notes, **starts.notes, **{f"{LICENCE_NOTE}{which}": text for which, text in licences.items()}},
     )
+    # Last: until the manifest is there, a second try goes on from the checkpoints in it.
     folder.remove(WORK)
     return manifest
 
@@ -126,6 +129,7 @@ def _lead(job: Job, upstream: Sequence[Manifest], watch: Watcher) -> dict[str, f
 
     cache = next((manifest for manifest in upstream if manifest.stage == "cache"), None)
     prepared = next(manifest for manifest in upstream if manifest.stage == "prepare")
+    # Under ZeRO 3 the student may not fit one device.
     if cache is None or job.training.zero_stage == 3:
         return {}
     ref = ModelRef(source=str(job.initial), trust_remote_code=job.trusted)

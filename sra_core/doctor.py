@@ -284,6 +284,7 @@ def check_layers(config: RunConfig) -> None:
     from sra_core.models import layer_count_of, resolve_layer, spread_layers
 
     teacher, student = (layer_count_of(ref) for ref in (config.teacher, config.student_origin))
+    # Layers of the student are counted after pruning.
     kept = len(spread_layers(student, config.student.keep_layers or student))
     pairs = [(resolve_layer(teacher, pair[0]), resolve_layer(kept, pair[1])) for pair in config.objective.layers]
     for place, pair in enumerate(pairs):
@@ -337,6 +338,7 @@ def check_corpus(config: RunConfig, encode: bool = True) -> None:
 
     refuse_chat_without_template(config)
     found, reasons = [], Counter[str]()
+    # Before the first example comes, a pass over all rows has found the limits, and whatever is malformed.
     for split, item in Corpus(config.corpus):
         if isinstance(item, Rejected):
             reasons[item.reason] += 1

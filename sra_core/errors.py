@@ -32,6 +32,7 @@ class SraError(Exception):
     """
 
     def __init__(self, problem: str, remedy: str) -> None:
+        # Both: an error that comes from a worker process is pickled, and made again from its args.
         super().__init__(problem, remedy)
         self.problem = problem
         self.remedy = remedy

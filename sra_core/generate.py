@@ -36,6 +36,7 @@ def identity(run: Run) -> dict[str, Any]:
     """All that determines the generated corpus."""
     return {
         "schema": SCHEMA_VERSION,
+        # Whole, so that `StageFolder.missing` can name the fields in which the nearest result differs.
         "prepared": run.identity("prepare"),
         "teacher": model_identity(run.adapted.teacher),
         "compute_dtype": run.config.cache.compute_dtype,

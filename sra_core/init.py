@@ -101,6 +101,7 @@ def write_recipe(path: Path, found: list[Guess]) -> RunConfig:
         line = f"{'  ' if dot else ''}{key}: {_yaml(guess.value)}"
         lines.append(f"{line:<{_COLUMN}}  # {guess.why}" if guess.why else line)
     try:
+        # x: nothing is written over, not even a file that came in between.
         with path.open("x", encoding="utf-8") as file:
             file.write("\n".join(lines) + "\n")
     except OSError as error:
@@ -188,6 +189,7 @@ def _lengths(config: RunConfig, examples: list[Example]) -> list[Guess]:
     response = _most([_response_tokens(each) for each in aligned])
     window = min(_window(config.teacher), _window(config.student_origin), _LONGEST)
     length = min(prompt + response, window)
+    # Texts that are cut: half is the prompt's at most, so that something of the response is left.
     if length == window:
         prompt = min(prompt, window // 2)
     why = f"{{}} of nearly all of the first {len(examples)} examples; longer ones are cut"
@@ -218,4 +220,5 @@ def _window(ref: ModelRef) -> int:
 
 
 def _yaml(value: Any) -> str:
+    # As the item of a list: behind a bare scalar PyYAML writes a line `...`.
     return yaml.safe_dump([value], default_flow_style=True, width=sys.maxsize).strip()[1:-1]

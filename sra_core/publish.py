@@ -78,6 +78,7 @@ def require_licences(student: Manifest, confirmed: bool) -> list[str]:
     licences = notes or {"teacher": "", "student's source": ""}  # a student of before licences were noted
     own_start = "student's source" in licences
     for which, licence in licences.items():
+        # Cut out of its teacher, a student is no other model that the teacher's answers improve.
         teaches = which == "teacher" and own_start
         if _FORBID.search(licence) or (teaches and _FORBID_TEACHING.search(licence)):
             raise PublishError(
@@ -136,6 +137,7 @@ def publish(student: Manifest, name: str, *, public: bool = False) -> str:
         api.upload_folder(
             repo_id=name,
             folder_path=Path(student.folder) / STUDENT,
+            # What the manifest names, whatever else lies in the folder.
             allow_patterns=files,
             delete_patterns="*",
             commit_message=f"Student {student.fingerprint}",

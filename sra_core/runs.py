@@ -65,6 +65,7 @@ class Run:
         """
         if not self.config.adapt.enabled:
             return self.config
+        # Its weights are part of what follows, so that names of later stages are known once it is there.
         adapted: RunConfig = _package("adapt").with_adapted_teacher(self.config, self.result("adapt"))
         return adapted
 
@@ -80,6 +81,7 @@ class Run:
         return self._identities[stage]
 
     def _inputs_identity(self) -> dict[str, Any]:
+        # All that `prepare` reads of the config: runs that agree in it share what was read.
         key = self.config.model_dump_json(include={"teacher", "student", "corpus", "alignment"})
         if key not in self._inputs:
             self._inputs[key] = _package("prepare").identity(self)
@@ -160,13 +162,16 @@ class Run:
         upstream = list(upstream)
         lock = folder.lock(lambda: watch.message("another process works on this result; waiting for it"))
         with nullcontext() if shared else lock:
+            # Under the lock, where there is one: who waited for another process finds what that one has made.
             manifest = folder.manifest(upstream)
             reused = manifest is not None
             with watched(watch, folder.stage, folder.fingerprint, self.config, plan, reused=reused):
                 if manifest is None:
+                    # Shared work does so itself, under a guard: here it could take away what others have just finished.
                     if not shared:
                         folder.reset()
                     manifest = work()
+                # On a reused result too: bounds such as `alignment.gate` are no part of its name and may have changed.
                 check(manifest)
                 watch.end(manifest)
         return manifest

@@ -70,6 +70,7 @@ def adapt(config: RunConfig | Run, watch: Watcher | None = None) -> Manifest:
     refuse_other_numbers(run.config.adapt, "adapt")
     prepared = run.result("prepare")
     folder = run.folder("adapt")
+    # Other ranks of torchrun train in here and find the finished result below; the first one makes it.
     join_stage(folder)
 
     def work() -> Manifest:
@@ -100,6 +101,7 @@ def cache(config: RunConfig | Run, watch: Watcher | None = None, *, executor: Ex
 
     run, watch = Run.of(config), watch or Watcher()
     prepared = run.result("prepare")
+    # Again, as the gate is no part of the result's name: it may have been prepared under a lower one.
     audit_of(prepared).require(run.config.alignment.gate)
     folder = run.folder("cache")
 
@@ -131,6 +133,7 @@ def distill(config: RunConfig | Run, watch: Watcher | None = None) -> Manifest:
     def work() -> Manifest:
         from sra_core.distill import distill_student
 
+        # The config as it was named, beside the teacher as it is: a pruned student starts from the adapted one.
         return distill_student(run.config, upstream, folder, watch, run.adapted.teacher)
 
     def show(manifest: Manifest) -> None:

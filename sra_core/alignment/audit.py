@@ -104,6 +104,7 @@ class AlignmentAudit:
         figures = {group: _group_figures(self._sums[group], spans) for group, spans in groups.items()}
         by_script = {name: found for (kind, name), found in figures.items() if kind == "script"}
         by_source = {name: found for (kind, name), found in figures.items() if kind == "source"}
+        # By source alone: an example has one source, while its text may lie in several scripts.
         total = sum((groups[group] for group in groups if group[0] == "source"), Counter[tuple[int, int]]())
         sums = sum((self._sums[group] for group in groups if group[0] == "source"), np.zeros(5, np.int64))
         readers = tuple(Spelling(backend_of(tokenizer)) for tokenizer in (teacher_tokenizer, student_tokenizer))
@@ -148,6 +149,7 @@ class AlignmentAudit:
         sources = sorted({example.source for example in batch})
         number = {source: k for k, source in enumerate(sources)}
         source = np.array([number[example.source] for example in batch])
+        # All bytes of an example count for its source, while each counts for its own script.
         by_source = np.eye(len(sources), dtype=np.int64)[source]  # (examples, sources)
         size, covered = (by_source * values.sum(axis=1)[:, None] for values in (table.bytes, table.covered))
         self._count("script", SCRIPTS, table.bytes, table.covered, table.span_script, table)
@@ -186,6 +188,7 @@ class AlignmentAudit:
         self._sums[group] = self._sums[group] + sums if group in self._sums else sums
 
     def _keep_worst(self, found: Sequence[tuple[float, str, AlignedExample]]) -> None:
+        # By score, then id: the same examples are kept whatever order the shards come in.
         self._worst = sorted([*self._worst, *found], key=lambda item: item[:2])[:_WORST]
 
     def _keep_longest(self, side: str, found: LongestSpan) -> None:
@@ -223,6 +226,7 @@ class _SpanTable:
         for side, members in zip(("teacher", "student"), inside, strict=True):
             ids = [getattr(example, f"{side}_ids") for example in batch]
             ranges = np.concatenate([getattr(example.spans, side) for example in batch])
+            # Running counts: how many of a range of tokens are shared is a difference of two.
             total = np.append(0, members[np.concatenate(ids)].cumsum())
             ranges_in_batch = ranges + _starts(np.array([len(row) for row in ids]))[span_example][:, None]
             sides.append((ranges[:, 1] - ranges[:, 0], np.diff(total[ranges_in_batch])[:, 0]))
@@ -230,6 +234,7 @@ class _SpanTable:
             bytes=_by_script(cells, len(batch)),
             covered=_by_script(cells[covered], len(batch)),
             span_example=span_example,
+            # reduceat goes on to where the next span begins: bytes between two count as 0 there, the weakest class.
             span_script=np.maximum.reduceat(script * covered, chars[:, 0]),
             teacher=sides[0][0],
             student=sides[1][0],

@@ -23,7 +23,7 @@ __all__ = ["IntArray", "SpanMap", "align", "clean_cuts"]
 IntArray = npt.NDArray[np.integer[Any]]
 """Offsets of shape (T, 2), half-open, in characters or bytes; anything that ``np.asarray`` makes such an array of."""
 
-_LOWEST = -(2**31)
+_LOWEST = -(2**31)  # cuts are int32
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -129,6 +129,7 @@ def align(teacher_offsets: npt.ArrayLike, student_offsets: npt.ArrayLike, start:
     teacher = _from(_boundaries(teacher_offsets, "teacher_offsets"), start)
     student = _from(_boundaries(student_offsets, "student_offsets"), start)
     i, j = _match(teacher, student)
+    # The first position that both intervals hold, so that the sides may be swapped.
     cuts = np.maximum(teacher.low.take(i), student.low.take(j))
     return SpanMap(_ranges(*teacher.tokens(i)), _ranges(*student.tokens(j)), _ranges(cuts, cuts))
 
@@ -150,6 +151,7 @@ def _checked(offsets: npt.ArrayLike, name: str) -> IntArray:
             f"{name}: expected integers of shape (tokens, 2), got {array.dtype} of shape {array.shape}.",
             "Pass one (start, end) pair of characters a token, as a fast tokenizer's offset mapping gives them.",
         )
+    # Narrow or unsigned types could not hold `start`, which may be negative.
     return array if array.dtype.char in "il" else array.astype(np.int64)
 
 
@@ -157,6 +159,7 @@ def _boundaries(offsets: npt.ArrayLike, name: str) -> _Boundaries:
     """All clean boundaries of one side, the start and the end of its text included."""
     array, places = _checked(offsets, name), None
     low, high = _ends_and_starts(array)
+    # high[k] is where token k starts and low[k + 1] where it ends: tokens of no width make no boundary.
     real = high[:-1] < low[1:]
     if np.count_nonzero(real) < len(real):
         _refuse_backward(array, name)
@@ -164,6 +167,7 @@ def _boundaries(offsets: npt.ArrayLike, name: str) -> _Boundaries:
         low, high = _ends_and_starts(array[places])
     if len(low) == 1:
         return _Boundaries(low[1:], high[1:], None, places)
+    # Tokens in order that do not overlap, as mostly: all boundaries are clean, so that no list of them is needed.
     if not np.count_nonzero(low > high):
         return _Boundaries(low, high, None, places)
     np.maximum.accumulate(low[1:], out=low[1:])  # tokens out of order, or several of one character
@@ -185,6 +189,7 @@ def _refuse_backward(array: IntArray, name: str) -> None:
 def _ends_and_starts(array: IntArray) -> tuple[IntArray, IntArray]:
     """(R, 2) -> where the tokens before and after each of R + 1 boundaries end and start, the outer ones closed."""
     count = len(array)
+    # One buffer for both, [?, ends] and [starts, ?]; then the text's two ends are closed.
     both = np.empty(2 * count + 2, array.dtype)
     both[1:-1].reshape(2, count)[:] = array.T[::-1]
     low, high = both[: count + 1], both[count + 1 :]
@@ -196,6 +201,7 @@ def _from(boundaries: _Boundaries, start: int) -> _Boundaries:
     """The boundaries that have a position at or after ``start``, cut off there; the first reaches down to it."""
     low, high, before, places = boundaries
     if len(low) and high[0] >= start:
+        # What no token covers before the first one belongs to the first boundary, down to `start`.
         low[0] = start
         return boundaries
     first = int(high.searchsorted(start))
@@ -214,6 +220,7 @@ def _match(teacher: _Boundaries, student: _Boundaries) -> tuple[IntArray, IntArr
     if not len(teacher.low) or not len(student.low):
         return np.zeros(0, np.int64), np.zeros(0, np.int64)
     low, high = teacher.low, teacher.high
+    # Boundaries beyond the other side's last have no partner: searchsorted would point past its end.
     if low[-1] > student.high[-1]:
         reach = low.searchsorted(student.high[-1], "right")
         low, high = low[:reach], high[:reach]

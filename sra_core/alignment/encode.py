@@ -147,6 +147,7 @@ class PairEncoder:
         self._max_prompt = max_prompt
         self._truncate = truncate
         self._near = near
+        # Those of both models, as the response must be the same text for both.
         self._ends = EndTokens([*self._teacher.ends, *self._student.ends])
 
     def without_end(self, text: str) -> str:
@@ -204,6 +205,8 @@ class PairEncoder:
         """An example, cut short or not; one whose tokens are so long that too few are left is tokenized whole."""
         short = self._shortened(whole[0], self._teacher), self._shortened(whole[1], self._student)
         for part, side, rendered in zip(short, (teacher, student), whole, strict=True):
+            # Tokens at the edge of a cut text are others than in the whole one. With twice as many as can be kept, none
+            # of those that are kept stands there.
             few_before = len(part.prompt) < len(rendered.prompt) and side.response <= 2 * self._reach[0]
             after = len(side.ids) - side.response
             few_after = len(part.response) < len(rendered.response) and after <= 2 * self._reach[1]
@@ -214,6 +217,7 @@ class PairEncoder:
         found = self._aligned(example, short, teacher, student)
         if isinstance(found, AlignedExample):
             if self._near:
+                # Evaluation, which sets `near`, shows and scores whole texts.
                 found.prompt, found.response = whole[1].prompt, whole[1].response
             found.end_stripped = len(whole[1].response) < len(example.response)
         return found
@@ -229,6 +233,7 @@ class PairEncoder:
             teacher, student = (
                 side.without(b) if b else side for side, b in zip((teacher, student), begins, strict=True)
             )
+        # Positions count from where the response starts: there both sides meet, whatever their prompts are.
         spans = align(teacher.offsets[teacher.response :], student.offsets[student.response :])
         if not len(spans):
             return Rejected(example.id, "no_span", "the two tokenizations have no common cut inside the response")
@@ -365,14 +370,18 @@ class _Encoder:
         ids = encoding.ids
         text, prompt = rendered.prompt + rendered.response, rendered.prompt.encode()
         offsets = self._positions.of(text, text.encode(), encoding, len(rendered.prompt), bool(rendered.literal))
+        # A chat template writes its begin of text itself.
         opening = self._opening if rendered.add_special_tokens else []
         if opening:
+            # Of no width, so that no span holds them.
             offsets = np.concatenate([np.zeros((len(opening), 2), np.int32), offsets])
             ids = opening + ids
         offsets = offsets - np.int32(len(prompt))
         after = offsets[:, 1] > 0
+        # A token across the start ends after it, and so counts as response; it is in no span.
         response = int(after.argmax()) if after.any() else len(ids)
         kept = len(opening)
+        # Begin of text as a template wrote it: a prompt that is cut keeps it.
         while kept < response and ids[kept] == self._begin:
             kept += 1
         # A plain text is none of the chat template's: it ends as texts do.

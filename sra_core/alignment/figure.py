@@ -64,6 +64,7 @@ def draw_spans(spans: Sequence[SpanView], mass: npt.ArrayLike | None = None) -> 
     Returns:
         A matplotlib figure; write it with its ``savefig``.
     """
+    # Not pyplot, which keeps every figure until it is closed.
     from matplotlib.figure import Figure
 
     cells = _placed(spans, mass)

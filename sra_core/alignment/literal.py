@@ -29,7 +29,7 @@ END_TOKENS = (
 """Ends of a text or turn in tokenizers that people use; data made for one of them often has them typed out."""
 _PLANES = (0xF0000, 0x100000)
 """Code points for private use, by the ten thousands: each special token has one that stands for its characters."""
-_ROOM = 0xFFF0
+_ROOM = 0xFFF0  # of a plane's 0x10000 code points; its last two are no characters
 
 
 class EndTokens:
@@ -71,6 +71,8 @@ def answer_end(tokenizer: FastTokenizer, template: str, arguments: Mapping[str, 
     if template == "plain":
         return end
     known = _special_tokens(tokenizer)
+    # A pattern takes the first alternative that fits, hence the longest first. (?!) fits nowhere; an empty one would
+    # fit everywhere.
     pattern = "|".join(map(re.escape, sorted(known, key=len, reverse=True)))
     found = re.search(pattern or r"(?!)", written_after(tokenizer, arguments or {}))
     return known[found[0]] if found else end
@@ -81,7 +83,7 @@ def _special_tokens(tokenizer: FastTokenizer) -> dict[str, int]:
     added = backend_of(tokenizer).get_added_tokens_decoder()
     known = {token.content: k for k, token in added.items() if token.special or token.content in END_TOKENS}
     known |= {added[k].content: k for k in tokenizer.all_special_ids if k in added}
-    known.pop("", None)
+    known.pop("", None)  # a pattern would find it everywhere
     return known
 
 
@@ -120,6 +122,7 @@ class SpecialTokens:
                 response=hide(example.response),
             )
         )
+        # Stand-ins are as long as what they stand for: places in the hidden text are places in the shown one.
         places = [
             (found.start(), found.end()) for found in self._hidden(plane).finditer(hidden.prompt + hidden.response)
         ]
@@ -133,6 +136,7 @@ class SpecialTokens:
         """
         text, parts, done = rendered.prompt + rendered.response, [], 0
         for begin, end in [*rendered.literal, (len(text), len(text))]:
+            # What the template wrote gets the names that the twin knows; what was typed stays, which it knows as text.
             between = self._pattern.sub(lambda found: self._stand_in(found[0], _PLANES[0]), text[done:begin])
             parts += [between, text[begin:end]]
             done = end
@@ -156,10 +160,13 @@ class SpecialTokens:
         """The tokenizer with every special token renamed to its stand-in, wherever it is named, under the same id."""
         from tokenizers import Tokenizer
 
+        # Why not `encode_special_tokens` of tokenizers: it hides the template's special tokens as well, and Unigram
+        # models find `</s>` among their pieces all the same.
         state = {**json.loads(self._backend.to_str()), "post_processor": None}
         names = {token: self._stand_in(token, _PLANES[0]) for token in self._tokens}
         for entry in state["added_tokens"]:
             if entry["content"] in names:
+                # Not normalized: it is looked for before a normalizer could change the private characters.
                 entry |= {"content": names[entry["content"]], "normalized": False}
         model: dict[str, Any] = state["model"]
         if isinstance(model["vocab"], dict):
@@ -167,6 +174,7 @@ class SpecialTokens:
         else:
             model["vocab"] = [[names.get(piece, piece), score] for piece, score in model["vocab"]]
         if "merges" in model:
+            # A merge whose tokens the vocabulary lacks is refused by tokenizers. Older files write one as a string.
             pairs = [pair.split(" ", 1) if isinstance(pair, str) else pair for pair in model["merges"]]
             model["merges"] = [[a, b] for a, b in pairs if not names.keys() & {a, b, a + b}]
         if model.get("unk_token") in names:

@@ -35,13 +35,14 @@ if TYPE_CHECKING:
 
 __all__ = ["Replacements", "check_offsets", "mend_offsets", "offsets_of", "reorders_marks", "require_inside"]
 
+# Decomposed accents, a ligature, joined emoji, characters of one to four bytes: what offsets go wrong at.
 PROBE = (
     "First 12 words, naïve cafe\u0301 \ufb01ne 東京 alpha Việt tie\u0302\u0301ng "
     "\U0001f469\u200d\U0001f469\u200d\U0001f467 beta सप्ताह ภาษาไทย gamma \U00010348 delta 345"
 )
 _LONGEST = 64
 """Characters that a rule is believed to replace by one token; every place in a gap costs a call of the normalizer."""
-_DISORDERED = "q\u0307\u0323"
+_DISORDERED = "q\u0307\u0323"  # in canonical order the dot below comes first
 
 
 def offsets_of(encoding: Encoding) -> npt.NDArray[np.int32]:
@@ -67,6 +68,7 @@ def check_offsets(tokenizer: FastTokenizer) -> None:
         raise TokenizerError(f"The tokenizer {tokenizer_name(tokenizer)} has no character offsets.", USE_ANOTHER)
     require_inside(offsets, len(PROBE), tokenizer)
     for (first, begin), (last, end) in pairwise(clean_cuts(offsets).tolist()):
+        # The unknown token spells its own name, and stands for any text.
         if tokenizer.unk_token_id in encoding.ids[first:last]:
             continue
         expected = _latin(PROBE[begin:end])
@@ -118,7 +120,7 @@ class Replacements:
 
     def dropped(self, part: str) -> bool:
         """Whether nothing is left of a part of a text."""
-        return self._made("a" + part) == self._anchor
+        return self._made("a" + part) == self._anchor  # behind a letter, see `begins`
 
     def begins(self, part: str, token: bytes) -> bool:
         """Whether what is made of a part, which is not the beginning of a text, begins with a token's bytes."""
@@ -155,6 +157,7 @@ def mend_offsets(
         (T, 2): ``offsets`` itself where there is nothing to mend.
     """
     mended = _close_gaps(text, offsets, start, replacements, tokens)
+    # Cheap tests first: ASCII has no marks, and a text in NFC has them in canonical order.
     if reordered and not text.isascii() and not unicodedata.is_normalized("NFC", text):
         for begin, end in _disordered_marks(text):
             ends = mended[:, 1]
@@ -175,6 +178,7 @@ def _close_gaps(
     if len(offsets) and ends[-1] == len(text) and not np.count_nonzero(starts[1:] > ends[:-1]):
         return offsets  # every token starts where text before it is covered already: there is no gap
     cuts = clean_cuts(offsets)[1:]
+    # A token of no width covers nothing: it must not end a gap.
     first = np.where(starts < ends, starts, len(text))
     after = np.append(np.minimum.accumulate(first[::-1])[::-1], len(text))[cuts[:, 0]]
     gaps = after > cuts[:, 1]
@@ -196,6 +200,7 @@ def _close_gaps(
 def _replaced_from(text: str, part: slice, start: int, replacements: Replacements, token: bytes) -> int:
     """Where the text begins that a token stands for: at its own start, or at a place in the gap before it."""
     gap = text[part.start : start]
+    # White space stays between tokens, unless it is what the token itself begins with.
     if (gap.isspace() and not token[:1].isspace()) or replacements.dropped(gap):
         return start
     places = range(part.start, start)

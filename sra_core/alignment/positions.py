@@ -38,6 +38,7 @@ _SAMPLE = "A few words, naïve: 東京\n\tx = 17  # 👍\n"
 
 def at_characters(text: bytes, positions: npt.NDArray[np.int32]) -> npt.NDArray[np.bool_]:
     """Which positions, 0 to the length of the text, lie between characters."""
+    # In UTF-8 the bytes 10xxxxxx continue a character. The end of a text is no byte of one.
     continues = np.append(np.frombuffer(text, np.uint8) & 0xC0 == 0x80, False)
     return ~continues[positions]
 
@@ -62,6 +63,7 @@ class BytePositions:
     def encode(self, texts: Sequence[str]) -> list[Encoding]:
         """The tokens of texts, without offsets where most texts need none."""
         if self._spells:
+            # This call keeps no offsets, and is faster for it.
             return self._backend.encode_batch_fast(texts, add_special_tokens=False)
         return self._whole.encode_batch(texts, add_special_tokens=False)
 
@@ -91,6 +93,7 @@ class BytePositions:
         require_inside(offsets, len(text), self._tokenizer)
         offsets = mend_offsets(text, offsets, start, self._reorders, self._replacements, pieces)
         if len(data) > len(text):
+            # Bytes before each character; in a text of ASCII, which is as long in bytes, they are its number.
             before = np.append(0, byte_widths(code_points(text)).cumsum()).astype(np.int32)
             offsets = before[offsets]
         return _refined(offsets, pieces, data)
@@ -108,6 +111,7 @@ class BytePositions:
     def _summed(self, ids: list[int], data: bytes) -> npt.NDArray[np.int32] | None:
         """Running sums of the lengths of the tokens; None where they do not spell the text."""
         pieces = list(map(self._spelling.__getitem__, ids))
+        # The method changes `pieces`: what is summed are lengths of what the text has.
         if b"".join(pieces) != data and not self._without_opening_spaces(ids, pieces, data):
             return None
         offsets = np.empty((len(ids), 2), np.int32)

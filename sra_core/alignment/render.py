@@ -20,7 +20,7 @@ _ROWS = 40  # groups shown in a table
 _COLORS = ("#0b6bcb", "#b3470b", "#1f7a3d", "#8f3fb5", "#a8730a", "#c2255c")
 _TERMINAL_SPANS = 60
 _VISIBLE = {" ": "·", "\n": "⏎", "\r": "␍", "\t": "→", "\u00a0": "⍽", "\u200b": "␣", "\u2028": "↵", "\x00": "␀"}
-_JOINERS = "\u200d\ufe0f"
+_JOINERS = "\u200d\ufe0f"  # between characters they make one emoji of several; as a token of their own they'd be unseen
 _HEADINGS = (
     "examples",
     "bytes",
@@ -143,6 +143,7 @@ def render_terminal(report: AlignmentReport, worst: int = 3) -> RenderableType:
 def _plain(text: str, style: str = "") -> Any:
     from rich.text import Text
 
+    # A plain string is read as markup: what stands in brackets vanishes.
     return Text(text, style=style)
 
 
@@ -171,6 +172,7 @@ def _subtitle(example: WorstExample) -> str:
 def render_markdown(report: AlignmentReport) -> str:
     """The report in Markdown: headline, tables by script and source; no texts of the corpus but the longest spans."""
     lines = ["# Alignment audit", "", "| | |", "|---|---|"]
+    # Letter by letter: else a browser fetches images that a text of the corpus names.
     lines += [f"| {escape_markdown(label)} | {escape_markdown(value)} |" for label, value in headline(report)]
     for title, groups in _groups(report):
         lines += ["", f"## By {title}", "", f"| {title} | {' | '.join(_HEADINGS)} |"]
@@ -221,6 +223,7 @@ def render_html(report: AlignmentReport) -> str:
         parts.append(f"<h2>{_WORST}</h2>")
         parts.append(f"<p>{_NAMED} Each box is a span: its text, the teacher's tokens, the student's tokens.</p>")
         parts += [_html_example(example) for example in report.worst]
+    # Not str.format: a style sheet is full of braces.
     return _PAGE.replace("{{body}}", "\n".join(parts))
 
 

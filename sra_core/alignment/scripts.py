@@ -20,6 +20,7 @@ SCRIPTS = (
 _NUMBERS = {name.upper(): number for number, name in enumerate(SCRIPTS)} | {"CJK": SCRIPTS.index("Han")}
 _CLASSES = {"Z": "Space", "M": "Mark", "P": "Punctuation", "N": "Digit", "S": "Symbol", "C": "Other", "L": "Other"}
 _UNSEEN = 255
+# Filled as code points are met, so that unicodedata is asked once for each of them.
 _table = np.full(0x110000, _UNSEEN, np.uint8)
 
 
@@ -46,11 +47,12 @@ def script_numbers(points: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint8]:
 def _number(character: str) -> int:
     category = unicodedata.category(character)
     if category[0] in "LM" or category == "Nl":
+        # The first or second word of the name is the script: LATIN SMALL LETTER A, FULLWIDTH LATIN SMALL LETTER A.
         words = unicodedata.name(character, "").split()
         named = next((_NUMBERS[word] for word in words[:2] if word in _NUMBERS), None)
         if named is not None and named >= _NUMBERS["ARABIC"]:
             return named
-    if category == "So" and ord(character) >= 0x2600:
+    if category == "So" and ord(character) >= 0x2600:  # from the block Miscellaneous Symbols on
         return _NUMBERS["EMOJI"]
     if character.isspace():
         return _NUMBERS["SPACE"]

@@ -97,6 +97,7 @@ def backend_of(tokenizer: FastTokenizer) -> Tokenizer:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if not getattr(tokenizer, "is_fast", False) or backend is None:
         raise TokenizerError(f"The tokenizer {tokenizer_name(tokenizer)} has no character offsets.", USE_ANOTHER)
+    # A tokenizer.json may hold both, and transformers sets them by call: texts would be cut or filled up unseen.
     backend.no_truncation()
     backend.no_padding()
     return backend
@@ -165,7 +166,7 @@ def token_bytes(tokenizer: PreTrainedTokenizerFast) -> list[bytes | None]:
     read = piece_reader(backend)
     added = backend.get_added_tokens_decoder()
     special = {*tokenizer.all_special_ids, *(k for k, token in added.items() if token.special)}
-    table: list[bytes | None] = [None] * (max(vocabulary.values(), default=-1) + 1)
+    table: list[bytes | None] = [None] * (max(vocabulary.values(), default=-1) + 1)  # ids may have holes
     for token, k in vocabulary.items():
         if k not in special:
             table[k] = (token.encode("utf-8", "replace") if k in added else read(token)) or None
@@ -203,7 +204,7 @@ def component_state(component: Any) -> Any:
     if component is None or type(component).__module__ == "builtins":
         return None
     try:
-        return json.loads(component.__getstate__())
+        return json.loads(component.__getstate__())  # the state of a Rust component is JSON
     except (TypeError, ValueError):
         return None
 

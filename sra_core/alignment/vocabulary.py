@@ -61,16 +61,19 @@ def shared_vocabulary(
     teacher = token_bytes(teacher_tokenizer)
     student = teacher if student_tokenizer is teacher_tokenizer else token_bytes(student_tokenizer)
     known = _by_bytes(teacher, teacher_tokenizer)
+    # The likeliest of each side with one another; what a side has more of for the same bytes stays unpaired.
     pairs = {
         s: t
         for text, tokens in _by_bytes(student, student_tokenizer).items()
         for s, t in zip(tokens, known.get(text, ()), strict=False)
     }
     for t, s in _roles(teacher_tokenizer, student_tokenizer):
+        # One token may have several roles (end and padding): it is paired by the first.
         if s not in pairs and t not in pairs.values():
             pairs[s] = t
     ordered = sorted(pairs.items())
     exact = len(ordered)
+    # Behind the exact pairs: GOLD takes the first pair of a teacher's token for the one of the same bytes.
     if first_tokens:
         left = [(s, text) for s, text in enumerate(student) if text and s not in pairs]
         ordered += _first_tokens(left, teacher, known, teacher_tokenizer)

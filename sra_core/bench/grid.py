@@ -122,10 +122,12 @@ class Bench:
                     continue
                 try:
                     waiting.remove(cell)
+                    # Asked again under the claim: another process may have finished it since.
                     if self.scores(cell) is None:
                         taken, last = True, False
                         yield cell
                 finally:
+                    # Also where the caller stops asking: closing the generator lets the cell go.
                     claim.release()
             if not taken:
                 if last:
@@ -176,6 +178,7 @@ class Bench:
             folder, key = self.folder(), cell.run.fingerprint("evaluate")
         except ManifestMismatch:  # the teacher is not adapted yet
             return False
+        # To ask for a claim makes its file and holds it for a moment: not where nobody ever did.
         if not (folder.path / ".claims" / f"{key}.lock").exists():
             return False
         claim = folder.claim(key)

@@ -64,7 +64,7 @@ def _run_cell(bench: Bench, cell: Cell, run_stage: RunStage, parent: PipelineRun
             for stage in OWN:
                 made = run_stage(stage, cell.run, tracked, f"{stage} {cell.name}")
             _report_curve(bench, cell, tracked)
-    except Exception as error:
+    except Exception as error:  # what cancels is none, and ends the grid
         bench.failed[cell] = error
         return f"{cell.name} failed: {first_line(error)}"
     bits = held_out_bits(made)
@@ -99,10 +99,12 @@ def bench_report(bench: Bench, watch: Watcher, parent: PipelineRun | None = None
     folder = bench.folder()
     plan = f"compare {len(report.done)} of {len(bench.cells)} cells"
     with folder.guard(), watched(watch, "benchmark", folder.fingerprint, bench.config, plan):
+        # The grid's name does not say which cells are done: each report takes the last one's place.
         folder.reset()
         report.manifest = manifest = _write(report, folder)
         _show(report, manifest, watch)
         if parent is not None:
+            # Steps count the cells that are done, so that MLflow shows how the scores settle.
             parent.metrics(manifest.metrics, len(report.done))
         watch.end(manifest)
     return report

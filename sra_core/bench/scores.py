@@ -160,6 +160,7 @@ def _on_common(scores: Mapping[Cell, Scored]) -> tuple[dict[Cell, Scored], int]:
         places = {key: place for place, key in enumerate(own)}
         part = [places[key] for key in order]
         kept[cell] = order, values[part], weights[part]
+    # Bytes of each text: with another number it is another text, and its bits would be set against these.
     sizes = next(iter(kept.values()))[2]
     for cell, (_, _, weights) in kept.items():
         if not np.array_equal(weights, sizes):
@@ -227,6 +228,7 @@ def _pairs(
         seeds = sorted(by_variant[first].keys() & by_variant.get(second, {}).keys())
         if seeds:
             possible[first, second] = seeds
+    # By name and seeds: pairs that rest on other seeds are corrected together all the same.
     tables: dict[str, Floats] = {}
     for (first, second), seeds in possible.items():
         for name in (first, second):

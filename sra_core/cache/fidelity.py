@@ -33,7 +33,9 @@ def check_stored(
         return {}
     if not any((folder.path / shard.name).exists() for shard in shards):
         folder.fetch(shards[:1])  # all of them were made on other machines
+    # Seeded by the fingerprint: other caches check other examples, and a second look at this one the same ones.
     rows, stored = sample_rows(prepared, folder.path, shards, config.cache.check, int(folder.fingerprint, 16))
+    # One by one, so that what batching did to the stored states would show.
     errors = state_errors([capture([row])[0] for row in rows], stored)
     within_bounds(config.cache, errors)
     return {f"cache/{name}": value for name, value in errors.items()}
@@ -44,6 +46,7 @@ def sample_rows(
 ) -> tuple[list[PreparedRow], list[TeacherRow]]:
     """Random examples of the shards that lie on this machine: as prepared, and as stored."""
     here = {shard.name: shard for shard in shards if (folder / shard.name).exists()}
+    # Both lists in the order of the prepared shards: row i of one belongs to row i of the other.
     sources = [shard for shard in prepared.shards if shard.name in here]
     prepared_rows = PreparedSet(prepared.model_copy(update={"shards": sources}), "train")
     made = [here[shard.name] for shard in sources]
@@ -104,6 +107,7 @@ def within_bounds(config: CacheConfig, errors: Mapping[str, float]) -> None:
         "mass_error_max": config.max_mass_error,
     }
     for name, bound in bounds.items():
+        # A comparison with NaN is false: it would pass for an error within its bound.
         if errors.get(name, 0.0) > bound or not np.isfinite(errors.get(name, 0.0)):
             field = "max_mass_error" if name.startswith("mass") else "max_center_error"
             raise ShardError(

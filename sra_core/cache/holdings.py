@@ -33,6 +33,7 @@ class Holdings(BaseModel, frozen=True):
         An objective without a teacher keeps what `sra` would read with the same layers.
         """
         needs = teacher_needs(config.objective)
+        # Objectives that compare tokens read no centres, so that they share one cache whatever `layers` says.
         mapped = () if needs.token_states else tuple(teacher for teacher, _ in config.objective.layers)
         wanted = (*mapped, *config.cache.layers)
         count = layer_count_of(config.teacher) if wanted else 0
@@ -54,9 +55,11 @@ class Holdings(BaseModel, frozen=True):
 def identity(run: Run) -> dict[str, Any]:
     """All that determines the bytes of a teacher cache."""
     config = run.config
+    # Batches, devices, helpers and checks are left out: they do not change a byte of what is stored.
     stored = {name: getattr(config.cache, name) for name in ("dtype", "compression", "compute_dtype")}
     return {
         "schema": SCHEMA_VERSION,
+        # Whole, so that `StageFolder.missing` can name the fields in which the nearest cache differs.
         "prepared": run.identity("prepare"),
         "teacher": model_identity(run.adapted.teacher),
         "cache": stored,
@@ -70,6 +73,7 @@ def find_cache(folder: StageFolder) -> StageFolder:
         return folder
     wanted = Holdings.model_validate(folder.identity["holds"])
     for other in folder.siblings():
+        # Of the same bytes but for what is held: also the teacher, its type, and how vectors are stored.
         same = {**other.identity, "holds": None} == {**folder.identity, "holds": None}
         if same and Holdings.model_validate(other.identity["holds"]).covers(wanted):
             found = folder.sibling(other)

@@ -75,6 +75,7 @@ def _capture(
     with folder.guard():
         if (made := folder.manifest([prepared])) is not None:
             return made
+        # What it names is not whole or was made from other bytes; shards that hold are found by their receipts.
         folder.reset()
     started = time.monotonic()
     with ExitStack() as stack:
@@ -90,6 +91,7 @@ def _capture(
         watch.message(f"the teacher reads batches {layout}")
         shared = shared_tokens(config, Path(prepared.folder))
         head, tokens = lm_head(model), Holdings.model_validate(folder.identity["holds"]).tokens
+        # Every process that captures writes the head, each the same bytes, so for this moment one at a time.
         with folder.guard():
             embedding = input_embeddings(model) if tokens else None
             files = save_head(folder.path, head, shared, layer_count(model), embedding)
@@ -98,6 +100,7 @@ def _capture(
             stack.close()  # the tasks are through; what they left to others is waited for below
         shards = capture_shards(capture, prepared, folder, watch)
     metrics = check_stored(config, capture, prepared, folder, shards)
+    # Bits per byte leave out what ends an answer, which the model's settings have to name for it.
     name_answer_end(model, load_kept_tokenizer(config, Path(prepared.folder), "teacher"), config.teacher)
     known = known_before(config, model, prepared, "teacher")
     if known is not None:
@@ -112,12 +115,14 @@ def _capture(
     if counts["spans"]:
         metrics["cache/bytes_per_span"] = size / counts["spans"]
     with folder.guard():
+        # Several processes come here; the manifest of the first one stays.
         return folder.manifest([prepared]) or folder.commit(
             upstream=[prepared],
             shards=shards,
             files=[folder.entry(name) for name in files],
             counts={**counts, "shared_vocabulary": len(shared)},
             metrics=metrics,
+            # By text, as the distill stage, which has no teacher in memory, pairs them with those of its own student.
             notes={"layout": layout, **(kept_nats(known.nats) if known else {})},
         )
 

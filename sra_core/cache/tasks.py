@@ -74,6 +74,7 @@ class _Teacher:
 
         ``lock`` is held.
         """
+        # With the folder: its identity says which layers the capture keeps.
         key = f"{task.folder.path} {task.config.model_dump_json(include={'teacher', 'cache'})}"
         if self._timer is not None:
             self._timer.cancel()
@@ -100,6 +101,7 @@ def run_task(task: Task) -> ShardEntry | None:
     """Capture and write the shard of a task; None where another process is at it."""
     (source,) = task.prepared.shards
     home = StageFolder(task.config.store, "prepare", task.prepared.identity)
+    # On another machine the prepared shard lies in the remote store alone.
     home.fetch([source])
     prepared = task.prepared.model_copy(update={"folder": str(home.path)})
     with _teacher.lock:

@@ -26,6 +26,7 @@ def helpers(config: RunConfig, prepared: Manifest, folder: StageFolder, watch: W
     """
     threads = torch.get_num_threads()
     count = config.cache.workers
+    # Not forked: a CUDA context does not survive that.
     context = get_context("spawn")
     processes = [
         context.Process(target=_help, args=(config, prepared, folder, number, max(1, threads // count)), daemon=True)
@@ -33,6 +34,7 @@ def helpers(config: RunConfig, prepared: Manifest, folder: StageFolder, watch: W
     ]
     try:
         if processes:
+            # All of them on all cores would get in each other's way.
             torch.set_num_threads(max(1, threads // count))
         for process in processes:
             process.start()

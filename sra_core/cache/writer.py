@@ -44,6 +44,7 @@ def capture_shards(
     Raises:
         StorageError: A shard cannot be written.
     """
+    # Training texts alone: on the others nothing is learned from the teacher.
     sources = [shard for shard in prepared.shards if shard.split == "train"]
     finished = folder.finished_shards({shard.name: shard.sha256 for shard in sources})
     if finished:
@@ -51,6 +52,7 @@ def capture_shards(
     work, waiting = _Work(capture, prepared, folder, watch, finished), False
     with work.writing():
         while pending := [shard for shard in sources if shard.name not in finished]:
+            # In one order for all: a claimed shard is passed over at once, so that processes fan out over the rest.
             made = [work.make(shard) for shard in pending]
             work.settle()
             if not any(made):  # others are at work on what is left
@@ -125,11 +127,13 @@ class _Work:
         if claim is None:
             return False
         try:
+            # Looked for under the claim: its last owner may have finished the shard since it was listed as missing.
             entry = self._folder.finished_shard(source.name, source.sha256)
             if entry is None:
                 prepared = PreparedSet(self._prepared.model_copy(update={"shards": [source]}), source.split)
                 rows = self._capture(list(prepared), self._progress)
                 self.settle()  # at most one shard waits in memory, and a failed write stops the capture
+                # The claim goes along and is given back by the writer's thread, when the shard is whole.
                 self._pending = self._writer.submit(self._write, claim, source, rows)
                 return True
         except BaseException:
@@ -147,7 +151,7 @@ class _Work:
         self._watch.progress(done, self._prepared.rows("train"), "examples")
 
     def _write(self, claim: Claim, source: ShardEntry, rows: Sequence[TeacherRow]) -> None:
-        spans = sum(len(mass) for row in rows for mass in list(row.mass.values())[:1])
+        spans = sum(len(mass) for row in rows for mass in list(row.mass.values())[:1])  # all layers have the same spans
         tokens = sum(len(row.states) for row in rows if row.states is not None)
         try:
             self._finished[source.name] = self._folder.write_shard(

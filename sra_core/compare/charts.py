@@ -50,6 +50,7 @@ def line_chart(series: Mapping[str, Points], colours: Mapping[str, int], label: 
         with StringIO() as text:
             figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
             svg = text.getvalue()
+    # Inside HTML an SVG needs no name spaces, whose addresses would be the only ones on the page.
     svg = re.sub(r"<metadata>.*?</metadata>| xmlns(:\w+)?=\"[^\"]*\"", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     svg = svg.replace("<svg ", f'<svg role="img" aria-label="{escape(label)}" ', 1)
     for number in range(COLOURS):  # matplotlib knows no variables of CSS

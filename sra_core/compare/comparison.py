@@ -325,6 +325,7 @@ def _by_name(names: list[str]) -> dict[str, Integers]:
 
 def _by_length(lengths: Integers) -> dict[str, Integers]:
     """Bands that hold about as many examples each."""
+    # Lengths that occur: where many prompts are equally long, bands fall together.
     edges = np.unique(np.quantile(lengths, np.linspace(0, 1, BANDS + 1)[1:], method="higher"))
     bands = np.searchsorted(edges, lengths)
     return {f"up to {edge:,} bytes": np.flatnonzero(bands == number) for number, edge in enumerate(edges)}

@@ -124,6 +124,7 @@ def paired(
         left, right = left.mean(1, keepdims=True), right.mean(1, keepdims=True)
     gaps = left - right
     by_example = gaps.mean(1)
+    # Both have the same denominators: the sum of the gaps is the difference of the two ratios but for a factor.
     p_value = _swap_test(by_example, resamples, seed)
     return Comparison(
         difference=interval(gaps, denominators, strata=strata, level=level, resamples=resamples, seed=seed),
@@ -154,6 +155,7 @@ def compare_all(
     results = {pair: paired(scores[pair[0]], scores[pair[1]], weights, **options) for pair in pairs}
     floor = 0.0
     for rank, pair in enumerate(sorted(pairs, key=lambda pair: results[pair].p_value)):
+        # Step by step from the clearest difference on: no later p is below an earlier one.
         floor = max(floor, min(1.0, results[pair].p_value * (len(pairs) - rank)))
         results[pair] = replace(results[pair], adjusted=floor)
     return results
@@ -171,6 +173,7 @@ def _variance(table: Floats, denominators: Floats) -> float:
     """Of the ratio of sums, from the spread of its examples; infinite where one example shows none."""
     if len(table) < 2:
         return float("inf")
+    # By the delta method: how far each example moves the ratio, to first order.
     residuals = (table.mean(1) - _score(table, denominators) * denominators) / denominators.mean()
     return float(residuals.var(ddof=1) / len(table))
 

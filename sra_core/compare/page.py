@@ -197,6 +197,7 @@ def html_report(comparison: RunComparison) -> str:
     curves, costs = [], []
     for name in curve_names(comparison)[:CURVES]:
         series = {run.name: run.curves[name] for run in comparison.runs if name in run.curves}
+        # Markup passes jinja's escaping by: `line_chart` escapes the label itself.
         curves.append((name, Markup(line_chart(series, colours, f"{name} by training step"))))
     for name in dict.fromkeys(name for run in comparison.runs for name in run.costs):
         costs.append((name, [_amount(name, run.costs[name]) if name in run.costs else "" for run in comparison.runs]))

@@ -160,6 +160,7 @@ def _by_seed(table: pa.Table, metric: str) -> Values | None:
             found.setdefault((row["dataset"], row["id"]), {})[row["seed"]] = 100 * row[metric]
     keys, scores = [], []
     for key, by_seed in found.items():
+        # Seeds are the columns of one table: an example that lacks one is left out.
         if len(by_seed) == len(seeds):
             keys.append(key)
             scores.append([by_seed[seed] for seed in seeds])
@@ -302,6 +303,7 @@ def _read_scores(folder: Path, system: str, datasets: list[str]) -> ModelScores 
 
 def _read_tables(folder: Path, kind: str, system: str, datasets: list[str]) -> pa.Table | None:
     """The tables of all data sets as one."""
+    # No name of a data set holds a dash, so that no stem is the beginning of another's.
     stems = [file_name(kind, dataset, system).removesuffix(".parquet") for dataset in datasets]
     paths = [path for stem in stems for path in sorted(folder.glob(f"{stem}*.parquet"))]
     return read_answers(paths) if paths else None
@@ -396,5 +398,6 @@ def all_references(answers: pa.Table) -> list[list[str]]:
 
 def read_answers(paths: Sequence[Path]) -> pa.Table:
     """The answers of several files as one table, in the order of the paths."""
+    # The metadata of each file say what it was made from, and differ.
     tables = [pq.read_table(path) for path in paths]
     return pa.concat_tables([table.replace_schema_metadata(None) for table in tables])

@@ -64,6 +64,7 @@ class _Words:
 def _rouge() -> Any:
     from rouge_score import rouge_scorer
 
+    # Given a tokenizer, rouge-score ignores its own `use_stemmer`: `_Words` stems.
     return rouge_scorer.RougeScorer(list(ROUGE_TYPES), tokenizer=_Words())
 
 
@@ -71,7 +72,7 @@ def _rouge() -> Any:
 def _chrf() -> Any:
     from sacrebleu.metrics import CHRF
 
-    return CHRF()
+    return CHRF()  # sacrebleu's defaults: one to six characters, beta 2, no words
 
 
 def rouge_scores(references: Sequence[str | Sequence[str]], answers: Sequence[str]) -> dict[str, np.ndarray]:

@@ -26,6 +26,7 @@ _UNSPACED = "".join(
 def _word() -> Any:
     import regex
 
+    # V1: regex knows sets less or within sets (--, &&) in version 1 of its syntax alone.
     letter, word = r"\p{L}\p{Nl}", r"\p{L}\p{Nl}\p{M}\p{Nd}"
     return regex.compile(rf"(?V1)[[{_UNSPACED}]&&[{letter}]]\p{{M}}*|[[{word}]--[[{_UNSPACED}]&&[{letter}]]]+")
 

@@ -38,6 +38,7 @@ class CacheConfig(Part):
     check: int = runtime(
         8, "Examples of a new cache that the teacher computes again, to measure what storing them changed.", ge=0
     )
+    # Largest errors at layers 15, 20 and 30 of SmolLM2-135M-Instruct: fp8 0.030 to 0.032, int8 0.038 to 0.049.
     max_center_error: float = runtime(
         0.05, "Largest relative error of a stored centre or token state; past it the stage fails.", gt=0
     )

@@ -142,6 +142,7 @@ class AlignmentConfig(Part):
         "What goes where prompt and response have more than `max_length` tokens: the `end` of the response, its `start` (so that the model learns how answers end), or the whole example (`drop`). Counted as truncated or dropped.",
         title="Responses that are too long",
     )
+    # On, SRA gets worse by 0.017 bits per byte on the pair of `quality`, in both seeds that were run (geometry 50).
     first_tokens: bool = Field(
         False,
         description="Let a student token that matches no teacher token learn from the first teacher token of the same bytes, instead of leaving it out of the shared vocabulary.",

@@ -154,5 +154,6 @@ class EvaluateConfig(Part):
                         f"{name}: protocol `paper` fixes it at {value}; set protocol to `custom` to choose"
                     )
                 if own == default:
+                    # Past validate_assignment, which would run this validator again.
                     self.__dict__[name] = copy.copy(value)
         return self

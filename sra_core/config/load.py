@@ -41,6 +41,7 @@ class Loader(yaml.SafeLoader):
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node: yaml.MappingNode = super().compose_mapping_node(anchor)
+        # Before `<<` is merged in: a section may say anew what the one that it merges says.
         first: dict[str, yaml.Node] = {}
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode) and first.setdefault(key.value, key) is not key:
@@ -54,6 +55,7 @@ class Loader(yaml.SafeLoader):
 
 
 _NOT_TAKEN = (":bool", ":timestamp", ":float", ":int")
+# A table of its own: SafeLoader's is shared by all who use PyYAML.
 Loader.yaml_implicit_resolvers = {}
 for _first, _resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items():
     Loader.yaml_implicit_resolvers[_first] = [pair for pair in _resolvers if not pair[0].endswith(_NOT_TAKEN)]
@@ -131,6 +133,7 @@ def load_config(
     """
     values = _recipe_values(recipe_path(recipe)) if recipe else {}
     if recipe:
+        # A config that was printed is a recipe too, and says itself which one it came from.
         values["recipe"] = values.get("recipe") or recipe_path(recipe).stem
     overrides = dict(overrides or {})
     variables = _variables()
@@ -149,6 +152,7 @@ def load_config(
             dotenv_settings: PydanticBaseSettingsSource,
             file_secret_settings: PydanticBaseSettingsSource,
         ) -> tuple[PydanticBaseSettingsSource, ...]:
+            # The first wins: overrides, environment, recipe.
             return init_settings, env_settings, InitSettingsSource(settings_cls, init_kwargs=values)
 
     given = [
@@ -157,6 +161,8 @@ def load_config(
         *((f"recipe {recipe!r}", keys) for keys in leaves(values)),
     ]
     try:
+        # Dumped and built anew: then all fields count as set, and AlignmentConfig compares max_prompt with
+        # max_length also where one of them alone was chosen.
         return RunConfig.model_validate(Settings(**overrides).model_dump())
     except ValidationError as error:
         raise config_error(error, given) from error
@@ -241,6 +247,7 @@ def parse_overrides(assignments: Iterable[str]) -> dict[str, Any]:
             target = target.setdefault(key, {})
             if not isinstance(target, dict):
                 raise ConfigError(f"--set {assignment!r} contradicts an earlier --set", f"set {name} once")
+        # Merged: a section that is set whole keeps what was set of it before.
         target.update(merged(target, {keys[-1]: _yaml_value(assignment, text)}))
     return nested
 

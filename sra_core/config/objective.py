@@ -43,6 +43,8 @@ class ObjectiveConfig(Part):
         le=1,
         description="Weight of cross-entropy at the start of training; the teacher's terms weigh 1 - alpha. See `annealing`.",
     )
+    # Constant weights lost to plain fine-tuning where tokenizers fit badly: by 0.12 bits per byte on `quality-coarse`
+    # after 100 of 120 steps. What annealing costs is closeness to the teacher.
     annealing: float = where_set(
         1.0,
         "By how much the weight of the teacher's terms falls over the training, evenly from step to step, in favour of cross-entropy: 1 fades them out by its end (teacher annealing, arXiv 1907.04829), 0 keeps `alpha` throughout, as the papers of SRA and of the baselines do: the student imitates the teacher more closely and predicts held-out text less well. Read by every objective with a teacher.",
@@ -51,6 +53,8 @@ class ObjectiveConfig(Part):
         ge=0,
         le=1,
     )
+    # alpha 0.5, cosine 10, geometry 10 measured best on validation texts of `quality` (seed 0, constant weights):
+    # 2.224 bits per byte; 2.243 with cosine 1. At alpha 0.7 geometry 10 has 2.229, the paper's 50 has 2.251.
     cosine: float | list[float] = Field(
         10.0,
         description="Weight lambda of the cosine term: one number, or one per layer pair; 1 in the paper.",
@@ -60,6 +64,7 @@ class ObjectiveConfig(Part):
     trajectory: float = Field(
         0.0, ge=0, description="Weight of the optional trajectory term over consecutive layer pairs."
     )
+    # A random start costs a short run 0.04 bits per byte.
     projector_start: Literal["auto", "fit", "identity", "random"] = Field(
         "auto",
         title="Start of the projectors",
@@ -68,6 +73,7 @@ class ObjectiveConfig(Part):
     mass_power: float = Field(
         1.0, ge=0, description="Power p of the teacher's span mass in the loss weights, with `weighted_loss`."
     )
+    # The paper's, but for one pair; 1 costs 0.034 [0.028, 0.040] bits per byte on `quality-coarse`.
     temperature: float = Field(
         2.0,
         gt=0,
@@ -76,6 +82,8 @@ class ObjectiveConfig(Part):
     skew: float = Field(
         0.1, ge=0, lt=1, description="Share of the teacher in the mixture that `skl` compares with the teacher."
     )
+    # Spans of several tokens are worth 0.019 [0.006, 0.030] bits per byte on `quality-coarse`, where they are half of
+    # all; where 88 to 92 % are one to one they neither help nor hurt.
     spans: Literal["all", "one_to_one"] = where_set(
         "all",
         "Spans that the objective reads: `one_to_one` leaves out those of several tokens on either side.",
@@ -102,6 +110,8 @@ class ObjectiveConfig(Part):
     weighted_pooling: bool = Field(
         True, description="Weigh tokens by attention inside a span (WSP); off takes their plain mean."
     )
+    # On, it costs 0.016 [0.010, 0.022] bits per byte on `quality-coarse` and 0.008 [0.004, 0.012] on `quality`; on
+    # dialogues and between two pretrained models no difference is shown.
     weighted_loss: bool = Field(
         False,
         description="Weigh spans by the teacher's mass in the loss, as in the paper (WSL); off weighs all alike, which is never worse on our pairs.",
@@ -112,6 +122,7 @@ class ObjectiveConfig(Part):
 
     @model_validator(mode="after")
     def _check(self) -> ObjectiveConfig:
+        # How many layers there are only the models say: `doctor.check_layers` compares, before anything runs.
         for pair in self.layers:
             if 0 in pair or min(pair) < -1:
                 raise ValueError(f"layers: {list(pair)} is not a pair of layers; count from 1, or -1 for the last")

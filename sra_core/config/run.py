@@ -53,6 +53,7 @@ class RunConfig(Part):
         None,
         "Address of a Dask scheduler, such as tcp://node1:8786, whose workers make the shards of prepare and cache.",
     )
+    # Takes no part in fingerprints: results differ by rounding alone, unless dropout draws other masks.
     layout: Literal["auto", "flat", "padded"] = runtime(
         "auto",
         "How models read a batch: `flat` lays its texts end to end, `padded` pads them to one length; `auto` runs a model flat where a probe shows that this changes nothing but rounding.",
@@ -117,5 +118,6 @@ class RunConfig(Part):
         return self._titled(f"{len(self.bench.variants)} variants", f"seeds {seeds}")
 
     def _titled(self, *parts: str) -> str:
+        # Shipped recipes name their runs after themselves.
         own = "" if self.recipe and self.name in self.recipe else self.name
         return " · ".join(part for part in (self.recipe or "", *parts, own) if part)

@@ -29,6 +29,7 @@ _SECRETS = (_LOGIN, SECRET_QUERY, KNOWN_SHAPES)
 
 
 def _as_word(pattern: re.Pattern[str]) -> str:
+    # With flags of its own: the schema joins patterns that heed case with others that don't.
     return f"(?{'i' if pattern.flags & re.IGNORECASE else ''}:{pattern.pattern})"
 
 

@@ -177,5 +177,6 @@ def hashed_steps(training: TrainingConfig, *, per_forward: bool) -> dict[str, An
     together = training.step_examples
     if per_forward:
         together = training.micro_batch if isinstance(training.micro_batch, int) else training.batch_size
+    # `micro_batch` and `processes` stay in it as they are by default: trainings by one process keep the names they had.
     step = {"batch_size": together, "accumulation": training.step_examples // together}
     return {**hashed(training), **step, "micro_batch": None, "processes": 1}

@@ -107,6 +107,7 @@ def collect() -> list[dict[str, str]]:
     for module in modules():
         home = module.__name__
         found += [(f"{home}.{key}", home, docstring(value), id(value)) for key, value in public_objects(module)]
+    # Fewest dots first: of several names of one object, or of one text, the first that comes is kept.
     found.sort(key=lambda item: (item[0].count("."), item[0]))
     objects: set[int] = set()
     texts: set[str] = set()
@@ -121,12 +122,14 @@ def collect() -> list[dict[str, str]]:
 
 def main() -> None:
     """Collect with all output of the imported modules silenced, then write the result to the real output."""
+    # Descriptors, not sys.stdout: what modules write past Python's own streams is silenced too.
     output = os.dup(1)
     silence = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):
         os.dup2(silence, descriptor)
     records = collect()
     with os.fdopen(output, "w", encoding="utf-8", newline="\n") as stream:
+        # In ASCII: the reader splits lines with str.splitlines, which cuts at Unicode's line breaks too.
         stream.writelines(json.dumps(record) + "\n" for record in records)
         stream.flush()
         os._exit(0)  # exit handlers of the imported modules have nothing to say

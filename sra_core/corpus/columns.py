@@ -34,6 +34,7 @@ MEANINGS: dict[str, tuple[str, ...]] = {
 }
 """Names of columns by what they mean, the likelier first; compared as `plain_name` writes them."""
 
+# `source` mostly says where a row comes from: where it is not read, no words are lost.
 _KNOWN = {name for names in MEANINGS.values() for name in names} - {"source"}
 _SINGLE = ("system", "history", "tools", "reasoning")
 _TREES = ({"message_id", "parent_id"}, {"message_tree_id", "prompt"})
@@ -152,6 +153,7 @@ class _Chosen:
 
     def find(self, name: str, without: tuple[str, ...] = ()) -> str:
         """The column that the config names for a field, else the likeliest that nothing else has taken."""
+        # A column that the config names is the field's, also in rows that lack it: no other one steps in.
         if name in self.asked:
             return self.named.get(name, "")
         for candidate in MEANINGS.get(name, (name,)):
@@ -220,6 +222,7 @@ def _body(chosen: _Chosen, kind: str | None) -> dict[str, str] | None:
 def _refused(chosen: _Chosen, config: CorpusConfig) -> NoLayout | None:
     """Layouts that are known and cannot be learned as they are."""
     names, asked = set(chosen.free), chosen.asked
+    # Named in the config: which answer is to be learned is settled.
     if "messages" in asked or "response" in asked:
         return None
     if any(tree <= names for tree in _TREES):

@@ -84,6 +84,7 @@ def _spoken(item: Any, place: str) -> Spoken:
     calls = any(keys.get(key) for key in (*CALLS, "tools", "functions"))
     if not {"content", "value"} & set(keys) and not calls:
         raise MalformedRow(f"{place} has no content; its keys are {', '.join(map(str, item))}")
+    # `text` is not read beside content: where it says something else, its words would be lost.
     if content is not None and keys.get("text") is not None:
         _one_of(keys, ("content", "value", "text"), place)
     unsupported = "unsupported_role" if called else "unsupported_tool_call" if calls else ""
@@ -190,12 +191,13 @@ def conversation(
             )
         system = own or system
         turns, learned, unsupported = turns[1:], learned[1:], unsupported[1:]
+    # Without the system prompt: whether and where the data has one moves no conversation to another split.
     group = digest(*(part for turn in turns for part in (turn.role, turn.content)))
     problem = _problem(turns, unsupported)
     if problem:
         yield group, Rejected(name, *problem)
         return
-    answers = range(1, len(turns), 2)
+    answers = range(1, len(turns), 2)  # `_problem` lets no other order through
     if config.turns == "last":
         answers = answers[-1:]
     wanted = [place for place in answers if learned[place]]

@@ -45,6 +45,7 @@ def open_source(config: CorpusConfig) -> Source:
     if config.source == "python-docs":
         _refuse(config, "revision", "subset", "hub_split", "streaming", "layout", "columns", "ignore", "splits")
         return PythonDocs()
+    # A name that ends as data files do would pass for a hub id: where the file is missing, the error shall say so.
     local = "://" in config.source or Path(config.source).expanduser().exists() or is_data_file(config.source)
     if local or not HUB_ID.fullmatch(config.source):
         _refuse(config, "revision", "subset", "hub_split", "streaming")
@@ -97,6 +98,7 @@ class Corpus:
 
     @cached_property
     def _identity(self) -> dict[str, Any]:
+        # What these stand for is in the source's own identity; a stream has the rows of a download.
         place = {"source", "revision", "subset", "hub_split", "streaming"}
         place |= {name for name in ("ignore", "splits") if not getattr(self._config, name)}  # as before there were any
         fields = self._config.model_dump(mode="json", exclude=place)
@@ -187,6 +189,7 @@ class Corpus:
                 yield "", 0, Rejected(item.id, *problem)
                 continue
             key = _content(item)
+            # Data that calls itself train is still divided by hash into the splits that it does not bring.
             split = own if own in ("validation", "test") else split_of(group, self._config, self.brought)
             if self._config.deduplicate:
                 if key in seen:
@@ -196,6 +199,7 @@ class Corpus:
             yield split, rank_of(key), _with_own_id(item, key, ids)
 
     def _items(self, sources: _Sources | bool) -> Iterator[tuple[str, bytes, Example | Rejected]]:
+        # A new one for each pass: it removes the file of the pass before, so that no row is listed twice.
         quarantine = Quarantine(self._quarantine, self._config.max_malformed)
         unseen: dict[str, str] = {str(field): column for field, column in self._config.columns.items()}
         layouts: dict[tuple[str, ...], Layout | NoLayout] = {}
@@ -214,6 +218,7 @@ class Corpus:
             layout = layouts[columns]
             if isinstance(layout, NoLayout):
                 reason = layout.reason or missing_column(row, last[1], self._config)
+                # Where no row of the file could be read yet, its columns are the problem, not this row.
                 error = None if last[1] else unknown_layout(self._config, row, layout)
                 yield "", b"", quarantine.add(_bad(row, reason), error)
                 continue

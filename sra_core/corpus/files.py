@@ -124,6 +124,7 @@ class Files:
     def identity(self) -> dict[str, Any]:
         """Relative path, size and SHA-256 of every file; which split they are, where some bring one."""
         files = {"kind": "files", "files": [self._file_identity(path) for path in self._files]}
+        # Files called train are divided by hash like those without a split: only what is held out makes other examples.
         if not self.brought:
             return files
         return {**files, "splits": {self._relative(path): split for path, split in self._files.items()}}
@@ -139,6 +140,7 @@ class Files:
     def __iter__(self) -> Iterator[Row | BadRow]:
         for path, split in self._files.items():
             relative, shown = self._relative(path), self._name(path)
+            # Bytes of a name that are not UTF-8 become lone surrogates, which neither an id's digest nor JSON can hold.
             if not relative.isprintable():
                 _require_name(relative)
             with _reached(shown):

@@ -21,8 +21,8 @@ __all__ = ["COMPRESSIONS", "SUFFIXES", "Wanted", "arrow_rows", "is_data_file", "
 TEXT_FORMATS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")
 COMPRESSIONS = (".gz", ".zst")
 SUFFIXES = (*(text + end for text in TEXT_FORMATS for end in ("", *COMPRESSIONS)), ".parquet", ".arrow")
-DAMAGE = (EOFError, zlib.error, OSError)
-LONGEST_CELL = 16 * 2**20
+DAMAGE = (EOFError, zlib.error, OSError)  # how gzip, zlib and pyarrow tell of data that is damaged or ends early
+LONGEST_CELL = 16 * 2**20  # csv refuses cells of more than 131,072 characters unless told
 LONGEST_DOCUMENT = 64 * 2**20
 """Bytes of a JSON document over several lines that are looked at to tell what it is."""
 ROWS_AT_ONCE = 1024
@@ -86,6 +86,7 @@ def rows_of(stream: IO[bytes], path: str, relative: str, wanted: Wanted) -> Iter
 def _unpacked(stream: IO[bytes], packed: str) -> IO[bytes]:
     if packed == "gzip":
         return gzip.open(stream)  # type: ignore[return-value]
+    # The standard library of Python 3.11 unpacks no zstd; pyarrow does.
     import pyarrow as pa
 
     return io.BufferedReader(pa.input_stream(stream, compression="zstd"))
@@ -128,6 +129,7 @@ def _json_rows(stream: IO[bytes], path: str, name: str, packed: str) -> Iterator
         except UnicodeDecodeError as error:
             yield BadRow(path, name, line, f"not valid UTF-8 at byte {error.start + 1}; {OTHER_ENCODING}", _shown(raw))
         except (ValueError, RecursionError) as error:
+            # JSON over several lines, unless the next line is an object of its own: then this line alone is torn.
             if first and _unfinished(error) and not _is_object(lines.next_line()):
                 raise _document(path, packed, text, lines) from error
             yield BadRow(path, name, line, f"not valid JSON: {error}", _shown(raw))
@@ -232,9 +234,11 @@ def _delimited_rows(stream: IO[bytes], path: str, name: str, packed: str) -> Ite
         begin, more = _begin(lines)
         skipped += 1 + more
     delimiter = named[1] if named else _delimiter(begin, "\t" if name_is_tsv(path) else ",")
+    # strict: text behind a cell's closing quotes would be joined to the cell in silence.
     reader = csv.reader(_chained(begin, lines), strict=True, delimiter=delimiter)
     header: list[str] | None = None
     while True:
+        # line_num is the last line of the record before: quoted cells hold line breaks.
         line = skipped + reader.line_num + 1
         if header is not None:
             taken.clear()
@@ -344,6 +348,7 @@ def _table_rows(stream: IO[bytes], path: str, name: str, kind: str, wanted: Want
             file = pq.ParquetFile(stream)
             names = file.schema_arrow.names
             columns = wanted(names)
+            # Where the columns fit no layout one of them is read all the same: it tells how many rows there are.
             batches = file.iter_batches(ROWS_AT_ONCE, columns=names[:1] if columns is None else columns)
         _require_distinct(names, path)
         for row in arrow_rows(batches, names, columns, path, name):
@@ -382,6 +387,7 @@ def arrow_rows(
         read = {} if columns is None else {column: batch.column(column) for column in columns}
         for place in range(batch.num_rows):
             line += 1
+            # Names without values: the error for a layout that is not known lists the columns.
             values = dict.fromkeys(names) if columns is None else {}
             try:
                 for column, array in read.items():

@@ -48,6 +48,7 @@ class HubRows:
             if remembered.is_file():
                 return remembered.read_text().strip()
             raise _unreachable(self._config, error) from error
+        # Kept where the hub client keeps it: without a network the branch or tag still stands for a commit.
         remembered.parent.mkdir(parents=True, exist_ok=True)
         remembered.write_text(commit)
         return commit
@@ -107,6 +108,7 @@ class HubRows:
         if config.splits:
             return own_splits(there, config, config.source)
         asked = config.hub_split
+        # A split that was asked for is all that is read; beside train, what the data set holds out is taken as such.
         if asked != "train":
             return {asked: ""}
         others = {name: named_split(name) for name in there if name != asked}

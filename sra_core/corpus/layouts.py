@@ -180,6 +180,7 @@ def _spoken(values: Mapping[str, Any], layout: Layout) -> list[Spoken] | None:
     before, after = (
         _as_turns(values.get(column), column, role) for column, role in ((asked, "user"), (answered, "assistant"))
     )
+    # Answers of preference pairs may be whole conversations, which begin with the prompt again.
     repeats = [each.turn.content for each in after[: len(before)]] == [each.turn.content for each in before]
     return after if repeats and len(after) > len(before) else [*before, *after]
 

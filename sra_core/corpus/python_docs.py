@@ -49,13 +49,14 @@ class PythonDocs:
             yield Row(NAME, NAME, line, record)
 
 
-@cache
+@cache  # asked for the identity and by every pass
 def _collected() -> str:
     """Run the collecting script in an isolated interpreter, without a display; JSON lines.
 
     Raises:
         DataError: If the interpreter cannot be started, crashes, or takes too long.
     """
+    # Isolated (-I) and without site (-S): no variable, folder or .pth file of the user's changes what is collected.
     command = [sys.executable, "-I", "-S", "-B", "-X", "utf8", "-W", "ignore", str(SCRIPT)]
     environment = {key: value for key, value in os.environ.items() if key not in {"DISPLAY", "WAYLAND_DISPLAY"}}
     try:

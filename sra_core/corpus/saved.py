@@ -81,6 +81,7 @@ class SavedRows:
                 data = load_from_disk(str(self._folder / name))
                 names = list(data.column_names)
                 columns = self._columns.wanted(path, names)
+                # As Arrow, so that a value which Python has no form for costs its own row alone.
                 kept = data.select_columns(names[:1] if columns is None else columns).with_format("arrow")
                 for row in arrow_rows(kept.iter(ROWS_AT_ONCE), names, columns, path, name or "data"):
                     yield Row(row.path, row.name, row.line, row.values, split) if isinstance(row, Row) else row

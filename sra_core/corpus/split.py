@@ -31,6 +31,7 @@ def split_of(group: bytes, config: CorpusConfig, brought: Collection[str] = ()) 
         config: How large the splits are.
         brought: Splits that the data brings itself: nothing else goes there.
     """
+    # Pinned by a test: any other hash mixes training and test sets of results that were made before.
     position = int.from_bytes(group[:8], "big") / 2**64
     if position < config.test_share and "test" not in brought:
         return "test"
@@ -86,6 +87,7 @@ class Limit:
         self._offered += 1
         if self.size is None:
             return
+        # Negated, since heapq keeps the smallest on top: the highest of the ranks kept is the one that falls out.
         if len(self._kept) < self.size:
             heapq.heappush(self._kept, -rank)
         else:

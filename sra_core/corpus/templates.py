@@ -163,6 +163,7 @@ def _plain(example: Example, template: str) -> str:
 
 
 def _fill(template: str, instruction: str, context: str, system: str) -> str:
+    # Nothing is lost that the template has no place for: it goes before the prompt or after the instruction.
     fields = {name for _, name, _, _ in string.Formatter().parse(template) if name}
     if context and not fields & {"context", "context_block"}:
         instruction = _joined(instruction, context)
@@ -191,6 +192,7 @@ class _Chat:
         """
         from jinja2 import TemplateError, TemplateSyntaxError
 
+        # The clock is no argument: transformers makes it a global of templates, so the day goes into their text.
         told = {name: value for name, value in self.arguments.items() if name != CLOCK}
         try:
             return str(
@@ -213,11 +215,13 @@ def _chat(example: Example, chat: _Chat) -> Rendered:
     check_template(chat.tokenizer, chat.arguments)
     turns, opening = _opening(example, chat)
     finished = chat.apply(example, [*turns, _message("assistant", example.response, example.reasoning)])
+    # Reasoning stands between generation prompt and response: a mark in the response's place shows where that is.
     prompt = None if example.reasoning else _before_response(example.response, opening, finished)
     if prompt is None:
         marked = chat.apply(example, [*turns, _message("assistant", MARK, example.reasoning)])
         prompt = marked.partition(MARK)[0]
         shown = example.response.strip()
+        # A template may render a mark otherwise than this response, which has to stand where the mark stood.
         if not (MARK in marked and prompt.startswith(opening) and finished[len(prompt) :].lstrip().startswith(shown)):
             raise RenderError(
                 f"example {example.id}: its response is not where the chat template's generation prompt ends", REMEDY
@@ -253,6 +257,7 @@ def _opening(example: Example, chat: _Chat) -> tuple[list[dict[str, str]], str]:
         else:
             turns[0] = _message("user", _joined(example.system, turns[0]["content"]))
     opening = chat.apply(example, turns, add_generation_prompt=True)
+    # A template without a place for tools drops them in silence: both renderings are then alike.
     if example.tools and opening == chat.apply(replace(example, tools=""), turns, add_generation_prompt=True):
         raise ToolsError(f"example {example.id} brings tools, which the chat template leaves out", REMEDY_TOOLS)
     return turns, opening

@@ -112,7 +112,7 @@ def _compare(
     own: Tensor, theirs: Tensor, student_head: Head, teacher_head: Head, temperature: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """KL(teacher || student) and equality of the likeliest token, (K,) each."""
-    chunk = max(1, LOGIT_BYTES // (8 * max(1, len(student_head.weight))))
+    chunk = max(1, LOGIT_BYTES // (8 * max(1, len(student_head.weight))))  # float32 logits of both sides
     values, equal = [], []
     for student, teacher in zip(own.split(chunk), theirs.split(chunk), strict=True):
         log_q = (student_head.logits(student) / temperature).log_softmax(-1)

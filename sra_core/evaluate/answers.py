@@ -83,10 +83,13 @@ class AnswerSet:
             for number, start in enumerate(range(0, len(rows), self.shard_size)):
                 part = slice(start, start + self.shard_size)
                 path = self.folder / f"answers-{self.dataset}-{self.name}-{seed}-{number:05d}.parquet"
+                # A file is known by all that went into it: it is made again where any of it is another.
                 made = {
                     "model": self.model,
                     "backend": self.backend,
+                    # Its own seed alone: one more seed leaves the files of the others as they are.
                     "settings": {**asdict(self.settings), "seeds": [seed]},
+                    # As tokens: another tokenizer or template is another prompt, whatever its text.
                     "prompts": [_prompt_ids(row, self.side) for row in rows[part]],
                     "references": [list(each) for each in references[part]],
                     "scores": SCORING,

@@ -124,6 +124,7 @@ class Scoring:
         return _Contender("teacher", "teacher", dtype, self._loader("teacher", ref, dtype), lambda _: resolve(ref))
 
     def _loader(self, side: Side, ref: ModelRef, dtype: str) -> Callable[[], tuple[Any, Any]]:
+        # A tokenizer's code may come from another repository than the model's, with a trust of its own.
         tokenizer = ref.model_copy(update={"trust_remote_code": self.config.trusts_tokenizer(side)})
         return lambda: (load_model(ref, dtype, self.device), load_tokenizer(tokenizer))
 
@@ -139,6 +140,7 @@ class Scoring:
     def _model(self, contender: _Contender) -> tuple[Any, Any]:
         """The contender's model and tokenizer; the one before it is let go."""
         if self._loaded is None or self._loaded[0] != contender.name:
+            # Before the next one takes its memory.
             self._loaded = None
             model, tokenizer = contender.load()
             name_answer_end(model, tokenizer, self._part(contender))
@@ -167,6 +169,7 @@ class Scoring:
     def _table(self, name: str, contender: _Contender, made_from: Any, make: Callable[[], pa.Table]) -> pa.Table:
         """The table on disk if it was made from this very model and input, else a new one."""
         path = self.folder / name
+        # The folder's name says all else. Teacher and initial student need no digest: they are in its identity.
         key = fingerprint({"model": contender.model, "input": made_from})
         if not is_made_from(path, key):
             write_table(path, make(), key)
@@ -220,6 +223,7 @@ class Scoring:
             if not opened:
                 self._loaded = None
                 gc.collect()
+                # torch keeps what a model has left until it is told to give it back.
                 torch.cuda.empty_cache()
                 folder = contender.folder(scratch)
                 trusted = self.config.trusts_tokenizer(contender.side)
@@ -268,6 +272,7 @@ class Scoring:
             model, _ = self._model(self._teacher())
             last = layer_count(model)
             weighted = self.config.objective.weighted_pooling
+            # Live, not from the cache, which holds training texts alone.
             captured = TeacherCapture(model, [last], _TOKENS, weighted, attention=weighted)(self.sets[0].rows)
             ids = torch.from_numpy(self._vocabulary().teacher_ids).long()
             head = lm_head(model).constant()

@@ -69,6 +69,7 @@ def choose(
     if sampling.greedy:
         return _argmax(logits, torch.ones_like(logits, dtype=torch.bool), margin)
     assert noise is not None
+    # A draw of exactly 0 gives -inf: that token is not taken.
     gumbel = -noise.log().neg_().log_()
     scaled, slack = logits / sampling.temperature, margin / sampling.temperature
     surely, maybe = _nucleus(scaled, sampling.top_p, slack[:, None])
@@ -97,8 +98,10 @@ def _nucleus(scaled: Tensor, top_p: float, slack: Tensor) -> tuple[Tensor, Tenso
     # tokens ahead by more than the slack stay ahead; those within it, on either side, may come before
     ahead = torch.searchsorted(-ordered, -ordered - slack, right=False)
     near = torch.searchsorted(-ordered, -ordered + slack, right=True)
+    # Each logit moves by half the slack at most, so that no sum of shares changes by more than this.
     drift = slack.double().expm1()
     least = before.gather(-1, ahead) - drift
+    # The token itself is among those near it.
     most = before.gather(-1, near) - shares + drift
     surely, maybe = most < top_p, least < top_p
     return surely.gather(-1, order.argsort(-1)), maybe.gather(-1, order.argsort(-1))

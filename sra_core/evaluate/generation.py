@@ -118,6 +118,7 @@ def generate(
         _Text(prompt.ids, prompt.limit, text_generator(seed, row.id, model.device))
         for row, prompt in zip(rows, prompts, strict=True)
     ]
+    # Heads are often larger than the tokenizer's vocabulary: what stands for no token must not be chosen.
     decoder = Decoder(model, stop_tokens(model, tokenizer), sampling, vocabulary=_entries(tokenizer))
     decoder.run(texts, batch_size, progress)
     return [
@@ -169,6 +170,7 @@ def cut_prompt(row: Any, side: Side, tokenizer: Any, positions: int, max_new_tok
     whole = [int(token) for token in ids[: row.teacher_response if side == "teacher" else row.student_response]]
     if not whole:
         raise EvaluationError(f"example {row.id}: its prompt has no token", "use a template with a text of its own")
+    # An answer that may be longer than the model reads leaves the prompt half of its positions all the same.
     room = min(max_prompt, max(positions - max_new_tokens, positions // 2))
     kept = _cut(whole, tokenizer.bos_token_id, room)
     return Prompt(kept, len(whole) - len(kept), min(max_new_tokens, positions - len(kept)))
@@ -205,12 +207,15 @@ class Decoder:
         self.settled = 0
         self.deviation = 0.0
         accepted = inspect.signature(model.forward).parameters
+        # transformers (5.24) gives `past_key_values` this name; a model's own code may still have the older one.
         self._cache_name = "cache" if "cache" in accepted else "past_key_values"
         self._takes_positions = "position_ids" in accepted
+        # Else logits are formed for every token of a prompt.
         self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
 
     def run(self, texts: Sequence[Any], batch_size: int, progress: Callable[[int, int], None] | None = None) -> None:
         """Grow every text until it is done."""
+        # Prompts of like length go together; the last of a batch is its shortest, with the most padding (`_choose`).
         waiting = sorted(texts, key=lambda text: -len(text.prompt))
         with evaluating(self.model):
             for start in range(0, len(waiting), batch_size):
@@ -221,7 +226,9 @@ class Decoder:
     def _run_batch(self, live: list[_Text]) -> None:
         ids, mask = pad([text.prompt for text in live])
         ids, mask = ids.to(self.model.device), mask.to(self.model.device)
+        # Padding lies on the left, so positions are counted from the first real token.
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
+        # With the config: it says which layers keep a window or a recurrent state in place of all keys.
         cache = DynamicCache(config=self.model.config)
         while live:
             logits = self._forward(ids, mask, positions, cache)
@@ -260,6 +267,7 @@ class Decoder:
     def _alone(self, text: _Text, batched: Tensor) -> Tensor:
         """(1, V) logits of the text by itself, the one form that every batch agrees on; checks the batch against it."""
         ids = torch.tensor([text.prompt + text.new], device=batched.device)
+        # No mask and no positions: alone, a text is read as the model does by default.
         logits = self.model(input_ids=ids, use_cache=False, **self._last_only).logits
         alone = logits[:, -1, : self.vocabulary].float()
         deviation = float((alone[0] - batched).abs().amax() / _magnitude(alone)[0])
@@ -290,6 +298,7 @@ def _noise(logits: Tensor, live: Sequence[_Text]) -> Tensor:
     """(B, V) uniform draws, each row from its own text's generator."""
     noise = torch.empty_like(logits)
     for row, text in zip(noise, live, strict=True):
+        # For the whole vocabulary at every step, so that how many numbers a text has used follows from its length.
         row.uniform_(generator=text.generator)
     return noise
 

@@ -73,6 +73,7 @@ class LeakReport:
 
 def words(text: str) -> list[str]:
     """Words without case, compatibility forms, white space and punctuation."""
+    # Twice: folding the case of a normal form may leave one that is not.
     return split_words(unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold()))
 
 
@@ -133,6 +134,7 @@ class _Index:
 
     def _index(self, part: Part, texts: list[tuple[int, list[str]]]) -> None:
         """Index the texts of one part, each with the number of its example."""
+        # More examples than this share it: a stock question or phrase, no evidence of any of them.
         most = max(2, min(10, len(self.ids) // 20))
         owners = self.owners[part] = [number for number, _ in texts]
         whole, grams = defaultdict(list), defaultdict(list)
@@ -144,12 +146,15 @@ class _Index:
         for index, kept in ((whole, self.whole), (grams, self.places)):
             kept[part] = {}
             for key, found in index.items():
+                # By example, not by text: references of one example say nearly the same, which is evidence.
                 if len({owners[k] for k in found}) <= most:
                     kept[part][key] = found
+        # Of the n-grams that are evidence: what many share counts neither as found nor as missing.
         self.sizes[part] = Counter(k for found in self.places[part].values() for k in found)
 
     def _grams(self, text: list[str]) -> set[int]:
         shifted = [text[start:] for start in range(self.ngram)]
+        # A number in place of the words saves memory. Python draws hashes anew in each process: they are never kept.
         return {hash(gram) for gram in zip(*shifted, strict=False)}
 
     def see(self, row: Any) -> None:
@@ -161,6 +166,7 @@ class _Index:
                 self.exact.setdefault(owners[k], (part, row.id))
             hits = Counter(k for gram in self._grams(text) for k in places.get(gram, ()))
             for k, count in hits.items():
+                # Within one training example: pieces of several do not add up.
                 share = count / sizes[k]
                 if share > self.best.get(owners[k], (0.0,))[0]:
                     self.best[owners[k]] = (share, part, row.id)
@@ -194,6 +200,7 @@ class _Template:
 
 def _common(texts: list[list[str]]) -> list[str]:
     """The words that all texts begin with."""
+    # What the first and the last of a sorted list share, all between them share.
     first, last = min(texts), max(texts)
     length = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
     return first[:length]

@@ -62,6 +62,7 @@ def identity(run: Run) -> dict[str, Any]:
     made: dict[str, Any] = {
         "schema": SCHEMA_VERSION,
         "scoring": SCORING,
+        # It names the prepared examples too, and so tokenizers, templates and the corpus's own test split.
         "students": run.fingerprint("distill"),
         "evaluate": _settings(run.config),
     }
@@ -80,6 +81,7 @@ def _settings(config: RunConfig) -> dict[str, Any]:
         DataError: A data set cannot be read.
     """
     settings = hashed(config.evaluate)
+    # What is read, not where it lies: a data set that was moved gives the same evaluation.
     settings["datasets"] = [
         {"name": each.name, "instruction": each.instruction, **_corpus(each, config).identity()}
         for each in config.evaluate.datasets
@@ -160,13 +162,15 @@ def _named(
     for item in _items(dataset, config, folder / f"quarantine-{dataset.name}.jsonl"):
         if isinstance(item, Example):
             examples.append(_instructed(item, dataset.instruction))
-        elif item.reason != "over_limit":
+        elif item.reason != "over_limit":  # a limit was asked for: nothing is lost by it
             dropped[item.reason] += 1
     questions = _questions(config, tokenizers, examples, dropped)
+    # What is dropped was counted with the questions.
     rows = _encoded(make_encoder(config, tokenizers), examples, Counter())
     if len(rows) < len(questions):
         counts[f"{dataset.name}/without_likelihood"] = len(questions) - len(rows)
     counts |= {f"{dataset.name}/dropped_{reason}": count for reason, count in dropped.items()}
+    # An end token typed after a response is left out of it, so of each reference too.
     without_end = make_encoder(config, tokenizers).without_end
     references = {example.id: tuple(map(without_end, example.references)) for example in examples if example.references}
     return EvaluationSet(dataset.name, rows, questions, references)
@@ -216,8 +220,10 @@ def _corpus(dataset: DatasetConfig, config: RunConfig, quarantine: Path | None =
     read = CorpusConfig(
         **named,
         hub_split=dataset.split,
+        # The run's own template: the student is asked in the form in which it learned.
         prompt=config.corpus.prompt,
         system=config.corpus.system,
+        # Nothing is chosen by hash: all that is read is to be scored, duplicates too.
         validation_share=0,
         test_share=0,
         max_train=config.evaluate.examples,

@@ -52,6 +52,7 @@ def score_student(config: RunConfig, upstream: Sequence[Manifest], folder: Stage
     text = summary(heading, scores, answers, _remarks(config, counted), config.evaluate.samples)
     with atomic_write(folder.path / SUMMARY) as file:
         file.write(text.encode())
+    # Whatever was made before a restart is part of the result as well.
     names = sorted(path.name for path in folder.path.iterdir() if path.suffix in {".parquet", ".md", ".jsonl"})
     return folder.commit(
         upstream=upstream,
@@ -89,6 +90,7 @@ def _intervals(scores: ModelScores) -> dict[str, dict[str, Interval]]:
         if len(groups) > 1:
             numbers = {name: number for number, name in enumerate(groups)}
             strata = np.array([numbers[dataset] for dataset, _ in keys])
+            # Sets weigh alike in it, however many examples each has.
             found[metric.name][AVERAGE] = interval(numerators, denominators, strata=strata)
     return found
 
@@ -102,6 +104,7 @@ def _metrics(scores: Scores, first: str, own: bool) -> Iterator[tuple[str, float
     for model, metrics in scores.items():
         for metric, by_dataset in metrics.items():
             for dataset, value in by_dataset.items():
+                # A slash marks tasks of lm-eval, which belong to no data set.
                 plain = "/" in metric or (own and dataset == first)
                 if plain:
                     yield f"evaluate/{model}/{metric}", value.estimate

@@ -110,6 +110,7 @@ def _samples(answers: Mapping[str, pa.Table], samples: int) -> Iterator[str]:
     tables = {name: table.to_pylist() for name, table in answers.items()}
     rows = tables["student"]
     asked = _bare_prompts([row["prompt"] for row in rows])
+    # A reference without a word has no ROUGE: it comes last.
     order = sorted(range(len(rows)), key=lambda place: -np.nan_to_num(rows[place]["rougeL"], nan=-1))
     steps = range(samples) if samples > 1 else (0,)
     ranks = dict.fromkeys(step * (len(order) // 2) // max(1, samples - 1) for step in steps)

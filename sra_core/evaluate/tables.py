@@ -18,12 +18,14 @@ def write_table(path: Path, table: pa.Table, key: str) -> None:
     """Write a table, whole or not at all, under the fingerprint of what it was made from."""
     with atomic_write(path) as file:
         made = table.replace_schema_metadata({_KEY: key.encode()})
+        # With checksums: a changed byte inside a page would leave footer and key as they were, and be kept.
         pq.write_table(made, pa.PythonFile(file, mode="w"), write_page_checksum=True)
 
 
 def is_made_from(path: Path, key: str) -> bool:
     """Whether a table is there, every byte of it as it was written, and was made from what ``key`` stands for."""
     try:
+        # All of it: a page's checksum is looked at when the page is read.
         table = pq.read_table(path, page_checksum_verification=True)
     except (OSError, pa.ArrowInvalid):
         return False

@@ -51,8 +51,10 @@ def score_tasks(model: Any, tokenizer: Any, config: EvaluateConfig) -> pa.Table:
     shots = config.shots
     manager = _manager(config, shots)
     logging.getLogger("lm_eval").setLevel(logging.WARNING)
+    # The model that is loaded already, in the type in which everything else is scored.
     wrapped = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=config.batch_size, device=str(model.device))
     rows: list[dict[str, Any]] = []
+    # One call for each number of solved examples, which lm-eval takes for all tasks of a call.
     for count in dict.fromkeys(shots.values()):
         names = [name for name, asked in shots.items() if asked == count]
         try:
@@ -63,7 +65,7 @@ def score_tasks(model: Any, tokenizer: Any, config: EvaluateConfig) -> pa.Table:
                 task_manager=manager,
                 limit=config.lm_eval_limit,
                 apply_chat_template=config.lm_eval_chat and tokenizer.chat_template is not None,
-                bootstrap_iters=0,
+                bootstrap_iters=0,  # intervals come from `compare`, over examples and seeds
             )
         except Exception as error:  # a task runs code and reads data of its own: whatever it raises, it is at fault
             raise EvaluationError(
@@ -122,6 +124,7 @@ def _scored(made: Mapping[str, Any], title: str, tasks: Sequence[str]) -> Iterat
     """The metrics of one task, or of a group's tasks together."""
     samples = [(task, sample) for task in tasks for sample in made["samples"][task]]
     for name, better in made["higher_is_better"][tasks[0]].items():
+        # A task may read an answer by several filters (strict, flexible): it has each example once for each.
         for kind in dict.fromkeys(sample["filter"] for _, sample in samples):
             values = {
                 (task, sample["doc_id"]): sample.get(name) for task, sample in samples if sample["filter"] == kind

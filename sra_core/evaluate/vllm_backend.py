@@ -45,6 +45,7 @@ def open_engine(folder: str | Path, dtype: str, trusted: bool) -> Engine:
     from transformers import AutoConfig, GenerationConfig
     from vllm import LLM
 
+    # Tokens go in and come out: prompts are those of `generation`, and texts are decoded as there.
     llm = LLM(model=str(folder), dtype=dtype, skip_tokenizer_init=True, trust_remote_code=trusted)
     try:
         settings = GenerationConfig.from_pretrained(folder)
@@ -88,6 +89,7 @@ def generate(
 
 def _seed(seed: int, example: str) -> int:
     """A seed of the example's own, so that its answer does not depend on the others."""
+    # The number that `text_generator` takes as well.
     return int.from_bytes(hashlib.sha256(f"{seed}\0{example}".encode()).digest()[:8], "big") >> 1
 
 
@@ -99,6 +101,7 @@ def _parameters(prompt: Prompt, stops: frozenset[int], sampling: Sampling, seed:
         top_p=sampling.top_p,
         max_tokens=prompt.limit,
         seed=seed,
+        # What `generation` stops at, whatever vLLM would find by itself.
         stop_token_ids=sorted(stops),
         detokenize=False,
     )
@@ -112,6 +115,7 @@ def _answer(row: Any, seed: int, prompt: Prompt, output: Any, tokenizer: Any, st
             "look at vLLM's log, or set evaluate.backend to transformers",
         )
     tokens = [int(token) for token in output.token_ids]
+    # vLLM leaves the token that it stopped at among the answer's, `generation` does not.
     if tokens and tokens[-1] in stops:
         tokens.pop()
     return Answer(

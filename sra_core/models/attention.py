@@ -107,6 +107,7 @@ def separate_texts(model: nn.Module, texts: Texts) -> Iterator[FlatForward]:
     """
     forward = FlatForward(model, texts)
     changed = [part for part in decoder_of(model).modules() if getattr(part, "gradient_checkpointing", False)]
+    # A private name, and the one place: transformers' layers call it with what the backward is to run again.
     originals = [part._gradient_checkpointing_func for part in changed]
 
     def repeated(checkpoint: Callable) -> Callable:
@@ -127,6 +128,8 @@ class _Capture:
     def __init__(self, model: nn.Module, layers: set[int]) -> None:
         modules = layers_of(model)
         self.layers = layers
+        # An attention function is handed its module and no number: by identity it is known which layer that is, and
+        # that it is none of another model which attends through the same function.
         self.layer_of = {id(part): layer for layer in layers for part in modules[layer - 1].modules()}
         parts = [part for layer in layers for part in modules[layer - 1].modules()]
         self.implementations = _implementations(model, parts) if layers else set()
@@ -152,6 +155,7 @@ class _Capture:
                 f"layer {layer} attends to {key.shape[2]} keys from {query.shape[2]} tokens",
                 "run whole texts, without past keys (use_cache=False)",
             )
+        # Autocast would take the product of query and keys in half precision.
         with torch.no_grad(), torch.autocast(query.device.type, enabled=False):
             real = self.mask if real is None else real
             self.rows[layer] = _last_row(query.detach(), key.detach(), real, mask, "flash" in name, options)
@@ -185,10 +189,12 @@ def _hooked(model: nn.Module, capture: _Capture) -> Iterator[None]:
             mask = given[0]  # the outer model turned it into a mask of another shape
         if mask is not None and not _is_flat(mask):
             raise ModelError("the attention mask has not the shape (B, T)", "pass 1 for real tokens and 0 for padding")
+        # Before, not after: a forward that fails must not leave the rows of the one before.
         capture.rows.clear()
         capture.mask, capture.open = mask, True
 
     def ends(module: nn.Module, args: tuple, output: Any) -> None:
+        # Called after an exception too, with no output: then rows may be missing for that reason.
         capture.open, capture.mask = False, None
         missing = sorted(capture.layers - capture.rows.keys())
         if output is not None and missing:
@@ -238,6 +244,7 @@ class _Attention:
     ) -> Any:
         # "eager" is no entry of the registry: each architecture brings its own function, found at the call
         original = self.original or _eager_of(module)
+        # Of this thread: the registry is the whole process's, and another thread may run the same function padded.
         forward = getattr(_thread, "forward", None)
         if forward is not None:
             return self._within_texts(forward, original, module, (query, key, value), attention_mask, args, kw)
@@ -282,6 +289,7 @@ class _Attention:
         else:
             padded = (texts.padded(each).transpose(1, 2) for each in rows)
             outputs = texts.flat(original(module, *padded, mask, *args, **kw)[0])
+        # Zeros for the tokens of no text that `_tail` adds to a batch of compiled layers.
         return torch.nn.functional.pad(outputs, (0, 0, 0, 0, 0, tokens - len(texts)))[None], None
 
 
@@ -316,7 +324,7 @@ def varlen_attention(texts: Texts, options: dict[str, Any], query: Tensor, key: 
         texts.longest,
         texts.longest,
         scale=options.get("scaling"),
-        window_size=(-1, 0),
+        window_size=(-1, 0),  # causal: nothing to the right
         enable_gqa=query.shape[1] != key.shape[1],
     )
     return outputs
@@ -353,6 +361,7 @@ class _Mask:
         if forward is not None:  # transformers passes all of it by name
             longest = forward.texts.longest
             lengths = {"q_length": longest, "kv_length": longest, "q_offset": 0, "kv_offset": 0}
+            # One mask serves all texts: each of them begins at position 0.
             kw |= {**lengths, "batch_size": 1, "attention_mask": None}
         return self.original(*args, **kw)
 
@@ -422,11 +431,13 @@ def _last_row(
     batch, heads, tokens, width = query.shape
     position = torch.arange(tokens, device=query.device)
     real = torch.ones(batch, tokens, device=query.device) if real is None else real.to(query.device)
+    # Wherever the padding is, on the left too.
     last = (real.bool() * position).amax(-1)  # (B,)
     each = torch.arange(batch, device=query.device)
     scaling = options.get("scaling")
     scaling = width**-0.5 if scaling is None else scaling
     kind = torch.promote_types(query.dtype, torch.float32)
+    # Grouped heads: those that share a key head lie side by side, as transformers' repeat_kv has them.
     latest = query[each, :, last].to(kind).view(batch, key.shape[1], -1, width)
     scores = torch.einsum("bghd,bgtd->bght", latest, key.to(kind)).reshape(batch, heads, tokens) * scaling
     if (softcap := options.get("softcap")) is not None:
@@ -437,6 +448,7 @@ def _last_row(
     if flash and options.get("sliding_window") is not None:  # elsewhere the mask knows the window
         allowed = allowed & (position > last[:, None] - options["sliding_window"])
     scores = _masked(scores, mask, each, last)
+    # The lowest number, not -inf: a text without real tokens would be NaN. Its row is made 0 below.
     scores = scores.masked_fill(~allowed[:, None], torch.finfo(kind).min)
     if (sinks := options.get("s_aux")) is not None:  # a learned logit a head that takes attention and gives nothing
         scores = torch.cat([scores, sinks.to(kind).view(1, heads, 1).expand(batch, -1, -1)], -1)

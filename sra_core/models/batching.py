@@ -30,6 +30,7 @@ def token_batches(lengths: Sequence[int], budget: int, flat: bool = False) -> It
     batch: list[int] = []
     tokens = 0
     for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        # Padded, each text costs as much as the longest, which is the batch's first.
         more = lengths[index] if flat or not batch else lengths[batch[0]]
         if batch and tokens + more > budget:
             yield batch

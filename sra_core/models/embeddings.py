@@ -34,7 +34,9 @@ def replace_embeddings(
     inputs, head = model.get_input_embeddings().weight, model.get_output_embeddings()
     tied = head.weight.data_ptr() == inputs.data_ptr()
     bias = getattr(head, "bias", None)
+    # Cloned, and looked up anew below: resizing puts other modules in their place.
     old = [inputs.clone()] + ([] if tied else [head.weight.clone()]) + ([] if bias is None else [bias[:, None].clone()])
+    # The default draws new rows from the covariance of the old ones; all rows are written over here.
     model.resize_token_embeddings(rows, mean_resizing=False)
     groups = source_tokens(source, target, rows) if start == "transfer" else None
     deviation = getattr(model.config.get_text_config(), "initializer_range", 0.02)
@@ -68,6 +70,7 @@ def source_tokens(source: PreTrainedTokenizerFast, target: PreTrainedTokenizerFa
 def _by_bytes(tokenizer: PreTrainedTokenizerFast, spelling: list[bytes | None]) -> dict[bytes, int]:
     """The token of each byte string; `<0xNN>` only where no other token stands for that byte."""
     names = tokenizer.convert_ids_to_tokens(list(range(len(spelling))))
+    # In reverse, since the last one of equal bytes stays in the dict.
     ordered = sorted(range(len(spelling)), key=lambda token: (str(names[token]).startswith("<0x"), token), reverse=True)
     return {value: token for token in ordered if (value := spelling[token])}
 
@@ -111,5 +114,5 @@ def _means(table: Tensor, groups: list[list[int]]) -> Tensor:
     sizes = torch.tensor([len(group) for group in groups])
     flat = torch.tensor([token for group in groups for token in group], dtype=torch.long)
     means = functional.embedding_bag(flat, table, sizes.cumsum(0) - sizes, mode="mean")
-    means[sizes == 0] = table.mean(0)
+    means[sizes == 0] = table.mean(0)  # embedding_bag gives zeros there
     return means

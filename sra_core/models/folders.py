@@ -77,6 +77,7 @@ def check_folder(folder: Path, ref: ModelRef) -> None:
                 _check_numbers(path, whole)
         # Packed weights have other names than the model that they make: its quantizer knows them, when it loads.
         if "quantization_config" not in read_json(folder / "config.json"):
+            # By what reads the weights later too: tied heads and converted names need no rules here.
             with without_adapter(folder) as plain:
                 read_model(plain, ref, device_map="meta", use_safetensors=not pickled)
         return True
@@ -98,6 +99,7 @@ def check_config(folder: Path, ref: ModelRef) -> None:
     _refuse_quantized(folder, config)
     if config.get("is_encoder_decoder"):
         raise _encoder_decoder(folder, config)
+    # A model's own code may be of a type that transformers' mappings don't know.
     if "auto_map" in config and ref.trust_remote_code:
         return
     kind = config.get("model_type")
@@ -276,7 +278,7 @@ def refuse_pointers(folder: Path) -> None:
         ModelError: Names the first one.
     """
     for path in sorted(folder.iterdir()):
-        if path.is_file() and path.stat().st_size < 1024:
+        if path.is_file() and path.stat().st_size < 1024:  # which pointers are by their specification
             with path.open("rb") as file:
                 if file.read(len(_POINTER)) == _POINTER:
                     raise ModelError(
@@ -336,6 +338,7 @@ def load_pickled(path: Path, device: str) -> dict[str, Tensor]:
     import torch
 
     try:
+        # torch maps files of its newer form (zip) only.
         state = torch.load(path, map_location=device, weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # of unpickling anything may come
         raise ModelError(

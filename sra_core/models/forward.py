@@ -140,10 +140,11 @@ def _states(
         here = states.to(final.device)
         hidden[layer] = here[0, : len(texts)] if flat else texts.flat(here)
     if count in wanted:
-        hidden[count] = final
+        hidden[count] = final  # after the final norm, as its centres go through the LM head
     _refuse_reentrant(model, hidden, final)
     if attention:
         for layer, row in rows.items():
+            # A row is a sum over heads; the method's weights are one in all (paper section 2).
             weights[layer] = texts.flat((row / row.sum(-1, keepdim=True).clamp_min(1e-9)).to(final.device))
     else:
         even = (1.0 / texts.starts.diff()).index_select(0, texts.text)
@@ -159,6 +160,7 @@ def _run_flat(model: nn.Module, input_ids: Tensor, texts: Texts) -> Tensor:
         # with a mask of ones transformers does not look for texts in the position ids, and makes no mask of its own
         arguments = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "position_ids": positions}
         final: Tensor = apart(lambda: final_states(model, **arguments))
+    # A layer that attends in another way has seen all texts as one.
     if apart.attended < layer_count(model):
         raise ModelError(
             f"{apart.attended} of {layer_count(model)} layers attend through transformers' attention interface",
@@ -184,10 +186,12 @@ def _tail(model: nn.Module, tokens: int) -> int:
     """Tokens that belong to no text, added where layers are compiled: they then meet eight sizes an octave."""
     if not any(getattr(layer, "_compiled_call_impl", None) for layer in layers_of(model)):
         return 0
+    # An eighth of the power of two below `tokens`: so much is computed for nothing at most.
     step = max(16, 1 << max(0, tokens.bit_length() - 4))
     return -tokens % step
 
 
+# Weak: what was found of a model must not keep it in memory.
 _layouts: WeakKeyDictionary[nn.Module, Layout] = WeakKeyDictionary()
 
 
@@ -223,6 +227,7 @@ def choose_layout(model: nn.Module, wanted: Literal["auto", "flat", "padded"] = 
     tolerance, alone = _rounding(inner), False
     if wanted == "flat" and error == float("inf"):
         raise ModelError(f"{type(inner).__name__} can't be run flat: {reason}", "set layout to auto or padded")
+    # Forced, a model is run flat however far the states are apart.
     flat = wanted == "flat" or error <= tolerance
     if not flat:
         error, found = _probe(model, lengths, flat=False)

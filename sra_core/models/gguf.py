@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["header_digest", "licence_in", "rope_in", "unplaced"]
 
 _SPLIT = re.compile(r"-\d{5}-of-(\d{5})\.gguf$")
+# v., a. and mm. are towers for pictures and sound, _exps experts: see `unplaced`.
 _PLACELESS = re.compile(r"^(rope_|v\.|a\.|mm\.)|\.attn_rot_embd\.|_exps\.")
 _ELSEWHERE = "use the same model's safetensors folder or hub id"
 _STRING, _ARRAY = 8, 9
@@ -56,6 +57,7 @@ def header_digest(path: Path) -> str:
             )
         try:
             fields, tensors = _header(file)
+        # A torn length asks for any amount of memory.
         except (struct.error, UnicodeDecodeError, KeyError, MemoryError, OverflowError) as error:
             raise _torn(path, size, "its header is not whole") from error
         end = file.tell()
@@ -140,6 +142,7 @@ def unplaced(path: Path, model: PreTrainedModel) -> list[str]:
 
 def _llama3(factor: float, count: int, base: float) -> NDArray[np.float64]:
     """What each frequency is divided by."""
+    # Context over wave length; between the two bounds transformers blends evenly, as interp does.
     waves = _LLAMA3["original_max_position_embeddings"] / (2 * np.pi * base ** (np.arange(count) / count))
     low, high = _LLAMA3["low_freq_factor"], _LLAMA3["high_freq_factor"]
     divisors: NDArray[np.float64] = 1 / np.interp(waves, [low, high], [1 / factor, 1.0])
@@ -154,7 +157,7 @@ def _scaled(path: Path) -> ModelError:
 
 def _aligned(end: int, fields: dict[str, Any]) -> int:
     """Where the weights begin, after a header that ends there."""
-    alignment = int(fields.get("general.alignment", 32))
+    alignment = int(fields.get("general.alignment", 32))  # what GGUF has where a file says nothing
     return -(-end // alignment) * alignment
 
 

@@ -63,6 +63,7 @@ def save_head(
     kept = head.constant().rows(rows.to(head.weight.device))
     ids = {"teacher_ids": rows, "student_ids": torch.from_numpy(shared.student_ids).long()}
     _write(folder / _SHARED, {**dict(_tensors(kept)), **ids})
+    # Tied, the head is the embedding: one table is written.
     tied = embedding is not None and _same(embedding, head.weight)
     if embedding is not None:
         table = {} if tied else {"embedding": embedding.detach().cpu().contiguous()}
@@ -94,7 +95,7 @@ def _same(embedding: Tensor, head: Tensor) -> bool:
 
 
 def _tensors(head: Head) -> Iterator[tuple[str, Tensor]]:
-    yield "weight", head.weight.cpu().contiguous()
+    yield "weight", head.weight.cpu().contiguous()  # safetensors refuses other tensors
     if head.bias is not None:
         yield "bias", head.bias.cpu().contiguous()
 

@@ -14,6 +14,7 @@ __all__ = ["listed", "snapshot"]
 
 logger = logging.getLogger(__name__)
 
+# README.md is the card, which names the licence.
 _TEXT_FILES = ["*.json", "*.jinja", "*.model", "*.tiktoken", "merges.txt", "vocab.txt", "README.md"]
 _WEIGHT_FILES = ["model*.safetensors", "adapter_model.safetensors"]
 _PICKLED_FILES = ["pytorch_model*.bin"]
@@ -70,6 +71,7 @@ def _explained(ref: ModelRef, part: str = "") -> Iterator[None]:
         raise ModelError(
             f"{ref.source!r} is neither a folder nor a hub id", "correct teacher or student source"
         ) from error
+    # Before RepositoryNotFoundError, of which it is a kind.
     except errors.GatedRepoError as error:
         raise ModelError(
             f"the hub does not give {name} to this user", "accept its terms on the hub and log in with `hf auth login`"

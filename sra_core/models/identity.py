@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["model_identity", "tokenizer_identity", "tokenizer_identity_of"]
 
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".lock")
-_VOLATILE = ("transformers_version", "_name_or_path", "_model_name_or_path")
+_VOLATILE = ("transformers_version", "_name_or_path", "_model_name_or_path")  # where it lay and what wrote it
 
 
 def model_identity(ref: ModelRef) -> dict[str, Any]:

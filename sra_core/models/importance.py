@@ -29,6 +29,7 @@ def layer_importance(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
 
     def measure(index: int) -> Any:
         def hook(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+            # Some architectures call their layers by position, some by name.
             before: Tensor = args[0] if args else kwargs["hidden_states"]
             after: Tensor = output[0] if isinstance(output, tuple) else output
             sums[index] += float((1 - torch.cosine_similarity(before.float(), after.float(), dim=-1)).sum())

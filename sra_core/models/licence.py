@@ -45,6 +45,6 @@ def _of_card(card: Path) -> str:
     with suppress(OSError, UnicodeDecodeError, ValueError, yaml.YAMLError):  # a card that cannot be read names nothing
         fields = metadata_load(card) or {}
     licence = fields.get("license") or ""
-    if licence == "other":
+    if licence == "other":  # the hub's word for one that is not in its list
         licence = fields.get("license_name") or licence
     return ", ".join(map(str, licence)) if isinstance(licence, list) else str(licence)

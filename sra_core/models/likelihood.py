@@ -128,6 +128,7 @@ def known_before(config: RunConfig, model: Any, prepared: Manifest, side: Side) 
     if not len(places):
         return None
     tokenizer = load_kept_tokenizer(config, Path(prepared.folder), side)
+    # A chat model's answers may end with another token than eos: it stands for no bytes either.
     ends = {tokenizer.eos_token_id, *answer_ends(model)} - {None}
     return response_likelihood(model, [rows[int(place)] for place in places], side, eos_token_id=ends)
 
@@ -135,6 +136,7 @@ def known_before(config: RunConfig, model: Any, prepared: Manifest, side: Side) 
 def _tokens(row: Any, side: Side, ends: Collection[int]) -> tuple[np.ndarray, int]:
     ids = np.asarray(row.teacher_ids if side == "teacher" else row.student_ids)
     first = int(row.teacher_response if side == "teacher" else row.student_response)
+    # A response that was cut short ends with a token of its text, which counts.
     if len(ids) > first and int(ids[-1]) in ends:
         ids = ids[:-1]
     return ids, first

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["load_model", "load_tokenizer", "looked_at", "pick_device"]
 
+# Tokenizers that were only looked at, one a side: for whoever loads them next.
 _spare: OrderedDict[str, Any] = OrderedDict()
 _PROBE = "Spans of a text, und noch mehr: 42.\n"
 
@@ -37,6 +38,7 @@ def load_tokenizer(ref: ModelRef) -> PreTrainedTokenizerFast:
 
     folder = Path(resolve(ref, weights=False))
     key = _state(ref, folder)
+    # Taken out: no two callers get one object, which either could change.
     if (spare := _spare.pop(key, None)) is not None:
         return spare
     refuse_pointers(folder)
@@ -110,7 +112,7 @@ def load_model(ref: ModelRef, dtype: str = "float32", device: str = "cpu") -> Pr
     read = read_spread if device == "spread" else read_model
     model = read(folder, ref, dtype=getattr(torch, dtype), use_safetensors=True).eval()
     refuse_no_numbers(every_weight(model), ref.source)
-    if device != "spread":
+    if device != "spread":  # accelerate has put the parts of a spread one where they belong
         model = model.to(pick_device(device))
     if input_device(model).type == "cuda" and dtype == "float32":
         torch.set_float32_matmul_precision("high")  # TF32: ten bits of mantissa, many times the speed

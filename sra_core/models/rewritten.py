@@ -46,6 +46,7 @@ def rewritten(folder: Path, ref: ModelRef) -> Path:
 
 
 def _once(kind: str, folder: Path, files: list[Path], make: Callable[[Path], None]) -> Path:
+    # Config, tokenizer and code are copied, so that they count too.
     read = sorted([*files, *_texts(folder)])
     digests = {path.name: remembered("sha256", [path], partial(file_sha256, path)) for path in read}
     key = hashlib.sha256(json.dumps(digests).encode()).hexdigest()[:16]
@@ -74,7 +75,7 @@ def _unpickle(folder: Path, files: list[Path], target: Path, ref: ModelRef) -> N
         save_file(tensors, target / name, metadata={"format": "pt"})
         names |= dict.fromkeys(tensors, name)
     if len(files) > 1:
-        index = {"metadata": {}, "weight_map": names}
+        index = {"metadata": {}, "weight_map": names}  # without metadata transformers reads no index
         (target / "model.safetensors.index.json").write_text(json.dumps(index))
     digests = {path.name: remembered("sha256", [path], partial(file_sha256, path)) for path in files}
     (target / PICKLED).write_text(json.dumps(digests))
@@ -86,7 +87,7 @@ def _merge(folder: Path, target: Path, ref: ModelRef) -> None:
     from peft import PeftModel
 
     with without_adapter(folder) as base:
-        plain = rewritten(base, ref)
+        plain = rewritten(base, ref)  # what is beside the adapter may be pickled
         try:
             options = {"dtype": torch.float32, "use_safetensors": True, "trust_remote_code": ref.trust_remote_code}
             model = read_weights(plain, ref.source, **options)

@@ -39,7 +39,7 @@ def read_spread(folder: Path, ref: ModelRef, **options: Any) -> PreTrainedModel:
     scratch = tempfile.mkdtemp(prefix="sra-spread-")
     try:
         model = read_model(folder, ref, device_map="auto", max_memory=_ROOM, offload_folder=scratch, **options)
-    except BaseException:
+    except BaseException:  # an interrupt too
         shutil.rmtree(scratch, ignore_errors=True)
         raise
     weakref.finalize(model, shutil.rmtree, scratch, ignore_errors=True)

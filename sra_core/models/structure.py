@@ -53,11 +53,11 @@ def unwrap(model: nn.Module) -> PreTrainedModel:
     from transformers import PreTrainedModel
 
     while not isinstance(model, PreTrainedModel):
-        if hasattr(model, "get_base_model"):
+        if hasattr(model, "get_base_model"):  # PEFT
             model = model.get_base_model()
-        elif hasattr(model, "_orig_mod"):
+        elif hasattr(model, "_orig_mod"):  # torch.compile
             model = model._orig_mod
-        elif hasattr(model, "module"):
+        elif hasattr(model, "module"):  # DeepSpeed and DistributedDataParallel
             model = model.module
         else:
             raise ModelError(f"{type(model).__name__} is not a transformers model", "pass the model itself")
@@ -104,6 +104,7 @@ def layers_of(model: nn.Module) -> nn.ModuleList:
     """
     count = layer_count(model)
     lists = [child for child in decoder_of(model).modules() if isinstance(child, nn.ModuleList)]
+    # Outer ones first: a list of as many experts inside a layer comes later.
     for child in lists:
         if len(child) == count:
             return child
@@ -161,6 +162,7 @@ def lm_head(model: nn.Module) -> Head:
 
 def _logit_factor(config: Any) -> float:
     kind = config.model_type
+    # These divide by what others (HyperCLOVA X) multiply with under the same name.
     if kind.startswith(("granite", "minicpm")) and getattr(config, "logits_scaling", None):
         return 1.0 / config.logits_scaling
     if getattr(config, "logits_mup_width_multiplier", None):  # Inkling

@@ -49,6 +49,7 @@ def build_student(config: RunConfig, tokenizer: PreTrainedTokenizerFast, sample:
     """
     student = config.student
     ref = config.student_origin
+    # What is random comes from the config's seed, and the caller's generator stays where it was.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         model = _fresh(config, ref) if student.initial_weights == "random" else _pruned(config, ref, sample)
@@ -163,7 +164,9 @@ def _fit_vocabulary(
         model.resize_token_embeddings(_rows(tokenizer), mean_resizing=False)
         return
     source_tokenizer = load_tokenizer(ref)
+    # First: rows of the new tokenizer are means of the source's, those of its added tokens among them.
     _grow(model, source_tokenizer)
+    # By content: the source's own tokenizer under another name changes nothing.
     if tokenizer_identity(source_tokenizer)["tokenizer"] != tokenizer_identity(tokenizer)["tokenizer"]:
         replace_embeddings(model, source_tokenizer, tokenizer, config.student.embeddings, _rows(tokenizer))
 
@@ -177,11 +180,11 @@ def _grow(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
             rows - there,
             there,
         )
-        model.resize_token_embeddings(rows)
+        model.resize_token_embeddings(rows)  # transformers draws them with the old rows' mean and covariance
 
 
 def _rows(tokenizer: PreTrainedTokenizerFast) -> int:
-    return max(tokenizer.get_vocab().values()) + 1
+    return max(tokenizer.get_vocab().values()) + 1  # not len(): ids may have holes
 
 
 def _name_special_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:

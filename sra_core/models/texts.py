@@ -69,6 +69,7 @@ class Texts:
 
     def padded(self, values: Tensor) -> Tensor:
         """(N, ...) values as (B, T, ...), zeros on the right of each text."""
+        # Texts of one length need no padding, and no copy.
         if len(self) == self.real.numel():
             return values.reshape(*self.real.shape, *values.shape[1:])
         # index_copy, not a gather with repeats: its backward is a gather, which adds nothing up and so has one result

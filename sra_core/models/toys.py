@@ -38,6 +38,7 @@ def random_model(source: str) -> Path:
     architecture, _, query = source.removeprefix("random:").partition("?")
     options = _options(source, query)
     name = "-".join(f"{key}{value}" for key, value in options.items())
+    # Docstrings, which the tokenizer is trained on, differ from one Python to the next.
     python = ".".join(platform.python_version_tuple()[:2])
     key = slug(f"random-{_VERSION}-py{python}-{architecture}-{name}")
     return made_once(key, lambda folder: _make(source, architecture, options, folder))

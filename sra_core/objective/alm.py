@@ -40,6 +40,7 @@ class AlmObjective(TokenObjective):
     def distill(self, batch: Batch, student: StudentOutput, own: Side, teacher: Side) -> Mapping[str, Tensor]:
         """The term ``alm``."""
         theirs = teacher_ranges(batch)
+        # A chunk's likelihood needs each of its tokens: one with nothing before it has none.
         known = predicted_spans(own, batch.span_range) & predicted_spans(teacher, theirs)
         student_log = _span_likelihood(own, student.head, batch.span_range[known])
         with torch.no_grad():
@@ -52,6 +53,7 @@ class AlmObjective(TokenObjective):
 def binary_kl(log_p: Tensor, log_q: Tensor) -> Tensor:
     """``KL(Bernoulli(p) || Bernoulli(q))`` from log-probabilities <= 0."""
     log_p, log_q = log_p - FLOOR, log_q - FLOOR
+    # -expm1(x) is 1 - exp(x) without cancellation: in float32 1 - exp(-1e-6) keeps one or two digits.
     return log_p.exp() * (log_p - log_q) - torch.expm1(log_p) * (_log_complement(log_p) - _log_complement(log_q))
 
 

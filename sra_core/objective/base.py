@@ -21,6 +21,7 @@ class Objective(nn.Module, ABC):
     def __init__(self, config: ObjectiveConfig) -> None:
         super().__init__()
         self.config = config
+        # No buffer, and so in no checkpoint: training sets it from the step number.
         self.progress = 0.0
 
     @property

@@ -87,6 +87,7 @@ class Batch:
     teacher_targets: Tensor | None = None
 
     def __post_init__(self) -> None:
+        # On the CPU, where the batch is made: reading a number of a tensor on a GPU waits for the GPU.
         if self.sizes is None:
             spans = torch.bincount(self.span_text, minlength=self.texts)
             in_spans = (self.span_range[:, 1] - self.span_range[:, 0]).clamp(min=0).sum()
@@ -114,6 +115,7 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """The batch with every tensor on ``device``."""
+        # Only from pinned memory does non_blocking copy beside the computation.
         return self._each(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pinned(self) -> Batch:
@@ -122,10 +124,13 @@ class Batch:
 
     def keep(self, device: torch.device) -> None:
         """Keep the batch's memory on a GPU until what is computed from now on is done, whatever stream copied it."""
+        # torch's allocator hands memory back to the stream that it was allocated on: without a record the copy of a
+        # later batch could be written into it while this one is still read.
         if device.type == "cuda":
             self._each(lambda tensor: (tensor.record_stream(torch.cuda.current_stream(device)), tensor)[1])
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        # Sizes and targets are passed on too, so that nothing is counted anew on the device.
         return Batch(**{field.name: _changed(getattr(self, field.name), change) for field in fields(self)})
 
 

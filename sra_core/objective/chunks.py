@@ -53,6 +53,7 @@ def head_loss(
         chunk: Rows at once; unset takes as many as 16 MiB of logits hold, at least 32.
     """
     tensors = (rows, head.weight, head.bias)
+    # Settled here: inside the forward of an autograd Function gradients are always off.
     needs = [torch.is_grad_enabled() and tensor is not None and tensor.requires_grad for tensor in tensors]
     chunk = chunk or rows_at_once(head)
     plan = _Plan(slope, head.softcap, chunk, (needs[0], needs[1], needs[2]))
@@ -85,9 +86,11 @@ def head_map(
 
     chunk = chunk or rows_at_once(head)
     outputs = []
+    # One piece at least: of nothing torch.cat can make neither a width nor a graph.
     for start in range(0, max(1, len(rows)), chunk):
         part = slice(start, start + chunk)
         operands = (rows[part], head.weight, head.bias, *(extra[part] for extra in extras))
+        # Not reentrant: that kind refuses torch.autograd.grad, which diagnostics call for each term.
         outputs.append(
             checkpoint(piece, *operands, use_reentrant=False) if torch.is_grad_enabled() else piece(*operands)
         )
@@ -103,6 +106,8 @@ def slope_by_autograd(values: Callable[..., Tensor]) -> Slope:
     """A slope from a plain function of logits (n, V) and extras to values (n,)."""
 
     def slope(logits: Tensor, *extras: Tensor) -> tuple[Tensor, Tensor]:
+        # It is called inside a Function's forward, where gradients are off. Rows do not mix, so that the gradient of
+        # the sum holds each row's own.
         with torch.enable_grad():
             logits = logits.detach().requires_grad_()
             value = values(logits, *extras)
@@ -131,6 +136,7 @@ class _HeadLoss(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         rows, weight, bias, weights, *extras = ctx.saved_tensors
+        # Handed over: they are scaled in place below, and a second backward must not scale them again.
         grads, ctx.grads = ctx.grads, None
         if grads is None:
             _, grads = _fold(ctx.plan, rows, weight, bias, weights, extras)
@@ -138,7 +144,7 @@ class _HeadLoss(torch.autograd.Function):
             None if grad is None else grad.mul_(grad_output).to(tensor.dtype)
             for grad, tensor in zip(grads, (rows, weight, bias), strict=True)
         ]
-        return (None, *scaled, None, *(None for _ in extras))
+        return (None, *scaled, None, *(None for _ in extras))  # plan, weights and extras are constants
 
 
 def _fold(
@@ -148,6 +154,7 @@ def _fold(
     head = Head(weight, bias, plan.softcap)
     total = weights.new_zeros(())
     grads = [
+        # In float32 also for halves: every chunk adds to them.
         torch.zeros_like(accurate(tensor.detach())) if needed and tensor is not None else None
         for tensor, needed in zip((rows, weight, bias), plan.needs, strict=True)
     ]
@@ -155,6 +162,7 @@ def _fold(
     for start in range(0, len(rows), plan.chunk):
         part = slice(start, start + plan.chunk)
         logits = head.logits(rows[part])
+        # The soft cap's derivative, taken first: `slope` may overwrite the logits.
         bend = None if plan.softcap is None else 1 - (logits / plan.softcap).square_()
         values, slope = plan.slope(logits, *(extra[part] for extra in extras))
         del logits

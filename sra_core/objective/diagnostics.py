@@ -79,6 +79,7 @@ def gradient_norms(
     wanted = [parameter for parameter in parameters if parameter.requires_grad]
     norms = {}
     for name, value in weighted_terms(objective, terms).items():
+        # The graph is still needed for the other terms and for the loss; a term of an inner layer reaches no later one.
         grads = torch.autograd.grad(value, wanted, retain_graph=True, allow_unused=True) if value.requires_grad else ()
         squares = [grad.detach().float().square().sum() for grad in grads if grad is not None]
         norms[name] = torch.stack(squares).sum().sqrt() if squares else value.new_zeros(())
@@ -120,6 +121,7 @@ def span_statistics(batch: Batch, shared: int, vocabulary: int, power: float = 1
     """
     counts = torch.bincount(batch.span_text, minlength=batch.texts)
     effective = 0.0
+    # Objectives that compare tokens have no span centres, and a batch may hold no span.
     if batch.teacher and int(counts.max()):
         mass = batch.teacher[max(batch.teacher)].mass
         pi = span_weights(mass, power, batch.span_text, batch.texts)

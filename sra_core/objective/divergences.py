@@ -31,6 +31,7 @@ def reverse_kl(log_p: Tensor, log_q: Tensor, skew: float) -> Tensor:
 
 def jensen_shannon(log_p: Tensor, log_q: Tensor, skew: float) -> Tensor:
     """``KL(p || m) / 2 + KL(q || m) / 2`` with ``m = (p + q) / 2``, of each row."""
+    # Mixed in logarithms, where a probability that underflows on one side does no harm.
     log_m = torch.logaddexp(log_p, log_q) - torch.log(log_p.new_tensor(2.0))
     return (forward_kl(log_p, log_m, skew) + forward_kl(log_q, log_m, skew)) / 2
 
@@ -80,6 +81,7 @@ class DivergenceObjective(TokenObjective):
     def __init__(self, config: ObjectiveConfig, context: ObjectiveContext) -> None:
         super().__init__(config, context)
         self.names = (config.name,)
+        # The same tokenizer pairs every token with itself; that texts are cut alike is seen in `distill`.
         if not torch.equal(context.shared_student_ids.cpu(), context.shared_teacher_ids.cpu()):
             raise ConfigError(
                 f"objective {config.name} needs the same tokenizer on both sides",

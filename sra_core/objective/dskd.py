@@ -51,6 +51,7 @@ class DskdObjective(TokenObjective):
         carried, _ = pad(own, _apply(self.to_teacher, own.rows))
         as_teacher = (_attention(scores.mT, mask.mT) @ carried)[teacher.text, teacher.rank]
 
+        # Constant: cross-entropy of the carried teacher trains the maps, not the student's head.
         head, whole, tau = (
             student.head.constant(),
             self.head("teacher_full_head", own.rows.device),
@@ -75,6 +76,7 @@ class DskdObjective(TokenObjective):
         The paper starts them at random and learns them for long; fitted, attention starts at the same piece of text.
         """
         own, teacher = student_side(batch, student), teacher_side(batch)
+        # Only at such spans is it known which position of the other side predicts the same text.
         mine, theirs = single_tokens(batch, own, teacher)
         rows, carried = own.rows[mine], self._to_carry(teacher)[theirs]
         return [
@@ -123,6 +125,7 @@ class DskdObjective(TokenObjective):
 
 def _attention(scores: Tensor, mask: Tensor) -> Tensor:
     """Softmax over the last dimension within the mask; 0 in rows without any real pair."""
+    # Finite: with -inf a row without any real pair is NaN, which the mask would not make 0.
     return torch.softmax(scores.masked_fill(~mask, -1e5), -1) * mask
 
 

@@ -78,6 +78,7 @@ class RidgeFit:
         if self._inner is None or self._outer is None:
             self._inner = own.new_zeros(own.shape[1], own.shape[1])
             self._outer = own.new_zeros(own.shape[1], other.shape[1])
+        # Sums are all that is kept of the rows: neither their number nor the parts that they come in matter.
         self._inner += own.T @ own
         self._outer += own.T @ other
 
@@ -94,6 +95,7 @@ class RidgeFit:
         if self._inner is None or self._outer is None or not self._held_out:
             raise ValueError("a fit needs rows to fit to and rows held out")
         own, other = (torch.cat(parts) for parts in zip(*self._held_out, strict=True))
+        # Ridges are relative to it: the same ones fit unit vectors and states of any length.
         scale = self._inner.diagonal().mean()
         found = []
         for ridge in RIDGES:
@@ -102,6 +104,7 @@ class RidgeFit:
             found.append((_cosine(own @ weight.T, other), ridge, weight))
         cosine, ridge, weight = max(found, key=lambda each: each[0])
         identity = _cosine(own, other) if own.shape[1] == other.shape[1] else None
+        # `weight` is a transposed view, and safetensors, where it goes, refuses those.
         return Fit(weight.float().cpu().contiguous(), ridge, cosine, identity)
 
 

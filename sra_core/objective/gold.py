@@ -60,6 +60,7 @@ class GoldObjective(TokenObjective):
         matched = len(teacher_ids) / len(head.weight)
 
         def values(logits: Tensor, own_later: Tensor, teacher_rows: Tensor, teacher_later: Tensor) -> Tensor:
+            # Merged: scaled by the probability of the later tokens, and so no longer summing to one.
             log_q = torch.log_softmax(logits, -1) + own_later[:, None]
             log_p = torch.log_softmax(head.logits(teacher_rows), -1) + teacher_later[:, None]
             shared = generalised_jsd(log_p[:, teacher_ids], log_q[:, student_ids], self.config.beta)
@@ -76,6 +77,7 @@ class GoldObjective(TokenObjective):
                 leaves = logits.detach().requires_grad_(), own_later.detach().requires_grad_()
                 value = values(*leaves, *theirs)
                 grad, slope_of_later = torch.autograd.grad(value.sum(), leaves)
+            # Chunks come in the order of the spans: one after another they line up with `later`.
             by_later.append(slope_of_later)
             return value.detach(), grad
 

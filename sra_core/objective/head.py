@@ -11,6 +11,7 @@ from torch import Tensor
 __all__ = ["Head"]
 
 
+# eq=False: two tensors compare entry by entry, which is no yes or no.
 @dataclass(frozen=True, slots=True, eq=False)
 class Head:
     """What turns a state into logits: ``softcap * tanh((x weight^T + bias) / softcap)``.
@@ -68,6 +69,7 @@ def product(left: Tensor, right: Tensor) -> Tensor:
     halves and give the float32 sums.
     """
     if right.is_cuda and right.dtype in (torch.bfloat16, torch.float16) and not torch.is_grad_enabled():
+        # `out_dtype` exists on CUDA alone. A float32 `left` becomes halves here: in float16 all below 6e-8 is lost.
         return torch.mm(left.to(right.dtype), right, out_dtype=torch.float32)
     wide = torch.promote_types(right.dtype, torch.float32)
     return left.to(wide) @ right.to(wide)

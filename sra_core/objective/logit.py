@@ -56,6 +56,7 @@ def span_logit_kl(
         (spans,), 1 / texts, dtype=torch.promote_types(student_centers.dtype, torch.float32)
     )
     if reduction == "mean":
+        # Never by 0: only texts with a span are looked up.
         weights = weights / counts_of_texts(text, texts).index_select(0, text)
     slope = kl_slope(Head.of(teacher_head).constant(), temperature)
     return head_loss(student_centers, Head.of(student_head), slope, (teacher_centers.detach(),), weights, chunk)
@@ -65,11 +66,13 @@ def kl_slope(teacher_head: Head, temperature: float) -> Slope:
     """Value and slope of the forward KL from the teacher's states, in three buffers of the size of the logits."""
 
     def slope(logits: Tensor, teacher_rows: Tensor) -> tuple[Tensor, Tensor]:
+        # The student first: both softmaxes are left in one scratch buffer, and the one that is needed of it is p.
         scratch = torch.empty_like(logits)
         log_q, _ = _log_softmax_(logits.div_(temperature), scratch)
         log_p, total = _log_softmax_(teacher_head.logits(teacher_rows).div_(temperature), scratch)
         p = scratch.div_(total)
         values = log_p.sub_(log_q).mul_(p).sum(-1)
+        # d KL / d logits = (q - p) / tau, in the place of log q.
         return values, log_q.exp_().sub_(p).div_(temperature)
 
     return slope
@@ -87,6 +90,7 @@ def next_token_loss(final: Tensor, batch: Batch, head: Head, chunk: int | None =
         head: The student's head, whole; full-vocabulary logits exist at supervised positions only.
         chunk: Positions at once.
     """
+    # The state before a token predicts it; a target is never the first token of its text.
     rows, target = final.index_select(0, batch.targets - 1), batch.labels.index_select(0, batch.targets)
     return head_loss(rows, head, cross_entropy_slope, (target,), chunk=chunk) / (
         batch.supervised or max(1, len(target))
@@ -96,7 +100,7 @@ def next_token_loss(final: Tensor, batch: Batch, head: Head, chunk: int | None =
 def cross_entropy_slope(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Value and slope of the cross-entropy of each row's target."""
     log_q, _ = _log_softmax_(logits, torch.empty_like(logits))
-    values = -log_q.gather(1, target[:, None])[:, 0]
+    values = -log_q.gather(1, target[:, None])[:, 0]  # before log q becomes the slope, in place
     slope = log_q.exp_()
     slope.scatter_add_(1, target[:, None], slope.new_full((len(target), 1), -1.0))
     return values, slope

@@ -45,6 +45,7 @@ class MinedObjective(TokenObjective):
         same = torch.full((len(context.student_tokens),), -1, dtype=torch.long)
         same[context.shared_student_ids.cpu()] = context.shared_teacher_ids.cpu()
         self.same = same.numpy()
+        # By the tokens of both sides: a text comes again in every epoch, and its table of distances is quadratic.
         self.known: dict[tuple[bytes, bytes], NDArray[np.int64]] = {}
 
     def distill(self, batch: Batch, student: StudentOutput, own: Side, teacher: Side) -> Mapping[str, Tensor]:
@@ -57,6 +58,7 @@ class MinedObjective(TokenObjective):
 
         def soft(logits: Tensor, teacher_rows: Tensor) -> Tensor:
             log_p = torch.log_softmax(head.logits(teacher_rows) / tau, -1)
+            # Over the whole vocabulary, unlike p: what the student gives to tokens not shared counts against it.
             log_q = torch.log_softmax(logits / tau, -1).index_select(1, shared)
             return (log_p.exp() * (log_p - log_q)).sum(-1)
 
@@ -85,6 +87,7 @@ class MinedObjective(TokenObjective):
             student, teacher = self.texts
             path = align_tokens([student[i] for i in mine], [teacher[i] for i in theirs])
             safe = np.where(path >= 0, path, 0)
+            # `self.same` is -1 where a token is not shared, which no id equals.
             same = theirs[safe] == self.same[mine] if len(theirs) else np.zeros(len(mine), dtype=bool)
             self.known[key] = np.where((path >= 0) & same, path, -1)
         return self.known[key]
@@ -140,9 +143,11 @@ def _codes(tokens: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]
 def _accumulate(cost: NDArray[np.int64]) -> NDArray[np.int64]:
     """Cheapest cost of a path to each pair, one anti-diagonal at a time."""
     n, m = cost.shape
+    # A border that no path crosses: half of the largest number, so that adding a cost does not overflow.
     total = np.full((n + 1, m + 1), np.iinfo(np.int64).max // 2, dtype=np.int64)
     total[0, 0] = 0
     for diagonal in range(n + m - 1):
+        # Pairs of one anti-diagonal depend on the two before it alone, never on each other.
         row = np.arange(max(0, diagonal - m + 1), min(n, diagonal + 1))
         column = diagonal - row
         best = np.minimum(total[row, column], np.minimum(total[row, column + 1], total[row + 1, column]))
@@ -151,6 +156,7 @@ def _accumulate(cost: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def _previous(total: NDArray[np.int64], row: int, column: int) -> tuple[int, int]:
+    # Both sides first: of equal steps `min` takes the first.
     steps = [(row - 1, column - 1), (row - 1, column), (row, column - 1)]
     possible = [step for step in steps if min(step) >= 0]
     return min(possible, key=lambda step: total[step])

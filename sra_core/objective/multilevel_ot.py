@@ -49,6 +49,7 @@ class MultiLevelOtObjective(TokenObjective):
         q = _leading(own, student.head)
         with torch.no_grad():
             p = _leading(teacher, self.head("teacher_full_head", own.rows.device))
+        # Fewer than 50 where a vocabulary is smaller.
         width = min(p.shape[1], q.shape[1])
         p, q = p[:, :width], q[:, :width]
         mine, theirs = paired(own, teacher)
@@ -92,6 +93,7 @@ def _log_uniform(mask: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _masked_dual(marginal: Tensor, scores: Tensor, mask: Tensor, dim: int) -> Tensor:
     """Log scaling that gives the plan its marginal along one side; 0 at points that are not real."""
+    # Where the other side has no point the total is NEVER: its negative would undo the NEVER of the kernel.
     total = scores.logsumexp(dim)
     return torch.where(mask & (total > NEVER / 2), marginal - total, 0)
 
@@ -99,6 +101,7 @@ def _masked_dual(marginal: Tensor, scores: Tensor, mask: Tensor, dim: int) -> Te
 def _leading(side: Side, head: Head) -> Tensor:
     """(n, k) probabilities of the entries that lead each position's text, in falling order of their sum."""
     with torch.no_grad():
+        # A pass of its own: which entries lead is known after all positions of a text, whose logits are not kept.
         totals = torch.zeros(len(side.counts), len(head.weight), device=side.rows.device)
         step = rows_at_once(head)
         for start in range(0, len(side.rows), step):

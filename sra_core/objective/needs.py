@@ -8,6 +8,7 @@ from sra_core.config import ObjectiveConfig
 
 __all__ = ["TeacherNeeds", "student_layers", "teacher_needs"]
 
+# The names in `divergences.DIVERGENCES` once more, as that file loads torch; a test holds them together.
 ON_ONE_VOCABULARY = ("fkl", "rkl", "js", "skl")
 """Objectives that compare distributions entry by entry: both sides must have the same tokenizer."""
 
@@ -38,10 +39,12 @@ class TeacherNeeds:
 def teacher_needs(config: ObjectiveConfig) -> TeacherNeeds:
     """What the cache must hold for this objective."""
     if config.name == "sra":
+        # Each once: several layers of the student may learn from one of the teacher's.
         layers = tuple(dict.fromkeys(teacher for teacher, _ in config.layers))
         return TeacherNeeds(layers, weighted_pooling=config.weighted_pooling, shared_head=config.logit > 0)
     if config.name == "sft":
         return TeacherNeeds()
+    # These compare shared tokens alone: the teacher's rows of them are all of its head that the cache need hold.
     narrow = config.name in ("mined", "strict_kl", *ON_ONE_VOCABULARY)
     return TeacherNeeds(
         token_states=True,

@@ -46,6 +46,7 @@ def pool_spans(
     tokens, span = span_tokens(ranges, in_spans)
     spans = len(ranges)
     weight = accurate(weights.detach()).index_select(0, tokens)
+    # Of attention also where centres are plain means: the weights of the loss are made of it.
     mass = weight.new_zeros(spans).index_add(0, span, weight)
     states = accurate(hidden.index_select(0, tokens))
     if weighted:

@@ -24,6 +24,7 @@ class Projector(nn.Linear):
     """
 
     def __init__(self, student_width: int, teacher_width: int, seed: int = 0, start: str = "auto") -> None:
+        # On `meta` nothing is drawn: nn.Linear's own start would move the global random state.
         super().__init__(student_width, teacher_width, bias=False, device="meta")
         same = student_width == teacher_width
         if start == "identity" and not same:
@@ -38,6 +39,7 @@ class Projector(nn.Linear):
     def forward(self, centers: Tensor) -> Tensor:
         """(K, d_S) to (K, d_T)."""
         centers = accurate(centers)
+        # Widened as well: W is in half precision where the training is.
         return functional.linear(centers, self.weight.to(centers.dtype))
 
 

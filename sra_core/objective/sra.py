@@ -47,8 +47,10 @@ class SraObjective(Objective):
     def __init__(self, config: ObjectiveConfig, context: ObjectiveContext) -> None:
         super().__init__(config)
         self.layers = list(context.layers)
+        # m ^ 0 is 1: without WSL all spans of a text weigh alike.
         self.power = config.mass_power if config.weighted_loss else 0.0
         self.lambdas = pair_weights(config)
+        # Geometry and logit compare centres that are not projected: without the other two terms there is no W.
         mapped = any(self.lambdas) or config.trajectory > 0
         self.projectors = nn.ModuleList(
             Projector(context.student_width, context.teacher_width, context.seed + place, config.projector_start)
@@ -116,6 +118,8 @@ class SraObjective(Objective):
         return {"cosine": total, **values}
 
     def _last_pair(self, batch: Batch, own: Tensor, head: Head) -> dict[str, Tensor]:
+        # The pair that `objective.layers` lists last, whatever its depth. Both heads take it for last layers: on
+        # `quality-coarse` the teacher's layer 20 of 30 there cost 0.028 bits a byte.
         config, spans, terms = self.config, batch.teacher[self.layers[-1][0]], {}
         if config.geometry:
             terms["geometry"] = span_geometry_loss(

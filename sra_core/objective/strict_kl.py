@@ -35,6 +35,7 @@ class StrictKlObjective(TokenObjective):
         def values(logits: Tensor, teacher_rows: Tensor) -> Tensor:
             teacher_logits = head.logits(teacher_rows)
             if top is not None and top < logits.shape[1]:
+                # The student's own, as in the paper's variant: the teacher's likeliest token may be left out.
                 likeliest = logits.detach().topk(top).indices
                 logits, teacher_logits = logits.gather(1, likeliest), teacher_logits.gather(1, likeliest)
             log_p = torch.log_softmax(teacher_logits / tau, -1)

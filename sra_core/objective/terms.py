@@ -39,6 +39,7 @@ def span_weights(mass: Tensor, p: float = 1.0, text: Tensor | None = None, texts
     text, texts = _texts(mass, text, texts)
     mass = accurate(mass.detach())
     largest = mass.new_zeros(texts).scatter_reduce(0, text, mass, "amax")
+    # A text whose masses are all 0 gets weights of 0, not 0 / 0. For p = 0 torch's 0 ** 0 is 1: all weigh alike.
     smallest = torch.finfo(mass.dtype).tiny
     powers = (mass / largest.clamp(min=smallest).index_select(0, text)) ** p  # relative, so that no power underflows
     total = powers.new_zeros(texts).index_add(0, text, powers).clamp(min=smallest)
@@ -134,6 +135,7 @@ def span_geometry_loss(
     counts = counts_of_texts(text, texts)
     place = torch.arange(len(text), device=text.device) - (counts.cumsum(0) - counts).index_select(0, text)
     longest = most if most is not None else int(counts.max()) if texts else 0
+    # Text by text, since pairs are formed within a text alone; the places added beyond its spans weigh 0.
     student, teacher, weights = (
         value.new_zeros(texts, longest, *value.shape[1:]).index_put((text, place), value)
         for value in (_unit(student_centers), _unit(teacher_centers).detach(), weights)
@@ -154,9 +156,11 @@ class _PairLoss(torch.autograd.Function):
         texts, spans, _ = student.shape
         block = max(1, PAIRS_AT_ONCE // max(1, texts * spans))
         starts = range(0, spans, block)
+        # Summed pair by pair: 1 - sum pi^2, the same number, cancels where one span holds nearly all mass.
         pairs = weights.new_zeros(texts)
         for start in starts:
             pairs += _pair_weights(weights, start, block).sum((1, 2))
+        # 0 for a text of fewer than two spans, which has no pair.
         scale = pairs.clamp(min=torch.finfo(pairs.dtype).tiny).reciprocal() * (pairs > 0)
         value = student.new_zeros(())
         grad = torch.empty_like(student)

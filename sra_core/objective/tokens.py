@@ -78,6 +78,7 @@ class TokenObjective(Objective):
     def __init__(self, config: ObjectiveConfig, context: ObjectiveContext) -> None:
         super().__init__(config)
         self.context = context
+        # A dict of plain tensors: as buffers they would be in every checkpoint.
         self.constants: dict[str, Any] = {}
 
     @abstractmethod
@@ -127,11 +128,13 @@ def teacher_side(batch: Batch) -> Side:
             "this objective compares tokens, and the cache holds span centres only",
             "run the cache stage with this objective, which stores token states, or choose objective sra or sft",
         )
+    # The highest layer is the last one, after the final norm: what the teacher's head takes.
     return _side(states[max(states)].detach(), ids, labels, starts, targets)
 
 
 def paired(own: Side, teacher: Side) -> tuple[Tensor, Tensor]:
     """Positions of the two sides with the same rank in the same text: indices into each side's rows."""
+    # A text has positions of different number on the two sides: the rest of the longer one stays unpaired.
     mine = (own.rank < teacher.counts.index_select(0, own.text)).nonzero()[:, 0]
     theirs = teacher.first.index_select(0, own.text[mine]) + own.rank[mine]
     return mine, theirs
@@ -161,6 +164,7 @@ def teacher_ranges(batch: Batch) -> Tensor:
 
 def rows_by_place(side: Side) -> Tensor:
     """(N,) which of the side's rows predicts each token of the batch; n where none does."""
+    # n is no row: reading it fails, where -1 would take the last row without a word.
     index = torch.full((side.tokens,), len(side.rows), dtype=torch.long, device=side.rows.device)
     index[side.place] = torch.arange(len(side.rows), device=side.rows.device)
     return index

@@ -47,6 +47,7 @@ class XTokenObjective(TokenObjective):
         theirs, tau = teacher_ranges(batch), self.config.temperature
         known = predicted_spans(own, batch.span_range) & predicted_spans(teacher, theirs)
         if not known.any():
+            # 0 that hangs on the graph: a backward finds zeros in place of an error.
             return {"xtoken": own.rows.sum() * 0}
         head = self.head("teacher_full_head", own.rows.device)
         with torch.no_grad():
@@ -69,6 +70,7 @@ class XTokenObjective(TokenObjective):
         place[kept] = torch.arange(len(kept), device=like.device)
         inside = place[columns] >= 0
         index = torch.stack([place[columns[inside]], rows[inside]])
+        # The other factor is a softmax of logits, which are in float32 or wider; both must have one type.
         wide = torch.promote_types(like.dtype, torch.float32)
         return torch.sparse_coo_tensor(
             index, given.values()[inside].to(wide), (len(kept), given.shape[0]), check_invariants=False

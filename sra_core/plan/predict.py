@@ -122,6 +122,7 @@ def plan_run(config: RunConfig, samples: int = SAMPLE) -> Plan:
         ConfigError: A layer that teacher or student do not have.
         DataError: The corpus has no example that can be used.
     """
+    # As a run settles it: what `auto` types come to decides bytes and memory.
     config = settled(config)
     check_models(config)
     check_layers(config)
@@ -148,6 +149,7 @@ def plan_run(config: RunConfig, samples: int = SAMPLE) -> Plan:
         student = _plan_training(config, plan, train, teacher, folder)
         _plan_evaluation(config, plan, sample.only("test"), student, folder)
     for stage in plan.memory:
+        # On a CPU the peak that is measured is that of the whole process.
         plan.memory[stage] += libraries if plan.devices[stage] == "cpu" else 0
     _compare(config, plan)
     return plan
@@ -243,6 +245,7 @@ def _scaled(
     size: Callable[[Sequence[Any]], int], rows: Sequence[Any], parts: Sequence[float], sample: _Sample, shards: int
 ) -> float:
     """Bytes of all shards; ``parts`` go with the bytes of each row of the sample, which starts with ``rows``."""
+    # Rows cut into n files take n - 1 times more of what a file costs by itself than in one file.
     pieces = [rows[start::4] for start in range(4) if len(rows) > start]
     whole = size(rows)
     overhead = (sum(size(piece) for piece in pieces) - whole) / max(1, len(pieces) - 1)
@@ -262,6 +265,7 @@ def _prepared_size(rows: Sequence[PreparedRow]) -> int:
 
 
 def _prepared_parts(sample: _Sample) -> list[float]:
+    # Bytes in PREPARED_SCHEMA: 4 for each of ten columns (offsets, numbers), 4 a token, 8 a span and side.
     return [
         40.0
         + 4 * (len(row.teacher_ids) + len(row.student_ids))
@@ -284,7 +288,7 @@ def _plan_cache(config: RunConfig, plan: Plan, sample: _Sample, folder: Path) ->
     holds, head = Holdings.of(config), lm_head(model)
     run = capture_of(config, holds, model)
     timed = _calibration(sample.rows)
-    run(timed[:1])
+    run(timed[:1])  # warms up
     started = time.perf_counter()
     kept = run(timed)
     rate = (time.perf_counter() - started) / sum(len(row.teacher_ids) for row in timed)
@@ -310,6 +314,7 @@ def _calibration(rows: Sequence[PreparedRow]) -> list[PreparedRow]:
 
 
 def _teacher_part(row: PreparedRow, holds: Holdings, vector: int) -> float:
+    # A layer has offsets of 4 (masses) and 8 bytes (centres); a span its vector and a mass in float32.
     spans, states = len(row.teacher_spans), len(row.teacher_ids) - row.teacher_response
     return 20.0 + len(holds.layers) * (12 + spans * (vector + 4)) + holds.tokens * states * vector
 
@@ -341,6 +346,7 @@ def _bytes_of(model: Any) -> float:
 
 def _training_memory(settings: TrainingConfig, module: DistillModule, tokens: float) -> float:
     """Weights, gradients and optimizer state of a process, and the activations of one forward."""
+    # `fixed` counts weights as float32, which ZeRO divides at stage 3 alone; `state` is what else a trained one takes.
     trained = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
     share = settings.processes if settings.zero_stage else 1
     fixed = sum(parameter.numel() for parameter in module.parameters()) * 4 / (share if settings.zero_stage == 3 else 1)

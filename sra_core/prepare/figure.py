@@ -53,6 +53,7 @@ def write_figure(figure: Figure, path: Path) -> bool:
     lacks = _lacks_a_letter(figure)
     dated = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
     kept = "none" if lacks else "path"
+    # Without a salt matplotlib draws the ids in an SVG at random, and it writes the date into its files.
     with rc_context({"svg.hashsalt": "sra", "svg.fonttype": kept}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         figure.savefig(path, dpi=200, metadata=dated.get(path.suffix.lower()))

@@ -124,6 +124,7 @@ def prepare_corpus(
         tools = save_tools(config, folder, tokenizers, shared, saved)
     result = Prepared(AlignmentAudit(shared))
     with atomic_write(folder.path / REJECTED) as log, Pool(encode_shard, config.alignment.workers, executor) as pool:
+        # `admitted` looks at all rows, which limits ask for anyway: progress knows its end from the start.
         _Shards(folder, result, log, watch, corpus.admitted).make(_pieces(config, corpus, result), tools, pool)
     forget_tools(folder)
     for note in corpus.notes():
@@ -195,6 +196,7 @@ class _Shards:
 
     def make(self, pieces: Iterable[_Piece], tools: Tools, pool: Pool[Task, Outcome]) -> None:
         """Make the shards of all pieces."""
+        # Outcomes come in the order of the pieces, whoever makes them: so does the list of what was turned away.
         turned_away: deque[tuple[Rejected, ...]] = deque()
         for piece in pieces:
             turned_away.append(piece.rejected)
@@ -216,6 +218,7 @@ class _Shards:
         self._watch.progress(self._done, self._total, "examples")
 
     def _list(self, rejected: Sequence[Rejected]) -> None:
+        # An id or a detail may hold half of a character, which UTF-8 cannot write.
         for item in rejected:
             self._log.write((json.dumps(asdict(item), ensure_ascii=False) + "\n").encode(errors="backslashreplace"))
 
@@ -234,7 +237,7 @@ def _pieces(config: RunConfig, corpus: Corpus, result: Prepared) -> Iterator[_Pi
     size = config.alignment.examples_per_shard
     waiting: dict[str, list[Example]] = {"train": [], "validation": [], "test": []}
     made: Counter[str] = Counter()
-    rejected = result.rejected
+    rejected = result.rejected  # the list itself: `make` lists what is left after the last piece
 
     def piece(split: str) -> _Piece:
         name = f"{split}-{made[split]:05d}.arrow"

@@ -119,7 +119,7 @@ def _drop(keys: Sequence[tuple[str, ...]]) -> None:
 
 def _loaded(task: Task) -> _Loaded:
     key = (str(task.folder.path), *(entry.sha256 for entry in task.tools))
-    with _lock:
+    with _lock:  # also while reading: of threads that begin together one loads the tokenizers
         if key not in _kept:
             task.folder.fetch(task.tools)
             _drop([other for other in _kept if len(other) > 1])  # what is held for threads is in no file
@@ -141,6 +141,7 @@ def encode_shard(task: Task) -> Outcome:
     rejected = tuple(item for item in encoded if isinstance(item, Rejected))
     kept = [item for item in encoded if isinstance(item, AlignedExample)]
     entry = task.finished or _write_shard(task, kept, rejected)
+    # Written after the shard, with its checksum: beside another shard the note does not count.
     note = {"shard": entry.sha256, "audit": audit.plain(), "rejected": [asdict(item) for item in rejected]}
     task.folder.write_note(f"{task.name}{_NOTE}", json.dumps(note, ensure_ascii=False))
     return _outcome(entry, note)

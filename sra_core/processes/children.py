@@ -39,7 +39,9 @@ def die_with_parent() -> None:
 
 def _ask_the_kernel() -> None:
     if sys.platform == "linux":
+        # Kept over exec, not over fork: training processes that torchrun has forked ask once more (`worker.main`).
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    # After the request: a parent that died before it sends no signal any more.
     starter = os.environ.get(STARTER)
     if starter and not _is_alive(int(starter)):
         os._exit(1)
@@ -47,6 +49,7 @@ def _ask_the_kernel() -> None:
 
 def _end_after(parent: BaseProcess) -> None:
     parent.join()
+    # `sys.exit` in a thread would end that thread alone.
     os._exit(1)
 
 
@@ -55,7 +58,7 @@ def _is_alive(process: int) -> bool:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:
+    except PermissionError:  # it is there, and another user's
         return True
     return True
 
@@ -104,6 +107,7 @@ def start(command: Sequence[str], environment: Mapping[str, str], log: Path | No
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=None if output is None else subprocess.STDOUT,
+            # A group of its own, so that `stop` reaches all that it has started.
             start_new_session=True,
             preexec_fn=_ask_the_kernel,
         )

@@ -39,4 +39,5 @@ def shard_executor(config: RunConfig, given: Executor | None = None) -> Iterator
             client.wait_for_workers(1, timeout=_PATIENCE)
         except TimeoutError as error:
             raise StorageError(f"the Dask scheduler at {config.dask} has no worker", "start `dask worker`") from error
+        # Dask takes a task with equal arguments for one that it has done (`pure`); this one depends on the store.
         yield client.get_executor(pure=False)

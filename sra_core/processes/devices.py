@@ -42,6 +42,7 @@ def _number(device: str) -> str:
 
 
 def _has_nvidia_driver() -> bool:
+    # A driver of Linux, or that of Windows below WSL; where there is no /proc, torch has to say.
     return Path("/proc/driver/nvidia/version").exists() or Path("/dev/dxg").exists() or not Path("/proc").exists()
 
 

@@ -43,6 +43,7 @@ class Pool(Generic[Given, Made]):
         self._threads = 1 if executor or workers > 1 else min(max(_cores(), 2), _THREADS)
         self._own = None if executor else _executor(workers, self._threads)
         self._executor = executor or self._own
+        # More than there are workers, so that none waits while outcomes are read; bounded, as outcomes wait in memory.
         self._ahead = _AHEAD if executor else 2 * workers + self._threads
         self._pending: deque[Future[Made]] = deque()
         self._cleanup = ExitStack()
@@ -112,6 +113,7 @@ def _cores() -> int:
 def _executor(workers: int, threads: int) -> Executor:
     if workers == 1:
         return ThreadPoolExecutor(threads)
+    # Not forked: threads of torch and of the tokenizers library do not survive that.
     return ProcessPoolExecutor(workers, get_context("spawn"), _start_process, (max(1, _cores() // workers),))
 
 

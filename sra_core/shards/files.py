@@ -37,6 +37,7 @@ class HashingWriter:
         self._file.flush()
 
     def close(self) -> None:
+        # pyarrow closes what it writes into; the file itself has to stay open until it is on the disk.
         self.closed = True
 
     @property
@@ -52,6 +53,7 @@ def atomic_write(path: Path) -> Iterator[HashingWriter]:
     Raises:
         StorageError: The disk is full or the folder cannot be written; the partial file is removed.
     """
+    # By process, so that two that write the same file do not write into one another's.
     partial = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL_SUFFIX}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -59,12 +61,13 @@ def atomic_write(path: Path) -> Iterator[HashingWriter]:
             writer = HashingWriter(file)
             yield writer
             file.flush()
+            # Before the rename, which may reach the disk first otherwise: a name without its bytes.
             os.fsync(file.fileno())
         partial.replace(path)
     except OSError as error:
         partial.unlink(missing_ok=True)
         raise storage_error(path, error) from error
-    except BaseException:
+    except BaseException:  # Ctrl-C too, and errors of whoever makes the bytes
         partial.unlink(missing_ok=True)
         raise
 

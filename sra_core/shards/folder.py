@@ -61,6 +61,7 @@ class StageFolder:
         self._store = url or str(root)
         self.path = root / self.FOLDERS[stage] / self.fingerprint
         self.remote = Remote(url) / self.FOLDERS[stage] / self.fingerprint if url else None
+        # One object a name, kept: only so does a claim know that this very process holds it.
         self._claims: dict[str, Claim] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -79,6 +80,7 @@ class StageFolder:
             full: Read every byte and compare checksums; otherwise sizes and Arrow footers.
         """
         if self.remote:
+            # First what others have: a result that was made again or reset elsewhere is no longer this one.
             self.remote.mirror("manifest.json", self.manifest_path, partial(_drop_others, self.path))
         if not self.manifest_path.exists():
             return None
@@ -88,6 +90,7 @@ class StageFolder:
             verify(self.path, [*manifest.shards, *manifest.files], full=full)
         except ShardError:
             return None
+        # By bytes, not by name: an upstream that was deleted and made again alike leaves this result valid.
         fresh = all(manifest.upstream[made.stage].content == made.content for made in upstream)
         return manifest if fresh else None
 
@@ -180,6 +183,7 @@ class StageFolder:
             StorageError: The folder stayed locked for longer than ``timeout``, or cannot be made.
         """
         with self.guard(waiting, timeout):
+            # The lock is held, so nobody writes here: these are of processes that died.
             for unfinished in self.path.rglob(f".*{PARTIAL_SUFFIX}"):
                 unfinished.unlink(missing_ok=True)
             yield
@@ -189,6 +193,7 @@ class StageFolder:
         """As `lock`, for a moment's work while other processes make shards under claims: their files stay."""
         # The file's lock ends with its process and holds on this machine; the lease holds between machines.
         lease = Lease(self.remote, "lock") if self.remote else None
+        # The lock first: processes of one machine settle it among themselves, and one of them asks the store.
         with StoreLock(self.path, waiting, timeout):
             if lease:
                 wait_for(lease, waiting, timeout, self.path)
@@ -206,6 +211,7 @@ class StageFolder:
         claim = self._claims.setdefault(name, Claim(self.path, self.remote, name))
         if not claim.acquire():
             return None
+        # Of this shard alone: other processes are at work on theirs.
         for unfinished in self.path.glob(f".{name}.*{PARTIAL_SUFFIX}"):
             unfinished.unlink(missing_ok=True)
         return claim
@@ -218,6 +224,7 @@ class StageFolder:
         """
         names = [path.name.removesuffix(RECEIPT) for path in sorted(self.path.glob(f"*{RECEIPT}"))]
         if self.remote:
+            # In place of the local ones: what other machines have finished counts, whether it was fetched or not.
             names = [name.removesuffix(RECEIPT) for name in self.remote.names(f"*{RECEIPT}")]
         found = {name: self.finished_shard(name, None if sources is None else sources.get(name)) for name in names}
         return {name: entry for name, entry in found.items() if entry is not None}
@@ -297,6 +304,7 @@ class StageFolder:
         with atomic_write(self.path / f"{name}{RECEIPT}") as receipt:
             receipt.write(entry.model_dump_json().encode())
         if self.remote:
+            # The receipt last here too: whoever sees it may read the shard.
             self.remote.push(self.path / name, name)
             self.remote.push(self.path / f"{name}{RECEIPT}", f"{name}{RECEIPT}")
         return entry
@@ -323,6 +331,7 @@ class StageFolder:
     ) -> Manifest:
         """Write the manifest, last and by rename: from now on the stage is done."""
         files = list(files)
+        # Shards were sent when they were written; the manifest must name nothing that is not there.
         self.send(files)
         manifest = Manifest(
             stage=self.stage,
@@ -334,6 +343,7 @@ class StageFolder:
             counts=dict(counts or {}),
             metrics=dict(metrics or {}),
             notes=dict(notes or {}),
+            # For whoever reads it: neither versions nor the time are part of identity or content.
             versions={name: metadata.version(name) for name in _RECORDED},
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             folder=str(self.path),
@@ -418,5 +428,6 @@ def verify(path: Path, entries: Iterable[FileEntry], *, full: bool = False) -> N
 
 def _has_footer(file: Path) -> bool:
     with file.open("rb") as stream:
+        # An Arrow file ends with these letters, written when it is closed: a cheap sign that it is whole.
         stream.seek(-len(_MAGIC), 2)
         return stream.read() == _MAGIC

@@ -23,11 +23,13 @@ class Claim:
 
     def __init__(self, folder: Path, remote: Remote | None, name: str) -> None:
         self._path = folder / _CLAIMS / f"{name}.lock"
+        # filelock keeps who holds a lock by thread unless told otherwise; the thread that writes gives it back.
         self._lock = FileLock(self._path, thread_local=False)
         self._lease = Lease(remote / _CLAIMS, name) if remote else None
 
     def acquire(self) -> bool:
         """Take the claim if nobody has it, this process included."""
+        # A FileLock can be taken again by its holder: a second claim in this process would be granted.
         if self._lock.is_locked:
             return False
         try:
@@ -37,6 +39,7 @@ class Claim:
             return False
         except OSError as error:
             raise storage_error(self._path, error) from error
+        # Between machines: locks of a local copy are seen on this one alone.
         if self._lease is not None and not self._lease.acquire():
             self._lock.release()
             return False
@@ -45,6 +48,7 @@ class Claim:
     def release(self) -> None:
         """Give it back; from any thread."""
         if self._lease is not None:
+            # The other way round, another process of this machine would find the lease still taken.
             self._lease.release()
         self._lock.release()
 
@@ -68,6 +72,7 @@ class StoreLock:
 
     def _acquire(self) -> None:
         try:
+            # Once without waiting, so that whoever has to wait is told of it.
             self._lock.acquire(timeout=0)
             return
         except Timeout:

@@ -23,6 +23,7 @@ __all__ = [
     "fingerprint",
 ]
 
+# One more renames every result of every store: all are made again.
 SCHEMA_VERSION = 1
 """Version of the shard formats; part of every fingerprint."""
 
@@ -40,6 +41,7 @@ class FileEntry(BaseModel):
     @classmethod
     def _stays_inside(cls, name: str) -> str:
         path = PurePosixPath(name)
+        # A manifest may come from a remote store: what it names is fetched to, verified and deleted at this path.
         if not name or path.is_absolute() or ".." in path.parts or "\\" in name:
             raise ValueError(f"{name!r} leaves the stage folder")
         return name
@@ -88,6 +90,7 @@ class Manifest(BaseModel):
     @property
     def content(self) -> str:
         """A digest of the bytes of all shards and files."""
+        # Of names and bytes alone: a stage that is made again alike has the same content, and what rests on it stays.
         return fingerprint({entry.name: entry.sha256 for entry in (*self.shards, *self.files)})
 
     def size(self) -> int:
@@ -97,6 +100,7 @@ class Manifest(BaseModel):
 
 def fingerprint(identity: Mapping[str, Any]) -> str:
     """Sixteen hexadecimal digits of the SHA-256 of the identity as canonical JSON."""
+    # Every option is fixed: a change of one would give all results other names.
     text = json.dumps(identity, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

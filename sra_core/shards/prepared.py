@@ -107,7 +107,7 @@ def _offsets(values: Sequence[NDArray[Any]]) -> pa.Buffer:
 def _texts(values: Sequence[str]) -> pa.Array:
     encoded = [value.encode() for value in values]
     offsets = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
-    if offsets[-1] > np.iinfo(np.int32).max:
+    if offsets[-1] > np.iinfo(np.int32).max:  # Arrow's `string` has offsets of 32 bits
         raise ShardError(
             f"the texts of a shard take {offsets[-1]:,} bytes, more than one shard holds",
             "lower alignment.examples_per_shard",
@@ -117,6 +117,7 @@ def _texts(values: Sequence[str]) -> pa.Array:
 
 
 def _flat(values: Sequence[NDArray[np.int32]]) -> pa.Array:
+    # Without an axis pairs are laid flat too, which is how Arrow keeps a list of them.
     return _integers(np.concatenate(values, axis=None, dtype=np.int32) if values else np.empty(0, np.int32))
 
 

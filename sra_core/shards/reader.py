@@ -113,6 +113,7 @@ class ShardSet:
 
     def __init__(self, folder: Path, shards: Iterable[ShardEntry], split: str) -> None:
         self._shards = [shard for shard in shards if shard.split == split]
+        # Sizes and footers: checksums of all bytes would cost reading them before the first row is asked for.
         verify(folder, self._shards)
         self._folder = folder
         self._starts = [0, *np.cumsum([shard.rows for shard in self._shards]).tolist()]

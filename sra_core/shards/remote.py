@@ -94,10 +94,12 @@ class Remote:
         """Write a small object unless there is one already; true if it was written."""
         with self._reached():
             try:
+                # S3 itself lets one writer win; what fsspec does by default is to look first and write then.
                 self._put(name, lambda path: self._fs.pipe_file(path, data, mode="create"))
             except FileExistsError:
                 return False
             except OSError as error:
+                # S3's answer, of which s3fs (2026.9) makes a FileExistsError only if it names the condition.
                 if "PreconditionFailed" in str(error) or "pre-conditions" in str(error):
                     return False
                 raise
@@ -123,6 +125,7 @@ class Remote:
         Raises:
             ShardError: The object is missing or not what the entry says.
         """
+        # By size: what has other bytes of it was removed when manifest or receipt came (`_drop_other`).
         if path.is_file() and path.stat().st_size == entry.bytes:
             return
         remedy = "run the stage again: it keeps what is whole and makes the rest"
@@ -144,6 +147,7 @@ class Remote:
     def size(self, name: str) -> int | None:
         """Bytes of an object; None if it is not there."""
         with self._reached():
+            # fsspec remembers listings, and other machines write too.
             self._fs.invalidate_cache()
             try:
                 return int(self._fs.size(self._path(name)))
@@ -194,6 +198,7 @@ class Lease:
         self._remote = remote
         self._name = name
         self._seconds = LEASE_SECONDS if seconds is None else seconds
+        # What was read and when it was new here: clocks of two machines are never compared.
         self._seen: tuple[bytes | None, float] = (None, time.monotonic())
         self._stop = threading.Event()
         self._beat: threading.Thread | None = None
@@ -216,6 +221,7 @@ class Lease:
         """Give the claim back."""
         self._stop.set()
         if self._beat is not None:
+            # Before the claim goes: a beat that is under way would write it once more.
             self._beat.join()
             self._beat = None
         self._remote.remove(self._name)
@@ -231,6 +237,7 @@ class Lease:
 
     def _keep(self) -> None:
         count = 0
+        # Five of them may fail before the claim counts as a dead process's.
         while not self._stop.wait(self._seconds / 6):
             count += 1
             with suppress(StorageError):  # an outage shorter than the lease does no harm

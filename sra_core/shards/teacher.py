@@ -58,6 +58,7 @@ def teacher_schema(
 
 
 def _vector_fields(name: str, scale: str, dtype: str) -> list[tuple[str, pa.DataType]]:
+    # Large: spans times width of a shard may pass the 32 bits of a list's offsets.
     fields = [(name, pa.large_list(_STORED[dtype]))]
     return [*fields, (scale, pa.list_(pa.float16()))] if dtype in _LARGEST else fields
 
@@ -99,13 +100,17 @@ def encode_vectors(vectors: NDArray[np.float32], dtype: str) -> tuple[NDArray[An
         return np.ascontiguousarray(vectors, np.float32).ravel(), None
     if dtype == "bfloat16":
         bits = np.ascontiguousarray(vectors, np.float32).view(np.uint32)
+        # For numbers alone: CUDA's NaN, all ones, would become a zero. Capture refuses states that are no numbers.
         rounded = bits + 0x7FFF + ((bits >> 16) & 1)
         return (rounded >> 16).astype(np.uint16).ravel(), None
+    # A row of zeros needs a scale too, and below this float16 scales lose their precision.
     smallest = np.finfo(np.float16).smallest_normal
     scale = np.maximum(np.abs(vectors).max(axis=1, initial=0.0) / _LARGEST[dtype], smallest).astype(np.float16)
+    # By the scale as it is stored, not as it was computed: what rounding it did is not added to the error.
     scaled = vectors / scale.astype(np.float32)[:, None]
     if dtype == "fp8":
         return _to_e4m3(scaled).ravel(), scale
+    # Clipped, as the scale may have been rounded down.
     return np.rint(scaled).clip(-127, 127).astype(np.int8).ravel(), scale
 
 
@@ -114,7 +119,7 @@ def _e4m3() -> NDArray[np.float32]:
     codes = np.arange(128)
     exponent, mantissa = codes >> 3, (codes & 7) / 8
     values = np.where(exponent == 0, mantissa * 2.0**-6, (1 + mantissa) * 2.0 ** (exponent - 7.0))
-    values[127] = np.nan
+    values[127] = np.nan  # no infinity: all ones are NaN
     return np.concatenate([values, -values]).astype(np.float32)
 
 
@@ -126,7 +131,9 @@ def _to_e4m3(values: NDArray[np.float32]) -> NDArray[np.uint8]:
     """The nearest byte, of two the even one; magnitudes past 448 become 448."""
     size = np.abs(values)
     bits = size.view(np.uint32)
+    # 120 is the difference of the exponents' biases, 127 and 7.
     code = ((bits + 0x7FFFF + ((bits >> 20) & 1)) >> 20).astype(np.int16) - (120 << 3)  # three bits of mantissa stay
+    # Below the smallest normal number steps are even, of 1/512; 126 is 448, the largest.
     code = np.where(size < _SMALLEST_NORMAL, np.rint(size * 512).astype(np.int16), np.minimum(code, 126))
     return (code + 128 * np.signbit(values)).astype(np.uint8)
 

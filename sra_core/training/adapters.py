@@ -67,9 +67,10 @@ def add_adapters(config: LoraConfig, model: Any, seed: int = 0) -> Any:
         lora_alpha=config.alpha,
         lora_dropout=config.dropout,
         target_modules=adapter_targets(config, model),
-        fan_in_fan_out=model.config.model_type == "gpt2",
+        fan_in_fan_out=model.config.model_type == "gpt2",  # its Conv1D keeps weights as (in, out)
         task_type="CAUSAL_LM",
     )
+    # peft draws the adapters on the CPU; the caller's own draws go on as if it had drawn nothing.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return peft.get_peft_model(model, settings)

@@ -36,6 +36,7 @@ def train(job: Job) -> tuple[Progress, str]:
     Lines(job.events, silent=rank != 0).append(kind="message", text=f"the {job.side} reads batches {layout}")
     if training.compile:
         compile_layers(module.student)
+    # By process: each draws dropout of its own. What the model starts from is drawn by now, from the run's seed alone.
     torch.manual_seed(job.config.seed + rank)
     prepared = PreparedSet(read_manifest(job.prepared), "train")
     teacher = TeacherSet(read_manifest(job.teacher), "train") if job.teacher else None
@@ -60,6 +61,7 @@ def _engine(job: Job, module: DistillModule, device: torch.device) -> Any:
         config=deepspeed_settings(training, job.micro, job.forwards, job.part),
     )
     if training.zero_stage == 3:
+        # DeepSpeed gathers a module's own parameters for its forward; the objective reads these outside of it.
         for parameter in outer_parameters(module.student):
             deepspeed.zero.register_external_parameter(module, parameter)
     return engine
@@ -68,6 +70,7 @@ def _engine(job: Job, module: DistillModule, device: torch.device) -> Any:
 def build_module(job: Job) -> DistillModule:
     """The model as it starts, its projectors and the objective."""
     training = job.training
+    # float32 whatever the precision: DeepSpeed casts the module where half precision is asked for.
     model: Any = read_weights(job.initial, job.part, dtype=torch.float32, trust_remote_code=job.trusted)
     if training.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

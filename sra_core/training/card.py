@@ -133,6 +133,7 @@ def _scores(result: Mapping[str, float | None], history: Sequence[Mapping[str, A
 
 def _settings(config: RunConfig) -> str:
     parts = ("student", "corpus", "alignment", "adapt", "cache", "objective", "distill")
+    # What only says how a stage ran (devices, batches of inference) is left out, as it is of a fingerprint.
     settings = {name: hashed(getattr(config, name)) for name in parts if name != "adapt" or config.adapt.enabled}
     return json.dumps(redact({"seed": config.seed, "teacher": hashed(config.teacher), **settings}), default=str)
 

@@ -24,7 +24,7 @@ from sra_core.training.sharing import numbers_that_fit
 __all__ = ["Checkpoints", "Progress"]
 
 _TAG = "state"
-_LIST = "files.json"
+_LIST = "files.json"  # written last: a folder without it is no checkpoint
 
 
 @dataclass(slots=True)
@@ -89,7 +89,9 @@ class Checkpoints:
         Raises:
             StorageError: It could not be written; earlier checkpoints are untouched.
         """
+        # The dot keeps it out of every search for `step-*` until it is renamed; `load` removes what a kill leaves.
         partial = self._folder / f".step-{progress.step:08d}.partial"
+        # Of all processes: but for ZeRO 3, DeepSpeed keeps what is handed over from the first one alone.
         progress.random = gather(random_state())
         if self._rank == 0:
             shutil.rmtree(partial, ignore_errors=True)
@@ -98,6 +100,7 @@ class Checkpoints:
         try:
             engine.save_checkpoint(str(partial), tag=_TAG, client_state={"progress": asdict(progress)})
         except (OSError, RuntimeError) as error:
+            # torch raises RuntimeError for a full disk too; only lack of memory starts again, with smaller forwards.
             if is_out_of_memory(error):
                 raise
             raise self._no_checkpoint(partial, progress.step, error) from error
@@ -125,6 +128,7 @@ class Checkpoints:
         Raises:
             TrainingError: The checkpoint was written by another number of processes, which these cannot stand in for.
         """
+        # The first process alone looks and removes: to the others folders would vanish while they look.
         found = gather(self._newest_whole() if self._rank == 0 else None)[0]  # every process takes the same one
         path, damaged = found
         return (self._restore(engine, path) if path else None), damaged
@@ -178,6 +182,7 @@ class Checkpoints:
         """
         if not engine.zero_optimization():  # every process saved all of it
             return _load(engine, path)
+        # Beside the checkpoint, as the converter is given relative names; the dot has `load` remove it after a kill.
         universal = self._folder / f".{path.name}.universal"
         if self._rank == 0:
             _convert(path, universal)
@@ -196,6 +201,7 @@ class Checkpoints:
         made = {"world": progress.world, "examples": progress.examples}
         with atomic_write(partial / _LIST) as file:
             file.write(json.dumps(made | {"files": listed}).encode())
+        # Everything is in `partial` by now, the list last: from the rename on this is the newest checkpoint.
         final = self._folder / f"step-{progress.step:08d}"
         shutil.rmtree(final, ignore_errors=True)
         partial.rename(final)
@@ -222,13 +228,14 @@ def _convert(path: Path, universal: Path) -> None:
     from deepspeed.checkpoint import ds_to_universal
 
     settings = Namespace(
+        # Relative, as brackets in folders would be patterns to the converter as well (DeepSpeed 0.19).
         input_folder=str(Path("..", path.name, _TAG)),
         output_folder=_TAG,
         num_extract_workers=1,  # in this process
         num_merge_workers=1,
         keep_temp_folder=False,
         strict=True,
-        inject_missing_state=True,
+        inject_missing_state=True,  # plain training saves no mark of this format, and the converter asks for one
     )
     told = io.StringIO()
     try:

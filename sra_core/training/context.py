@@ -93,7 +93,7 @@ def student_in_teacher(teacher: Any, student: Any, context: ObjectiveContext, en
     stands = dict(zip(context.shared_student_ids.tolist(), context.shared_teacher_ids[:, None].tolist(), strict=True))
     spelled = source_tokens(teacher, student, entries)
     for place, text in enumerate(_token_texts(student)):
-        if place not in stands and text and "\ufffd" not in text:
+        if place not in stands and text and "\ufffd" not in text:  # bytes that are no whole character decode to it
             stands[place] = spelled[place]
     rows, columns, weights = [], [], []
     for row, tokens in stands.items():

@@ -77,6 +77,7 @@ class Order:
         self, order: NDArray[np.int64], epoch: int, random: np.random.Generator, lengths: NDArray[np.int64]
     ) -> NDArray[np.int64]:
         """The epoch's order with steps of similar lengths; a step shared with a neighbouring epoch stays as it is."""
+        # So many examples of this epoch complete the step that the one before it began.
         begin = min(-epoch * self.examples % self.step_size, self.examples)
         end = begin + (self.examples - begin) // self.step_size * self.step_size
         parts = [order[:begin]]
@@ -115,6 +116,7 @@ class DistillData:
         self.token_states = token_states
         self.one_to_one = one_to_one
         first = [self._first(row) for row in prepared]
+        # The first token of a text is never a target, also where there is no prompt before it.
         self._supervised = prepared.tokens(side) - np.maximum(np.array(first, dtype=np.int64), 1)
 
     def _first(self, row: PreparedRow) -> int:
@@ -186,6 +188,7 @@ def _joined(texts: Sequence[NDArray[np.int32]], first: Sequence[int]) -> tuple[T
     ids, starts = join(texts)
     labels = ids.clone()
     for start, response in zip(starts.tolist(), first, strict=False):
+        # The first token too: in a batch of texts end to end, what precedes it is another text.
         labels[start : start + max(response, 1)] = IGNORED
     return ids, starts, labels
 
@@ -198,6 +201,7 @@ def _shifted(spans: Sequence[NDArray[np.int32]], starts: Tensor) -> Tensor:
 def _one_to_one(rows: Sequence[PreparedRow]) -> Tensor:
     """(K,) whether a span has one token on both sides."""
     lengths = [np.diff(row.teacher_spans) + np.diff(row.student_spans) for row in rows]
+    # No span is empty: two tokens on both sides together are one and one.
     return torch.from_numpy(np.concatenate(lengths)[:, 0] == 2)
 
 
@@ -225,6 +229,7 @@ def uploader(device: torch.device) -> Callable[[Batch], Batch]:
     stream = torch.cuda.Stream(device)
 
     def upload(batch: Batch) -> Batch:
+        # `Batch.keep` tells the allocator that the training stream reads this memory too.
         with torch.cuda.stream(stream):
             moved = batch.pinned().to(device)
         stream.synchronize()
@@ -233,6 +238,7 @@ def uploader(device: torch.device) -> Callable[[Batch], Batch]:
     return upload
 
 
+# One batch ahead is enough: a small Llama of six layers waits for data 0.2 % of its time (benchmarks/RESULTS.md).
 def prefetch(make: Any, keys: Iterable[Any]) -> Iterator[Any]:
     """Yield ``make(key)`` for every key, in order, making the next one while the last is used."""
     with ThreadPoolExecutor(max_workers=1) as pool:

@@ -54,9 +54,11 @@ def export_model(
         model = add_adapters(config.lora, model)
     _load(model, trained)
     try:
+        # Before the merge, which takes the adapter out of the model.
         if adapter is not None and config.lora:
             _save(adapter, model, tokenizer=None, card=None)
         if merged:
+            # Merged in float32 and rounded once, when the whole is saved.
             plain = model.merge_and_unload() if config.lora else model
             plain.generation_config = _generation_config(initial, tokenizer)
             _save(folder, plain.to(getattr(torch, config.precision)), tokenizer, card)
@@ -75,6 +77,7 @@ def _load(model: Any, trained: Path) -> None:
         raise TrainingError(
             f"{trained} does not fit the model: {', '.join(odd[:5])}", f"delete {trained.parent} and train again"
         )
+    # Frozen weights are not in the file; that nothing else is missing was checked above.
     model.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, strict=False)
 
 
@@ -84,6 +87,7 @@ def _generation_config(initial: Path, tokenizer: Any) -> GenerationConfig:
         kept = GenerationConfig.from_pretrained(initial)
     except OSError:
         kept = GenerationConfig()
+    # What is named stays: the end of a chat model's answers is not always the tokenizer's `eos_token`.
     for role in ("bos", "eos", "pad"):
         if getattr(kept, f"{role}_token_id") is None:
             setattr(kept, f"{role}_token_id", getattr(tokenizer, f"{role}_token_id"))

@@ -11,6 +11,7 @@ from sra_core.errors import SraError, StorageError, TrainingError, first_line
 
 __all__ = ["SpikeWatch", "explained", "is_out_of_memory", "non_finite_error", "out_of_memory_error"]
 
+# On a CPU torch raises a plain RuntimeError: its message is all that tells.
 _MEMORY_WORDS = ("out of memory", "not enough memory", "can't allocate memory", "cannot allocate memory")
 _SHARE = 0.05  # of the newest loss in the running mean and variance
 _SETTLED = 20  # losses before a deviation means something
@@ -35,8 +36,10 @@ class SpikeWatch:
     def add(self, loss: float) -> bool:
         """Take in one loss; true when it is a spike, which moves mean and variance only a little."""
         deviation = math.sqrt(self.variance)
+        # The floor of a thousandth: where losses hardly vary, every ripple would be many deviations.
         spike = self.seen >= _SETTLED and loss - self.mean > self.deviations * max(deviation, 1e-3 * abs(self.mean))
         bounded = min(loss, self.mean + self.deviations * deviation) if spike else loss
+        # A plain mean at first, so that the first loss does not weigh on all that follow.
         share = max(_SHARE, 1 / (self.seen + 1))
         difference = bounded - self.mean
         self.mean += share * difference
@@ -99,13 +102,14 @@ def explained(error: Exception, training: TrainingConfig, micro: int, section: s
     """The error that the user should see for what training raised: one with a remedy, where there is one."""
     if isinstance(error, SraError):
         return error
+    # Before the disk: lack of memory may be an OSError too.
     if is_out_of_memory(error):
         return out_of_memory_error(error, training, micro, section)
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return StorageError(
             f"no space left while training: {error}", "free space and run again: training resumes from its checkpoint"
         )
-    if "loss scale already at minimum" in str(error):
+    if "loss scale already at minimum" in str(error):  # DeepSpeed raises a plain Exception
         return TrainingError(
             "the gradients do not fit float16 even at the smallest loss scale",
             f"use bfloat16 or float32, or lower {section}.learning_rate; running again resumes",

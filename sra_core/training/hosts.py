@@ -38,6 +38,7 @@ def external_rank(environment: Mapping[str, str] = os.environ) -> int:
 
 def session(environment: Mapping[str, str] = os.environ) -> str:
     """What tells one start by torchrun from the next."""
+    # The count too: torchrun starts all processes again after a failure, with the address that they had.
     names = ("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT")
     return "/".join(environment.get(name, "") for name in names)
 
@@ -50,6 +51,7 @@ def start_of(config: TrainingConfig, job_file: str, environment: Mapping[str, st
         job_file: The job, on a disk that all machines see.
         environment: This process's environment.
     """
+    # torchrun has set rank and address for this process, and its child inherits them.
     if inside_torchrun(environment):
         return Start([sys.executable, "-m", WORKER, job_file])
     port = str(free_port())

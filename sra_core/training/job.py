@@ -78,6 +78,7 @@ class Job(BaseModel, frozen=True):
     @property
     def forwards(self) -> int:
         """Forwards of one process in one optimizer step."""
+        # Whole: the config and `launch` take divisors of the batch alone, so that a step has the same examples.
         return self.training.accumulation * self.training.batch_size // self.micro
 
     @property
@@ -110,6 +111,7 @@ class Job(BaseModel, frozen=True):
             partial = self.initial.with_name(".initial.partial")
             shutil.rmtree(partial, ignore_errors=True)
             make().save_pretrained(partial)
+            # A kill while it is written must not leave half a model, which every later start would take for whole.
             partial.rename(self.initial)
 
     def save(self) -> Path:

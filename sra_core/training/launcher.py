@@ -42,12 +42,14 @@ def launch(job: Job, watch: Watcher) -> Mapping[str, Any]:
         SraError: The error of the first failing process, where it is one that the user can mend.
     """
     _free_gpu_memory()
+    # Beside torchrun's other processes nothing starts again: each of them joins one training and returns.
     automatic = job.training.micro_batch == "auto" and not inside_torchrun()
     job = job.model_copy(update={"session": session()})
     while True:
         try:
             return _once(job, watch)
         except _OutOfMemory as error:
+            # Half, or the next smaller divisor: a step must keep its examples, as they are part of the result's name.
             fitting = (size for size in range(job.micro // 2, 0, -1) if job.training.batch_size % size == 0)
             smaller = next(fitting, 0)
             if not automatic or not smaller:
@@ -69,6 +71,7 @@ class _OutOfMemory(TrainingError):
 
 
 def _once(job: Job, watch: Watcher) -> Mapping[str, float]:
+    # Before the job is saved: from then on processes of torchrun join, and what they report must stay.
     for stale in (job.events, job.folder / "result.json", *job.folder.glob("error-*.json")):
         stale.unlink(missing_ok=True)
     log = job.folder / "worker.log"
@@ -121,6 +124,7 @@ def _join(job_file: Path, result: Path, log: Path) -> None:
     """
     wanted = session()
     while not result.exists():
+        # A job of an earlier start may lie there still: the first process is about to put this start's in its place.
         if job_file.exists() and Job.load(job_file).session == wanted:
             job = Job.load(job_file)
             process = start(start_of(job.training, str(job_file)).command, {}, log)
@@ -183,6 +187,7 @@ def _first_error(job: Job, code: int, log: Path) -> SraError:
     resumes = f"the whole output is in {log}; running again resumes from the last checkpoint"
     if not reports:
         return _unreported(code, log, resumes)
+    # The others fail because their peer is gone: its error is the cause.
     first = min(reports, key=lambda report: report["time"])
     if first["memory"]:
         return _OutOfMemory(first["problem"], first["remedy"])
@@ -199,7 +204,7 @@ def _unreported(code: int, log: Path, resumes: str) -> SraError:
     tail = "\n".join(log.read_text(errors="replace").splitlines()[-20:])
     if "No space left on device" in tail:
         return StorageError(f"no space left while training in {log.parent}", "free space and run again: it resumes")
-    why = " (killed; by the system, if memory ran out)" if code in (-9, 137) else ""
+    why = " (killed; by the system, if memory ran out)" if code in (-9, 137) else ""  # 137 is 128 + 9
     error = TrainingError(f"training ended with exit code {code}{why} and no report:\n{tail}", resumes)
     error.__cause__ = ChildProcessError(code)  # killed from outside: a second try may well pass
     return error

@@ -74,6 +74,7 @@ def mean_terms(terms: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
 
 def average(values: Mapping[str, float], device: torch.device) -> dict[str, float]:
     """Each value's mean over all processes."""
+    # One reduction for all values, so every process needs the same names in the same order.
     stacked = torch.tensor(list(values.values()), dtype=torch.float64, device=device)
     torch.distributed.all_reduce(stacked)
     world = torch.distributed.get_world_size()
@@ -85,4 +86,4 @@ def peak_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return held if sys.platform == "darwin" else held * 1024
+    return held if sys.platform == "darwin" else held * 1024  # bytes on macOS, KiB on Linux

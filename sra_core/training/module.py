@@ -47,6 +47,7 @@ class DistillModule(nn.Module):
         output = self.read(batch)
         terms: dict[str, Tensor] = self.objective(batch, output)
         if self.diagnosing:
+            # The student's alone: what a term sends to its own projector says nothing of what the student is told.
             parameters = [parameter for _, parameter in self.trainable()]
             self.findings = diagnose(self.objective, batch, output, terms, parameters, self.shared)
         return terms
@@ -61,6 +62,7 @@ class DistillModule(nn.Module):
 
     def trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Names and parameters of the student that training changes."""
+        # Names without the module's own prefix: `export_model` finds them in the student that it loads afresh.
         return ((name, p) for name, p in self.student.named_parameters() if p.requires_grad)
 
 

@@ -51,7 +51,7 @@ def deepspeed_settings(config: TrainingConfig, micro_batch: int, forwards: int, 
         "gradient_clipping": 0.0 if config.zero_stage == 0 and config.precision == "float32" else config.clip,
         "zero_optimization": _zero(config),
         "zero_allow_untested_optimizer": True,  # torch's AdamW; DeepSpeed's own are compiled at first use
-        "zero_force_ds_cpu_optimizer": False,
+        "zero_force_ds_cpu_optimizer": False,  # else offload is refused with any optimizer but DeepSpeed's CPU Adam
         "steps_per_print": 10**9,  # the trainer reports
         "wall_clock_breakdown": False,
     }
@@ -110,6 +110,7 @@ def start_processes(device: str, precision: str) -> torch.device:
             f"set processes to {gpus} here, or let torchrun start them on several machines (docs/gpu.md)",
         )
     if not on_gpu:
+        # Before the import: DeepSpeed chooses its accelerator once, and on a machine with a GPU would take that.
         os.environ["DS_ACCELERATOR"] = "cpu"
     quiet_libraries()
     sys.modules.setdefault("mlflow", None)  # type: ignore[arg-type]  # DeepSpeed's autotuner would spend seconds on it
@@ -118,6 +119,7 @@ def start_processes(device: str, precision: str) -> torch.device:
     from deepspeed.ops import __compatible_ops__
     from deepspeed.utils import logger
 
+    # Again: DeepSpeed sets a level of its own when it is imported, over what `quiet_libraries` has set.
     logger.setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"torch\.|deepspeed\.")
     accelerator = get_accelerator()

@@ -26,6 +26,7 @@ def learning_rate(config: TrainingConfig, peak: float, step: int, total: int) ->
     """
     warmup = round(config.warmup * total)
     if step < warmup:
+        # The first step moves already, and the peak comes right after the warm-up, not in its last step.
         return peak * (step + 1) / (warmup + 1)
     floor = min(config.min_learning_rate, peak)
     share = (step - warmup) / max(1, total - warmup)

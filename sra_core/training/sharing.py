@@ -65,7 +65,7 @@ def refuse_other_steps(job: Job) -> None:
     Raises:
         TrainingError: Names the numbers that go on with it.
     """
-    if any(job.checkpoints.glob("step-*")):
+    if any(job.checkpoints.glob("step-*")):  # its own training waits: nothing is started over
         return
     for other in _unfinished(job.folder.parent.parent):
         before, now = other.training, job.training
@@ -83,6 +83,7 @@ def _unfinished(results: Path) -> Iterator[Job]:
     """Trainings that were stopped with a checkpoint and that nobody is at."""
     for file in sorted(results.glob(f"*/{WORK}/job.json")):
         try:
+            # The store may have been moved since; the folder in the file is where it lay then.
             job = Job.load(file).model_copy(update={"folder": file.parent})
         except (SraError, ValueError):  # of a version with other fields
             continue
@@ -93,6 +94,7 @@ def _unfinished(results: Path) -> Iterator[Job]:
 def _at_work(job: Job) -> bool:
     """Whether a process holds the stage's folder."""
     try:
+        # The lock of a dead process is free, so only a living one counts.
         with StoreLock(job.folder.parent, timeout=0):
             return False
     except StorageError:
@@ -101,8 +103,9 @@ def _at_work(job: Job) -> bool:
 
 def _told_apart(job: Job) -> dict[str, Any]:
     """What determines the result, but for the examples of a step."""
+    # `hashed_steps` puts the examples of a whole step there, the one thing that may differ.
     steps = hashed_steps(job.training, per_forward=False) | {"batch_size": None}
-    sources = (job.prepared.name, job.teacher.name if job.teacher else None)
+    sources = (job.prepared.name, job.teacher.name if job.teacher else None)  # folders bear fingerprints
     config = job.config
     return {
         "sources": sources,

@@ -89,6 +89,7 @@ def _fit(job: Job, module: DistillModule, watch: Watcher) -> dict[str, tuple[str
     layers = load_head(job.teacher).layers if job.teacher else 0
     data = distill_data(job.config, prepared, teacher, layers, job.side)
     size = training.batch_size * training.accumulation * training.processes
+    # Of what training will read, epochs counted again, not of the corpus: short runs fit on little.
     seen = total_steps(training, len(prepared), size) * size
     count = min(len(prepared), MOST_TEXTS, max(FEWEST_TEXTS, round(_SHARE * seen)))
     if count < 2:  # one to fit to and one held out
@@ -98,15 +99,18 @@ def _fit(job: Job, module: DistillModule, watch: Watcher) -> dict[str, tuple[str
     parts = np.array_split(order, max(2, -(-count // size)))
     fits: dict[str, tuple[str, RidgeFit]] = {}
     module.to(device)
+    # Without dropout: the map is of what the student says, and must not depend on what is drawn.
     with evaluating(module.student):
         for number, part in enumerate(parts):
             for places in np.array_split(part, -(-len(part) // job.micro)):
+                # 0 in place of the supervised tokens: no loss is taken of it.
                 batch = data.batch(places, 0).to(device)
                 found: list[ToFit] = objective.to_fit(batch, module.read(batch))
                 if not found:
                     return {}
                 for each in found:
                     fit = fits.setdefault(each.weight, (each.title, RidgeFit(each.unit)))[1]
+                    # There are two parts at least, so one is always held out and one always fitted to.
                     take = fit.hold_out if number % _HELD_OUT == 0 else fit.add
                     take(each.inputs, each.targets)
             watch.progress(number + 1, len(parts), "batches", "fitting where the projectors start")

@@ -84,8 +84,10 @@ class Trainer:
             StorageError: A checkpoint cannot be written.
         """
         self._resume()
+        # As if earlier sessions had ended just now: time is counted over all of them.
         started = time.monotonic() - self.progress.seconds
         if self.progress.step == 0:
+            # Step 0 is the student as it starts; it is a candidate for the best weights like any other step.
             self._validate()
         self._tell()
         self._meter = Meter(self.progress.tokens)
@@ -108,6 +110,7 @@ class Trainer:
         elif self._due(self.config.checkpoint_every):
             self.progress.spikes = (self.spikes.mean, self.spikes.variance, self.spikes.seen)
             self.checkpoints.save(self.engine, self.progress)
+            # Only after the checkpoint: an earlier one names earlier best weights, and a kill would go back to it.
             self.weights.drop(keep=[self.progress.best_step])
         self._meter.pause()
         return tired
@@ -125,6 +128,7 @@ class Trainer:
             self.events.append(kind="message", text=told)
         self.history.rewind(progress.step if progress else -1)
         self.events.append(kind="start")  # the stage reads the history from now on, never rows that are taken back
+        # Weights of steps that are taken again: what is the best of them is found again.
         self.weights.drop(keep=[], after=progress.step if progress else -1)
 
     def _due(self, every: int) -> bool:
@@ -140,6 +144,7 @@ class Trainer:
 
     def _step(self, micro_batches: list[Batch]) -> None:
         self._meter.waited()
+        # Set before each step from the step's number alone, so that a resumed run needs no scheduler's state.
         for group in self.engine.optimizer.param_groups:
             group["lr"] = learning_rate(self.config, group["peak"], self.progress.step, self.total)
         terms: list[dict[str, Tensor]] = []
@@ -148,17 +153,20 @@ class Trainer:
         self.module.objective.progress = self.progress.step / self.total
         diagnosing = self._diagnoses()
         for place, batch in enumerate(micro_batches):
+            # One forward shows enough: a look costs a backward pass for each term.
             self.module.diagnosing = diagnosing and place == 0
             batch.keep(self.device)
             result = self.engine(batch)
             self.engine.backward(result["loss"])
             terms.append({name: value.detach().float() for name, value in result.items()})
+            # The last backward has summed the gradient over forwards and processes; `engine.step` would use it at once.
             if len(terms) == len(micro_batches) and self._plain:
                 norm, losses, applied = self._clip(terms)
             self.engine.step()
         if not self._plain:
             norm, applied = self._stepped()
             losses = torch.stack([each["loss"] for each in terms]).tolist()
+        # Of all processes, and exact: each knows the whole step, whoever reads its examples.
         self.progress.tokens += int(self._lengths[self.order.step(self.progress.step)].sum())
         self.progress.step += 1
         self._guard(losses, applied, micro_batches)
@@ -190,6 +198,7 @@ class Trainer:
         norm = torch.nn.utils.get_total_norm([p.grad for p in with_gradient])
         value, *losses = torch.stack([norm.float(), *(each["loss"] for each in terms)]).tolist()
         if not math.isfinite(value):
+            # DeepSpeed steps all the same, but AdamW passes over parameters without a gradient: moments stay as well.
             self.engine.zero_grad()
             return value, losses, False
         if self.config.clip:
@@ -220,6 +229,7 @@ class Trainer:
     def _skipped(self, losses: list[float], finite: bool, micro_batches: list[Batch]) -> None:
         """No process has moved its weights; all of them come here together."""
         found = gather((finite, _at_fault(losses, micro_batches)))
+        # Where all losses are finite and the gradient is not, nobody knows which text it was.
         guilty = [ids for good, ids in found if not good] or [ids for _, ids in found]
         what = "gradient" if all(good for good, _ in found) else "loss"
         error = non_finite_error(what, self.progress.step, [name for ids in guilty for name in ids], self.job.part)
@@ -270,6 +280,7 @@ class Trainer:
         self._publish({"validation/bits_per_byte": value})
         if value < progress.best:
             progress.best, progress.best_step, progress.stale = value, progress.step, 0
+            # All processes write together, though only the first has a file: under ZeRO 3 each holds a part.
             if self.config.keep_best:
                 self.weights.write(progress.step, self.module.trainable())
             return False
@@ -281,7 +292,7 @@ class Trainer:
         world = self.world if self.config.zero_stage < 3 else 1
         rows = self.validation[self.rank % world :: world]
         sums = torch.zeros(2, dtype=torch.float64, device=self.device)
-        if rows:
+        if rows:  # there may be fewer texts than processes
             with readable(self.module.student):
                 student = self.module.student
                 found = response_likelihood(student, rows, self.job.side, eos_token_id=answer_ends(unwrap(student)))
@@ -293,6 +304,7 @@ class Trainer:
     def _keep_last(self) -> None:
         """Keep the weights of the last step where they are exported."""
         progress = self.progress
+        # Nothing was measured: the last step stands for the best one in what is reported.
         if not self.validation:
             progress.best_step = progress.step
         exported_best = self.config.keep_best and bool(self.validation)

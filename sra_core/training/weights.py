@@ -40,6 +40,7 @@ class KeptWeights:
         Raises:
             StorageError: The disk is full; no partial file stays behind.
         """
+        # Every process goes through all of them: putting a parameter together is done by all at once.
         tensors = dict(_one_by_one(parameters, self._rank == 0))
         if self._rank == 0:
             with atomic_write(self.path(step)) as file:
@@ -48,7 +49,7 @@ class KeptWeights:
     def drop(self, keep: Iterable[int], after: int | None = None) -> None:
         """Delete all files but those of ``keep``; with ``after``, only those of later steps."""
         kept = {self.path(step) for step in keep}
-        first = self.path(after) if after is not None else Path()
+        first = self.path(after) if after is not None else Path()  # an empty path sorts before all others
         for path in sorted(self._folder.glob("step-*")) if self._rank == 0 else []:
             if path not in kept and path > first:
                 path.unlink()
@@ -59,6 +60,7 @@ def _one_by_one(parameters: Iterable[tuple[str, nn.Parameter]], wanted: bool) ->
     for name, parameter in parameters:
         with _gathered([parameter]):
             if wanted:
+                # A clone: on a CPU `cpu` copies nothing, and what is put together is freed again right after.
                 yield name, parameter.detach().cpu().contiguous().clone()
 
 
@@ -66,7 +68,7 @@ def outer_parameters(model: nn.Module) -> list[nn.Parameter]:
     """Parameters that the method reads outside their own module's forward: embeddings and LM head."""
     inner: Any = unwrap(model)
     modules = (inner.get_input_embeddings(), inner.get_output_embeddings())
-    return list({id(p): p for module in modules for p in module.parameters()}.values())
+    return list({id(p): p for module in modules for p in module.parameters()}.values())  # tied: once
 
 
 @contextmanager
@@ -79,11 +81,13 @@ def readable(model: nn.Module) -> Iterator[None]:
     parts: list[Any] = [p for p in outer_parameters(model) if hasattr(p, "ds_status")]
     with _gathered(parts):
         for parameter in parts:
+            # DeepSpeed (0.19) frees a parameter after a forward of its module unless something else is named here.
             parameter.ds_active_sub_modules.add(_READER)
         try:
             yield
         finally:
             for parameter in parts:
+                # Before the context ends, as DeepSpeed refuses to free a parameter that is still in use.
                 parameter.ds_active_sub_modules.discard(_READER)
 
 

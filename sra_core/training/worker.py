@@ -25,6 +25,7 @@ def main(job_file: str) -> int:
     job = Job.load(Path(job_file))
     rank = int(os.environ["RANK"])
     try:
+        # Inside, so that a failing import (CUDA, DeepSpeed) is reported like any other error.
         from sra_core.training.build import train
 
         progress, layout = train(job)

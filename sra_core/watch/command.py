@@ -14,6 +14,7 @@ __all__ = ["as_typed", "sra_command"]
 def sra_command() -> str:
     """``sra`` where a shell finds it; where it does not, the path of the one beside the interpreter."""
     beside, found = Path(sys.executable).parent / "sra", shutil.which("sra")
+    # The `sra` that a shell finds may be that of another environment: then this one is named by its path.
     if not beside.exists() or (found and Path(found).samefile(beside)):
         return "sra"
     try:

@@ -86,7 +86,7 @@ class Outbox:
                 stuck = self._stuck_since
                 if stuck is not None and time.monotonic() - max(started, stuck) >= patience:
                     break
-                self._changed.wait(0.1)
+                self._changed.wait(0.1)  # patience runs out without any change
             self._hurry = False
             return not self._pending
 
@@ -100,6 +100,7 @@ class Outbox:
         with self._changed:
             self._closing = True
             self._changed.notify_all()
+        # A delivery that hangs is not waited for: the thread is a daemon, and ends with the process.
         self._thread.join(timeout=0.5)
         with self._changed:
             if delivered or self._spool is None:
@@ -164,6 +165,7 @@ class Outbox:
         if self._failing:
             self._failing = False
             _log.warning("the server answers again; %d reports to go", len(self._pending))
+        # What was delivered leaves the file at once: after a kill the next outbox would send it again.
         if self._file is not None and self._pending:
             self._save()
         elif self._file is not None:
@@ -175,6 +177,7 @@ class Outbox:
             return
         if self._file is None:
             self._spool.mkdir(parents=True, exist_ok=True)
+            # The time goes first: names in order are reports in the order in which they were left.
             self._file = self._spool / f"{int(time.time()):011d}-{uuid.uuid4().hex[:8]}.jsonl"
             self._lock = _lock_of(self._file)
             self._lock.acquire(timeout=1)
@@ -193,6 +196,7 @@ class Outbox:
         taken = list(self._orphans())
         for path, _ in taken:
             self._pending.extend(json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
+        # Kept here before the old files go: a kill in between sends reports twice, but loses none.
         if self._pending:
             self._save()
         for path, lock in taken:
@@ -207,6 +211,7 @@ class Outbox:
                 lock.acquire(timeout=0)
             except Timeout:
                 continue
+            # Another process may have delivered and removed it before its lock was free.
             if path.exists():
                 yield path, lock
             else:
@@ -214,10 +219,12 @@ class Outbox:
 
 
 def _lock_of(path: Path) -> FileLock:
+    # filelock's locks belong to a thread by default; this one is taken by the outbox's and let go by another.
     return FileLock(path.with_suffix(".lock"), thread_local=False)
 
 
 def _remove(path: Path, lock: FileLock) -> None:
+    # Removed before its lock is free, so that nobody takes it up again.
     path.unlink(missing_ok=True)
     lock.release()
     path.with_suffix(".lock").unlink(missing_ok=True)

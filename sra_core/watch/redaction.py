@@ -29,12 +29,14 @@ def environment_secrets(environment: Mapping[str, str] | None = None) -> tuple[s
     """
     values: set[str] = set()
     for name, value in (os.environ if environment is None else environment).items():
+        # The path of a file that holds a secret is none: GOOGLE_APPLICATION_CREDENTIALS names one.
         is_path = value.startswith("/") and (_PATH_VARIABLE.search(name) or Path(value).exists())
         if _SECRET_VARIABLE.search(name) and not is_path:
             values |= {value, value.partition(":")[2]} if "AUTH_STRING" in name.upper() else {value}
         values |= set(_IN_ADDRESS.findall(value))
     values |= {quote(value, safe="") for value in values}
     kept = {value for value in values if len(value) >= _SHORTEST and not _NOT_SECRET.match(value)}
+    # Longest first: a shorter one that is a part of it would leave the rest to be read.
     return tuple(sorted(kept, key=len, reverse=True))
 
 
@@ -64,6 +66,7 @@ def redact(value: Any, name: str = "", secrets: tuple[str, ...] | None = None) -
 def mask_logs() -> None:
     """Mask secrets in every line that this process logs from now on, tracebacks included."""
     names = [None, *logging.root.manager.loggerDict]
+    # On handlers: filters of a logger do not see what the loggers below it log.
     for handler in {handler for name in names for handler in logging.getLogger(name).handlers}:
         if not any(isinstance(old, _Mask) for old in handler.filters):
             handler.addFilter(_Mask())
@@ -73,5 +76,6 @@ class _Mask(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         record.msg, record.args = redact_text(record.getMessage()), ()
         if record.exc_info and record.exc_info[0] is not None:
+            # A formatter takes the text that is there, and makes one of the traceback only where there is none.
             record.exc_text = redact_text(logging.Formatter().formatException(record.exc_info))
         return True

@@ -34,6 +34,7 @@ class TerminalWatcher(Watcher):
     def __init__(self) -> None:
         from rich.console import Console
 
+        # rich would colour numbers and paths, and make pictures of `:name:` in texts.
         self._console = Console(highlight=False, emoji=False)
         self._live: Any = None  # the bar or the spinner that is shown
         self._task: Any = None  # the bar's; None while it is the spinner that is shown
@@ -67,6 +68,7 @@ class TerminalWatcher(Watcher):
         """Print a line with markup, ending in a text from elsewhere, whose brackets are none."""
         from rich.markup import escape
 
+        # soft_wrap: a line stays one line, however narrow the terminal is.
         self._console.print(text + escape(plain), soft_wrap=True)
 
     def _bar(self, done: int, total: int, unit: str, note: str) -> None:

@@ -98,6 +98,7 @@ def by_weight(metrics: Mapping[str, float]) -> dict[str, float]:
 
 
 def config_digest(config: RunConfig, *, grid: bool = False) -> str:
+    # As results see it: a run that was stopped is found again where only runtime fields are others.
     named = {"name": config.name, **redact(hashed(config))}
     if grid:
         named["bench"] = redact(config.bench.model_dump(mode="json"))
@@ -141,6 +142,7 @@ def note(text: str) -> str:
 
 
 def final_status(error: BaseException) -> str:
+    # Ctrl-C, SIGTERM and Prefect's cancelling come as other kinds of BaseException.
     return "FAILED" if isinstance(error, Exception) else "KILLED"
 
 

@@ -97,6 +97,7 @@ class Ledger:
         """Whether a later try may succeed: the store is away or overloaded, and not: it refused the report."""
         if isinstance(error, MlflowException):
             return error.error_code not in _REFUSALS and not self._struck_out()
+        # The file of an artifact is gone: no later try finds it.
         if isinstance(error, FileNotFoundError):
             return False
         return isinstance(error, OSError) or type(error).__module__.startswith(("requests", "urllib3", "sqlalchemy"))
@@ -153,8 +154,10 @@ class Ledger:
             again = not report["reused"] and run.data.tags.get("session") != report["run"]
             tags["attempt"] = str(int(run.data.tags.get("attempt", "1")) + again)
             tags |= _changed(run.data.params, report)
+            # A finished run stays so: a reused stage, or a benchmark that grows, only adds to it.
             if run.info.status != "FINISHED":
                 self._client.update_run(run.info.run_id, status="RUNNING")
+            # `data.metrics` has values alone; the objects behind it have the last step too, past which steps are new.
             self._known[run.info.run_id] = {metric.key: metric.step for metric in run.data._metric_objs}
         told = run.data.params or report["run"] in self.repeats
         params = {} if told else {name: report["params"][name] for name in report["shown"]}
@@ -185,6 +188,7 @@ class Ledger:
     def _do_artifact(self, report: Report) -> None:
         path, run_id = Path(report["path"]), self._id(report["run"])
         self._client.log_artifact(run_id, str(path), report["folder"] or None)
+        # The tag that `log_table` writes: by it MLflow's pages find tables.
         if report.get("table"):
             shown = json.loads(self._client.get_run(run_id).data.tags.get("mlflow.loggedArtifacts", "[]"))
             entry = {"path": f"{report['folder']}/{path.name}", "type": "table"}
@@ -246,6 +250,7 @@ class Ledger:
         runs = self._client.search_runs(
             [self._id_of_experiment()], text, max_results=_NEWEST_RUNS, order_by=["attributes.start_time DESC"]
         )
+        # Runs of stages below a pipeline carry the same tags; without a parent those alone are meant that have none.
         return [run for run in runs if parent or "session" in tags or "mlflow.parentRunId" not in run.data.tags]
 
     def _lineage(self, report: Report, found: Sequence[Any]) -> dict[str, str]:
@@ -263,6 +268,7 @@ class Ledger:
     def _log(self, run_id: str, params: Mapping[str, str] | None = None, tags: Mapping[str, str] | None = None) -> None:
         items = [Param(name, text) for name, text in (params or {}).items()]
         self._client.log_batch(run_id, tags=[RunTag(name, str(text)) for name, text in (tags or {}).items()])
+        # MLflow takes 100 parameters in a call at most.
         for first in range(0, len(items), 100):
             self._client.log_batch(run_id, params=items[first : first + 100])
 
@@ -275,7 +281,7 @@ class Ledger:
                         self._experiment, self._artifacts.as_uri() if self._artifacts else None, _EXPERIMENT
                     )
                 except MlflowException as error:
-                    if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                    if error.error_code != "RESOURCE_ALREADY_EXISTS":  # another process made it first
                         raise
                 found = self._client.get_experiment_by_name(self._experiment)
             for name, value in _EXPERIMENT.items():

@@ -22,6 +22,7 @@ def ui_command(config: RunConfig, port: int = 5000, host: str = "127.0.0.1") -> 
     address = ["--host", host, "--port", str(port), "--workers", "1"]
     artifacts = ["--artifacts-destination", str(home(config) / "mlflow-artifacts")]
     return [
+        # MLflow 3 runs jobs in processes of their own by default, which SIGTERM to the server would leave behind.
         *("env", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false", "MLFLOW_DISABLE_TELEMETRY=true"),
         *(sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", tracking_uri(config), *artifacts, *address),
     ]

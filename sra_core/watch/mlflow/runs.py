@@ -348,8 +348,10 @@ def _open_outbox(config: RunConfig) -> tuple[Ledger, Outbox]:
     artifacts = None
     if uri.startswith("sqlite:"):
         home(config).mkdir(parents=True, exist_ok=True)
+        # Without a server nobody else says where artifacts go; `make up` starts one that uses the same folder.
         artifacts = home(config) / "mlflow-artifacts"
     ledger = Ledger(uri, config.tracking.experiment, artifacts)
+    # A folder for each server and experiment: what was left for one is never sent to another.
     place = hashlib.sha256(f"{uri} {config.tracking.experiment}".encode()).hexdigest()[:12]
     return ledger, Outbox(ledger, passing=ledger.passing, merge=_merge, spool=spool(config) / place, pause=_PAUSE)
 
