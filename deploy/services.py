@@ -355,9 +355,9 @@ def running(service: Service, settings: Settings) -> psutil.Process | None:
     try:
         record = json.loads(_pid_file(service, settings).read_text())
         process = psutil.Process(record["pid"])
-    except (FileNotFoundError, json.JSONDecodeError, psutil.NoSuchProcess):
+        same = process.create_time() == record["created"] and process.status() != psutil.STATUS_ZOMBIE
+    except (FileNotFoundError, json.JSONDecodeError, psutil.NoSuchProcess):  # it may end between two questions
         return None
-    same = process.create_time() == record["created"] and process.status() != psutil.STATUS_ZOMBIE
     return process if same else None
 
 

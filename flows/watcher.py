@@ -135,7 +135,8 @@ class PrefectWatcher(Watcher):
     def progress(self, done: int, total: int, unit: str, note: str = "") -> None:
         now = time.monotonic()
         rate, begins = self._pace.rate(done, total, unit)
-        if not begins and done < total and now - self._shown < _EVERY:
+        ended = 0 < total <= done  # the total of a stream is 0: it is not known
+        if not begins and not ended and now - self._shown < _EVERY:
             return
         self._shown = now
         parts = [f"{done} of {total} {unit}" if total else f"{done} {unit}"]

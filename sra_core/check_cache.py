@@ -71,9 +71,10 @@ class Fidelity:
             ShardError: Names what is past which bound.
         """
         within_bounds(config.cache, self.states["stored"])
-        name, (largest, _) = max(self.terms["stored"].items(), key=lambda item: item[1][0])
-        if not largest <= config.cache.max_loss_error:
-            bound = config.cache.max_loss_error
+        bound = config.cache.max_loss_error
+        for name, (largest, _) in self.terms["stored"].items():
+            if largest <= bound:  # NaN is not
+                continue
             raise ShardError(
                 f"the cache changes loss term {name} by {largest:.3g} of its value, past {bound:.3g}",
                 "store more precisely (cache.dtype bfloat16 or float32) or raise cache.max_loss_error",

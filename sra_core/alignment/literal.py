@@ -11,7 +11,6 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from sra_core.alignment.tokens import FastTokenizer, backend_of, end_of_text
@@ -95,6 +94,7 @@ class SpecialTokens:
         self._tokens = sorted(_special_tokens(tokenizer), key=lambda token: (-len(token), token))
         self._number = {token: k for k, token in enumerate(self._tokens[:_ROOM])}
         self._pattern = re.compile("|".join(map(re.escape, self._tokens)) or r"(?!)")
+        self._twins: dict[int, Tokenizer] = {}
 
     def in_example(self, example: Example) -> bool:
         """Whether a text of the example has one."""
@@ -135,12 +135,16 @@ class SpecialTokens:
         Offsets are whole ones, as if the tokenizer trimmed none, and what it adds to a text is not added.
         """
         text, parts, done = rendered.prompt + rendered.response, [], 0
+        # As in `rendered`: private characters that somebody typed must not be the name of a special token.
+        plane = next((each for each in _PLANES if not self._private(each).search(text)), _PLANES[0])
         for begin, end in [*rendered.literal, (len(text), len(text))]:
             # What the template wrote gets the names that the twin knows; what was typed stays, which it knows as text.
-            between = self._pattern.sub(lambda found: self._stand_in(found[0], _PLANES[0]), text[done:begin])
+            between = self._pattern.sub(lambda found: self._stand_in(found[0], plane), text[done:begin])
             parts += [between, text[begin:end]]
             done = end
-        return self._twin.encode_batch(["".join(parts)], add_special_tokens=False)[0]
+        if plane not in self._twins:
+            self._twins[plane] = self._twin(plane)
+        return self._twins[plane].encode_batch(["".join(parts)], add_special_tokens=False)[0]
 
     def _stand_in(self, token: str, plane: int) -> str:
         """As many private characters as the token has: offsets stay what they are."""
@@ -155,15 +159,14 @@ class SpecialTokens:
     def _shown(self, text: str, plane: int) -> str:
         return self._hidden(plane).sub(lambda found: self._tokens[ord(found[0][0]) - plane], text)
 
-    @cached_property
-    def _twin(self) -> Tokenizer:
+    def _twin(self, plane: int) -> Tokenizer:
         """The tokenizer with every special token renamed to its stand-in, wherever it is named, under the same id."""
         from tokenizers import Tokenizer
 
         # Why not `encode_special_tokens` of tokenizers: it hides the template's special tokens as well, and Unigram
         # models find `</s>` among their pieces all the same.
         state = {**json.loads(self._backend.to_str()), "post_processor": None}
-        names = {token: self._stand_in(token, _PLANES[0]) for token in self._tokens}
+        names = {token: self._stand_in(token, plane) for token in self._tokens}
         for entry in state["added_tokens"]:
             if entry["content"] in names:
                 # Not normalized: it is looked for before a normalizer could change the private characters.

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from sra_core.config import RunConfig, Variant, merged, nested
 from sra_core.config.problems import config_error, leaves
-from sra_core.doctor import check_datasets, check_layers, check_models, check_tools
+from sra_core.doctor import check_datasets, check_devices, check_layers, check_models, check_tools
 from sra_core.errors import ConfigError, ManifestMismatch, SraError, TrainingError
 from sra_core.objective import teacher_needs
 from sra_core.runs import Run
@@ -78,20 +78,26 @@ class Bench:
         self.failed: dict[Cell, Exception] = {}
 
     def check(self) -> None:
-        """Refuse layers that the models of a cell do not have, and missing tools of evaluation, before anything runs.
+        """Refuse what any cell would fail over late: devices, tools, data sets and layers that are not there.
 
         Raises:
-            ConfigError: Names the layer or the tool.
+            ConfigError: Names the device, the layer or the tool.
             DataError: Names the data set that cannot be read.
             ModelError: Names the model's file that cannot be used.
         """
-        check_tools(self.config)
-        check_datasets(self.config)
-        asked = {"teacher", "student", "objective"}
-        distinct = {cell.config.model_dump_json(include=asked): cell.config for cell in self.selected}
-        for config in distinct.values():
+        for config in self._distinct({"adapt", "cache", "distill", "evaluate"}):
+            check_devices(config)
+        for config in self._distinct({"evaluate": {"lm_eval", "backend", "device"}}):
+            check_tools(config)
+        for config in self._distinct({"evaluate": {"datasets"}}):
+            check_datasets(config)
+        for config in self._distinct({"teacher", "student", "objective"}):
             check_models(config)
             check_layers(config)
+
+    def _distinct(self, asked: Any) -> Iterable[RunConfig]:
+        """Configs of the selected cells, one of those that agree in what is asked for."""
+        return {cell.config.model_dump_json(include=asked): cell.config for cell in self.selected}.values()
 
     def shared(self) -> Iterator[tuple[str, Run]]:
         """Stages that the selected cells build on, each once: a result that cells share is made before any of them."""

@@ -46,7 +46,8 @@ def helpers(config: RunConfig, prepared: Manifest, folder: StageFolder, watch: W
     finally:
         torch.set_num_threads(threads)
         for process in processes:
-            process.terminate()
+            if process.pid is not None:  # else it was never started, and to end it is an error
+                process.terminate()
 
 
 def _help(config: RunConfig, prepared: Manifest, folder: StageFolder, number: int, threads: int) -> None:

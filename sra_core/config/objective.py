@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -126,6 +127,12 @@ class ObjectiveConfig(Part):
         for pair in self.layers:
             if 0 in pair or min(pair) < -1:
                 raise ValueError(f"layers: {list(pair)} is not a pair of layers; count from 1, or -1 for the last")
+        for (lower, _), (upper, own) in pairwise(self.layers):
+            if lower == -1 < upper or 0 < upper < lower:
+                raise ValueError(
+                    f"layers: [{upper}, {own}] stands after a pair of the teacher's layer {lower}; list pairs from the lowest "
+                    "up: geometry and logit terms read the last one"
+                )
         if isinstance(self.cosine, list) and len(self.cosine) != len(self.layers):
             raise ValueError(
                 f"cosine: {len(self.cosine)} weights for {len(self.layers)} layer pairs; give one number or one per pair"

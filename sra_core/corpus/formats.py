@@ -14,7 +14,7 @@ from typing import IO, Any
 from sra_core.corpus.columns import means
 from sra_core.corpus.sniff import HEAD, mend, what_is
 from sra_core.corpus.types import BadRow, Row
-from sra_core.errors import DataError
+from sra_core.errors import DataError, first_line
 
 __all__ = ["COMPRESSIONS", "SUFFIXES", "Wanted", "arrow_rows", "is_data_file", "rows_of"]
 
@@ -77,8 +77,11 @@ def rows_of(stream: IO[bytes], path: str, relative: str, wanted: Wanted) -> Iter
             line = row.line
             yield row
     except DAMAGE as error:
-        if not packed:
-            raise
+        if not packed or getattr(error, "errno", None):  # damaged data has no number of an error; a disk or network has
+            raise DataError(
+                f"{path} cannot be read on after line {line:,}: {first_line(error)}",
+                "run it again; if it breaks again, copy the file to this machine and give its path",
+            ) from error
         reason = f"the compressed data is damaged or ends early, and what follows is lost: {error}"
         yield BadRow(path, name, line + 1, reason, "")
 

@@ -20,7 +20,8 @@ FIXED_DAY = datetime.datetime(2024, 7, 26)
 """The day that chat templates are told: the same example must render alike on every day."""
 CLOCK = "strftime_now"
 """What transformers lets templates call for the date; an argument of this name is the day that it tells."""
-DIRECTIVES = "aAbBdFHIjmMpSTyY"
+DIRECTIVES = "aAbBdeFHIjmMpSTyY"
+PADDED = "dHIjmMSy"  # what may be asked for without leading zeros, as in %-d
 WORD_START = re.compile(r"\s(?=\S)")
 NEAR = 1024
 MARK = "MARK4d1f7b"
@@ -194,12 +195,16 @@ class _Chat:
 
         # The clock is no argument: transformers makes it a global of templates, so the day goes into their text.
         told = {name: value for name, value in self.arguments.items() if name != CLOCK}
+        tools = json.loads(example.tools) if example.tools else None
         try:
             return str(
                 self.tokenizer.apply_chat_template(
                     turns,
-                    tools=json.loads(example.tools) if example.tools else None,
-                    chat_template=_on_one_day(self.tokenizer.get_chat_template(), self.arguments.get(CLOCK)),
+                    tools=tools,
+                    # With tools a tokenizer of several templates gives its `tool_use`.
+                    chat_template=_on_one_day(
+                        self.tokenizer.get_chat_template(tools=tools), self.arguments.get(CLOCK)
+                    ),
                     tokenize=False,
                     add_generation_prompt=add_generation_prompt,
                     **told,
@@ -279,7 +284,9 @@ def _on_one_day(template: str, day: str | None) -> str:
     if CLOCK not in template:
         return template
     date = datetime.datetime.fromisoformat(day) if day else FIXED_DAY
-    replaced = "".join(f" | replace('%{letter}', '{date.strftime('%' + letter)}')" for letter in DIRECTIVES)
+    written = {f"%{letter}": date.strftime(f"%{letter}") for letter in DIRECTIVES}
+    written |= {f"%-{letter}": written[f"%{letter}"].lstrip("0") or "0" for letter in PADDED}
+    replaced = "".join(f" | replace('{directive}', '{text}')" for directive, text in written.items())
     # The empty output at the end keeps a line break that the template may begin with.
     return f"{{% macro {CLOCK}(format) %}}{{{{ format{replaced} }}}}{{% endmacro %}}{{{{ '' }}}}{template}"
 

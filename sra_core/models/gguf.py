@@ -165,7 +165,10 @@ def _header(file: BinaryIO) -> tuple[dict[str, Any], list[tuple[str, int, int, i
     """Fields that are no lists, and name, offset, type and number of elements of each tensor."""
     version, tensor_count, field_count = _number(file, "<I"), _number(file, "<Q"), _number(file, "<Q")
     if not 2 <= version <= 3:
-        raise KeyError(version)
+        raise ModelError(
+            f"{file.name} is of GGUF version {version}, and versions 2 and 3 are read",
+            "convert the model with today's llama.cpp, for a little-endian machine",
+        )
     fields = {}
     for _ in range(field_count):
         name = _string(file)

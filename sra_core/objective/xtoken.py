@@ -41,6 +41,7 @@ class XTokenObjective(TokenObjective):
                 "objective xtoken needs the teacher's tokens of every student token",
                 "pass student_in_teacher in the objective's context",
             )
+        self._given: Tensor | None = None
 
     def distill(self, batch: Batch, student: StudentOutput, own: Side, teacher: Side) -> Mapping[str, Tensor]:
         """The term ``xtoken``."""
@@ -64,7 +65,9 @@ class XTokenObjective(TokenObjective):
 
     def _matrix(self, kept: Tensor, like: Tensor) -> Tensor:
         """(k, V_S) sparse: what each student token gives to the teacher tokens that are compared."""
-        given: Tensor = self.context.student_in_teacher.to(like.device)  # type: ignore[union-attr]
+        if self._given is None or self._given.device != like.device:  # moved once, not at every step
+            self._given = self.context.student_in_teacher.to(like.device)  # type: ignore[union-attr]
+        given = self._given
         rows, columns = given.indices()
         place = torch.full((given.shape[1],), -1, dtype=torch.long, device=like.device)
         place[kept] = torch.arange(len(kept), device=like.device)

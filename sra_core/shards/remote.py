@@ -202,10 +202,12 @@ class Lease:
         self._seen: tuple[bytes | None, float] = (None, time.monotonic())
         self._stop = threading.Event()
         self._beat: threading.Thread | None = None
-        self._owner = f"{socket.gethostname()} {os.getpid()} {uuid.uuid4().hex}"
+        self._owner = ""
 
     def acquire(self) -> bool:
         """Take the claim if it is free or its owner is dead."""
+        # Another one each time: others must not take a claim for the one that stood here a minute ago.
+        self._owner = f"{socket.gethostname()} {os.getpid()} {uuid.uuid4().hex}"
         if not self._remote.create(self._name, self._content(0)):
             if not self._abandoned():
                 return False
@@ -224,7 +226,8 @@ class Lease:
             # Before the claim goes: a beat that is under way would write it once more.
             self._beat.join()
             self._beat = None
-        self._remote.remove(self._name)
+        if self._is_own():
+            self._remote.remove(self._name)
 
     def _content(self, count: int) -> bytes:
         return f"{self._owner} {count}".encode()
@@ -241,4 +244,9 @@ class Lease:
         while not self._stop.wait(self._seconds / 6):
             count += 1
             with suppress(StorageError):  # an outage shorter than the lease does no harm
+                if not self._is_own():  # after a longer one somebody else took over, and keeps it
+                    return
                 self._remote.write(self._name, self._content(count))
+
+    def _is_own(self) -> bool:
+        return (self._remote.read(self._name) or b"").startswith(self._owner.encode())

@@ -52,7 +52,7 @@ class Outbox:
         self._deliver, self._passing, self._merge, self._pause = deliver, passing, merge, pause
         self._pending: deque[Report] = deque()
         self._changed = threading.Condition()
-        self._busy = self._closing = self._hurry = self._failing = False
+        self._busy = self._closing = self._hurry = self._failing = self._unkept = False
         self._stuck_since: float | None = None  # start of the first delivery that has not succeeded
         self._spool = spool
         self._file: Path | None = None
@@ -106,8 +106,7 @@ class Outbox:
             if delivered or self._spool is None:
                 self._forget()
                 return None
-            self._save()
-            kept = self._file
+            kept = self._file if self._save() else None
         if self._lock is not None:
             self._lock.release()
         return kept
@@ -171,14 +170,25 @@ class Outbox:
         elif self._file is not None:
             self._forget()
 
-    def _save(self) -> None:
-        """Write all unsent reports to this outbox's own spool file, by rename."""
+    def _save(self) -> bool:
+        """Keep all unsent reports on disk; one that takes nothing is told of once, and stops no run and no delivery."""
         if self._spool is None:
-            return
+            return False
+        try:
+            self._write(self._spool)
+        except (OSError, Timeout) as error:
+            if not self._unkept:
+                _log.warning("unsent reports cannot be kept in %s: %s", self._spool, first_line(error))
+            self._unkept = True
+            return False
+        return True
+
+    def _write(self, spool: Path) -> None:
+        """Write all unsent reports to this outbox's own spool file, by rename."""
         if self._file is None:
-            self._spool.mkdir(parents=True, exist_ok=True)
+            spool.mkdir(parents=True, exist_ok=True)
             # The time goes first: names in order are reports in the order in which they were left.
-            self._file = self._spool / f"{int(time.time()):011d}-{uuid.uuid4().hex[:8]}.jsonl"
+            self._file = spool / f"{int(time.time()):011d}-{uuid.uuid4().hex[:8]}.jsonl"
             self._lock = _lock_of(self._file)
             self._lock.acquire(timeout=1)
         partial = self._file.with_suffix(".partial")
@@ -197,10 +207,14 @@ class Outbox:
         for path, _ in taken:
             self._pending.extend(json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
         # Kept here before the old files go: a kill in between sends reports twice, but loses none.
-        if self._pending:
-            self._save()
+        kept = not self._pending or self._save()
         for path, lock in taken:
-            _remove(path, lock)
+            if kept:
+                _remove(path, lock)
+            else:
+                lock.release()
+        if not kept:  # the next outbox finds them where they are
+            self._pending.clear()
 
     def _orphans(self) -> Iterator[tuple[Path, FileLock]]:
         if self._spool is None or not self._spool.is_dir():

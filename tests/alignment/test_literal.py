@@ -129,6 +129,24 @@ def test_an_end_token_typed_after_a_response_is_left_out_and_counted(end):
     assert empty.reason == "empty_response"
 
 
+@pytest.mark.parametrize("first", [0xF0000, 0x100000])
+def test_private_characters_are_not_read_as_special_tokens(first):
+    """Icon fonts live there; whole runs of one icon are as long as a token's name."""
+    known = SpecialTokens(LOADED)
+    icons = " ".join(chr(first + number) * len(token) for token, number in known._number.items())
+    response = f"say {icons} and <|im_start|>."
+    (found,) = MAKE([Example("a", "ask", response)])
+    assert LOADED.decode(found.teacher_ids[found.teacher_response : -1]) == response
+    assert special_of(LOADED, found.teacher_ids) == ["<|im_start|>", "<|im_end|>"] * 2
+
+
+def test_the_template_for_tools_is_taken_where_a_tokenizer_has_one():
+    two = chat({"default": CHATML, "tool_use": TOOLS})
+    for tools, begin in (('[{"name": "weather"}]', "Tools: [{"), ("", "<|im_start|>user")):
+        (found,) = encoder(two, two, ("chat", "chat"))([Example("a", "Weather?", "Sunny.", tools=tools)])
+        assert found.prompt.startswith(begin)
+
+
 def test_both_are_in_the_audit():
     items = encoder()([FORGED, Example("b", "Name", "An apple.</s>"), Example("c", "Name", "A pear.")])
     sides = chat(), byte_level()

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from sra_core.bench.grid import Bench
 from sra_core.config import BenchConfig, ObjectiveConfig
 from sra_core.config.load import load_config
-from sra_core.errors import ConfigError
+from sra_core.errors import ConfigError, SraError
 from sra_core.runs import Run
 from tests.bench.make import config, finish, grid
 
@@ -117,6 +117,22 @@ def test_a_grid_that_contradicts_itself_is_refused(values: dict[str, Any], messa
 def test_layers_are_checked_before_anything_runs(tmp_path: Path) -> None:
     variants = [{"name": "sft"}, {"name": "deep", "overrides": {"objective.layers": [[99, 1]]}}]
     with pytest.raises(ConfigError, match="99"):
+        grid(tmp_path, variants=variants).check()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        ({"distill.device": "cuda:77"}, r"distill\.device"),
+        ({"evaluate.backend": "vllm"}, "vllm"),
+        ({"evaluate.datasets": [{"name": "talks", "source": "no-such-file.jsonl"}]}, "no-such-file"),
+    ],
+)
+def test_what_one_cell_alone_lacks_is_told_before_anything_runs(
+    overrides: dict[str, Any], named: str, tmp_path: Path
+) -> None:
+    variants = [{"name": "sft"}, {"name": "other", "overrides": overrides}]
+    with pytest.raises(SraError, match=named):
         grid(tmp_path, variants=variants).check()
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import pytest
 
 from sra_core.check_cache import Fidelity, check_cache
@@ -53,6 +56,13 @@ def test_a_bound_that_is_passed_is_named(bound: str, named: str, fidelity: Fidel
     with pytest.raises(ShardError, match=named) as caught:
         fidelity.require(bounded(smoke_run.config, bound, 1e-6))
     assert f"cache.{bound}" in caught.value.remedy
+
+
+def test_a_loss_term_that_is_no_number_is_past_any_bound(fidelity: Fidelity, smoke_run: SmokeRun) -> None:
+    (first, *others) = fidelity.terms["stored"]
+    terms = {"stored": {first: (0.0, 0.0), **dict.fromkeys(others, (math.nan, math.nan))}}
+    with pytest.raises(ShardError, match=f"loss term {others[0]} by nan"):
+        replace(fidelity, terms=terms).require(smoke_run.config)
 
 
 def bounded(config: RunConfig, name: str, value: float) -> RunConfig:

@@ -111,6 +111,12 @@ def _text(recipe: str, overrides: dict[str, Any] | None = None, source: str = "-
         ("objective.layers", [[0, 1]], "objective.layers: [0, 1] is not a pair of layers; count from 1, or -1 for"),
         ("distill.micro_batch", "x", "distill.micro_batch: must be an integer or 'auto', not 'x'"),
         ("distill.lora", 3, "distill.lora: must be a mapping of fields, not 3"),
+        ("objective.layers", [[3, 2], [2, 1]], "objective.layers: [2, 1] stands after a pair of the teacher's layer 3"),
+        (
+            "objective.layers",
+            [[-1, -1], [2, 1]],
+            "objective.layers: [2, 1] stands after a pair of the teacher's layer -1",
+        ),
         (
             "objective.mass_power",
             0.5,

@@ -6,6 +6,7 @@ import csv
 import gzip
 import io
 import json
+import random
 import tempfile
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 
 from sra_core.config import CorpusConfig
 from sra_core.corpus import Corpus, Example, Rejected, Turn
+from sra_core.corpus.formats import rows_of
 from sra_core.errors import ConfigError, DataError
 
 from .helpers import NO_HOLDOUT, corpus, kept, pairs, rejected, splits, write_jsonl
@@ -33,6 +35,35 @@ def compressed(data: bytes) -> bytes:
 @pytest.fixture
 def file(tmp_path):
     return lambda *rows: write_jsonl(tmp_path / "d.jsonl", rows)
+
+
+@pytest.mark.parametrize("name", ["d.jsonl", "d.jsonl.gz"])
+def test_a_place_that_breaks_off_is_an_error_and_no_end(name):
+    class Breaks(io.RawIOBase):
+        """The first bytes of a file, then none: as from another machine."""
+
+        def __init__(self, data):
+            self.data = io.BytesIO(data)
+
+        def readable(self):
+            return True
+
+        def seekable(self):
+            return True
+
+        def seek(self, place, whence=0):
+            return self.data.seek(place, whence)
+
+        def readinto(self, buffer):
+            if self.data.tell() > 100_000:
+                raise ConnectionResetError(104, "Connection reset by peer")
+            return self.data.readinto(buffer)
+
+    lines = [{"instruction": f"q{n}", "response": random.Random(n).randbytes(40).hex()} for n in range(5000)]
+    data = b"".join(json.dumps(line).encode() + b"\n" for line in lines)
+    stream = io.BufferedReader(Breaks(compressed(data) if name.endswith(".gz") else data))
+    with pytest.raises(DataError, match=r"cannot be read on after line [\d,]+: .*Connection reset"):
+        list(rows_of(stream, name, name, lambda columns: None))
 
 
 def only(path, **fields):

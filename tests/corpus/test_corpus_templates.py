@@ -197,6 +197,12 @@ def test_a_template_that_tells_the_day_renders_alike_on_every_day():
     assert pinned.prompt.startswith("\n2025-01-31 Friday, 31 Jan 2025 <|im_start|>user")
 
 
+def test_a_day_without_leading_zeros_is_written_as_asked():
+    day = "{{ strftime_now('%-d.%-m. %e %d') }} " + CHATML
+    made = render(TALK, "chat", PAPER_PROMPT, tokenizer(day), {"strftime_now": "2025-01-05"})
+    assert made.prompt.startswith("5.1.  5 05 <|im_start|>")
+
+
 def test_a_template_that_changes_the_response_is_an_error_naming_the_example():
     assert chat(TALK, DROPS_THOUGHT).response == "That one."
     with pytest.raises(RenderError, match="example e9: its response is not where") as caught:

@@ -89,6 +89,15 @@ def test_a_gguf_file_is_converted_once(gguf_file: Path, empty_cache: Path, caplo
     ]
 
 
+@pytest.mark.parametrize("order", ["little", "big"])
+def test_a_gguf_file_of_another_version(order: Any, gguf_file: Path, tmp_path: Path, empty_cache: Path) -> None:
+    whole = gguf_file.read_bytes()
+    version = (4 if order == "little" else 3).to_bytes(4, order)
+    (tmp_path / "other.gguf").write_bytes(whole[:4] + version + whole[8:])
+    with pytest.raises(ModelError, match=r"other\.gguf is of GGUF version \d+, and versions 2 and 3 are read"):
+        resolve(ModelRef(source=str(tmp_path / "other.gguf")))
+
+
 def test_a_gguf_file_that_lacks_a_tensor(tmp_path: Path, empty_cache: Path) -> None:
     vocabulary = train_tokenizer(["text"], 262).convert_ids_to_tokens(range(260))
     write_gguf(tmp_path / "torn.gguf", vocabulary, [], without="blk.1.ffn_down.weight")
@@ -97,13 +106,19 @@ def test_a_gguf_file_that_lacks_a_tensor(tmp_path: Path, empty_cache: Path) -> N
 
 
 def test_a_gguf_file_with_a_tensor_that_has_no_place(tmp_path: Path, empty_cache: Path, gguf_tokenizer) -> None:
+    def towers(writer: gguf.GGUFWriter) -> None:  # no part of the language model
+        writer.add_tensor("v.blk.0.attn_q.weight", np.ones((8, 8), np.float32))
+
+    write_gguf(tmp_path / "sees.gguf", *entries_and_merges(gguf_tokenizer), more=towers)
+    assert (Path(resolve(ModelRef(source=str(tmp_path / "sees.gguf")))) / "model.safetensors").is_file()
+
     def biased(writer: gguf.GGUFWriter) -> None:  # transformers' Llama of a GGUF file has no biases
         writer.add_tensor("blk.1.attn_q.bias", np.ones(16, np.float32))
 
     write_gguf(tmp_path / "biased.gguf", *entries_and_merges(gguf_tokenizer), more=biased)
     with pytest.raises(ModelError, match=r"1 tensors of biased\.gguf have no place in Llama.*: blk\.1\.attn_q\.bias"):
         resolve(ModelRef(source=str(tmp_path / "biased.gguf")))
-    assert not list(empty_cache.glob("models/*/model.safetensors"))
+    assert len(list(empty_cache.glob("models/*/model.safetensors"))) == 1
 
 
 def scaled_by_table(writer: gguf.GGUFWriter) -> None:

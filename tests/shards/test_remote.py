@@ -144,6 +144,29 @@ def test_a_lease_that_is_kept_is_respected_and_an_abandoned_one_taken_over(url: 
     assert remote.read("x") is None
 
 
+def test_who_was_cut_off_leaves_the_claim_to_whoever_took_over(url: str) -> None:
+    remote = Remote(f"{url}/claims")
+    cut_off = Lease(remote, "x", seconds=0.3)
+    assert cut_off.acquire()
+    remote.write("x", b"another machine 0")  # the lease ran out meanwhile
+    time.sleep(0.3)
+    assert remote.read("x") == b"another machine 0"
+    cut_off.release()
+    assert remote.read("x") == b"another machine 0"
+
+
+def test_a_claim_that_is_taken_again_is_another_one(url: str) -> None:
+    remote = Remote(f"{url}/claims")
+    lease, other = Lease(remote, "x", seconds=60), Lease(remote, "x", seconds=0.3)
+    assert lease.acquire()
+    assert not other.acquire()
+    lease.release()
+    time.sleep(0.4)
+    assert lease.acquire()
+    assert not other.acquire(), "what it saw a while ago is not what is there now"
+    lease.release()
+
+
 def test_a_result_reset_on_one_machine_is_gone_for_all(url: str, machine) -> None:
     machine("a")
     folder = StageFolder(url, "cache", IDENTITY)

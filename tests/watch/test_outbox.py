@@ -103,6 +103,44 @@ def test_what_is_left_at_the_end_is_kept_and_sent_by_the_next_outbox(tmp_path: P
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_disk_that_keeps_nothing_stops_neither_run_nor_delivery(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "spool").write_text("a file, where a folder should be")
+    server = Server(down=True)
+    outbox = _outbox(server, tmp_path / "spool")
+    outbox.put({"n": 0})
+    _until(lambda: "cannot be kept" in caplog.text)
+    server.down = False
+    outbox.put({"n": 1})
+    assert outbox.flush(5)
+    assert server.numbers() == [0, 1]
+    server.down = True
+    outbox.put({"n": 2})
+    assert outbox.close(0.2) is None
+    assert caplog.text.count("cannot be kept") == 1
+
+
+def test_what_was_left_stays_where_it_is_while_the_disk_is_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = _outbox(Server(down=True), tmp_path)
+    left.put({"n": 0})
+    kept = left.close(0.2)
+
+    def full(self: Outbox, spool: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Outbox, "_write", full)
+        assert _outbox(Server(), tmp_path).close(0.2) is None
+    assert kept is not None
+    assert kept.exists()
+    up = Server()
+    assert _outbox(up, tmp_path).close(5) is None
+    assert up.numbers() == [0]
+
+
 def test_a_living_outbox_keeps_its_spool_to_itself(tmp_path: Path) -> None:
     down, up = Server(down=True), Server()
     living = _outbox(down, tmp_path)
