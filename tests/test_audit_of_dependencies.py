@@ -5,13 +5,18 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
+import tomllib
+from importlib import metadata
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
 
-SCRIPT = Path(__file__).parent.parent / ".ci" / "audit.py"
+ROOT = Path(__file__).parent.parent
+SCRIPT = ROOT / ".ci" / "audit.py"
 
 
 @pytest.fixture(scope="module")
@@ -22,6 +27,21 @@ def script() -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def test_pinned_packages_run_on_the_oldest_python_that_is_named() -> None:
+    """pip of Python 3.11.2, which Debian 12 has, went through versions without end where a pin asked for 3.11.5."""
+    oldest = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["requires-python"].removeprefix(">=")
+    wanted = {}
+    for package in metadata.distributions():
+        wanted[canonicalize_name(package.name), package.version] = package.metadata.get("Requires-Python") or ""
+    pins = [line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line]
+    refused = {
+        f"{name} {version} needs {wanted[canonicalize_name(name), version]}"
+        for name, version in pins
+        if oldest not in SpecifierSet(wanted.get((canonicalize_name(name), version), ""))
+    }
+    assert not refused
 
 
 def _package(*flaws: tuple[str, list[str]]) -> dict[str, Any]:

@@ -202,9 +202,7 @@ class _Chat:
                     turns,
                     tools=tools,
                     # With tools a tokenizer of several templates gives its `tool_use`.
-                    chat_template=_on_one_day(
-                        self.tokenizer.get_chat_template(tools=tools), self.arguments.get(CLOCK)
-                    ),
+                    chat_template=_on_one_day(self.tokenizer.get_chat_template(tools=tools), self.arguments.get(CLOCK)),
                     tokenize=False,
                     add_generation_prompt=add_generation_prompt,
                     **told,

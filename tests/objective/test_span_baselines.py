@@ -124,7 +124,9 @@ def test_spans_left_out_are_gone_from_every_term() -> None:
     world = make(seed=9)
     single = (world.batch.span_range.diff() == 1)[:, 0] & (world.batch.teacher_range.diff() == 1)[:, 0]
     assert 0 < single.sum() < len(single)
-    objective = build_objective(ObjectiveConfig(layers=world.context.layers, weighted_loss=True), world.context).double()
+    objective = build_objective(
+        ObjectiveConfig(layers=world.context.layers, weighted_loss=True), world.context
+    ).double()
     whole = objective(world.batch, world.student)
     some = objective(world.batch.with_spans(single), world.student)
     assert some["spans"] == single.sum()
