@@ -43,8 +43,8 @@ def test_a_layer_that_a_model_lacks_is_refused_from_the_configs_alone(layers: li
 
 
 def test_a_pair_of_layers_that_stands_twice_is_refused_from_the_configs_alone() -> None:
-    with pytest.raises(ConfigError, match=r"\[3, 2\] is layer 3 of the teacher and layer 2 of the student"):
-        check_layers(load_config("smoke", {"objective": {"layers": [[-1, -1], [3, 2]]}}))
+    with pytest.raises(ConfigError, match=r"\[-1, -1\] is layer 3 of the teacher and layer 2 of the student"):
+        check_layers(load_config("smoke", {"objective": {"layers": [[3, 2], [-1, -1]]}}))
 
 
 def rows(*responses: str) -> str:

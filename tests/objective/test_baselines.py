@@ -194,10 +194,10 @@ def test_the_objectives_on_one_vocabulary_are_known_without_torch() -> None:
 
 
 def test_needs_of_sra_and_sft() -> None:
-    layers = [(6, 3), (7, 4), (6, 2)]
+    layers = [(6, 3), (6, 2), (7, 4)]
     needs = teacher_needs(ObjectiveConfig(layers=layers, weighted_pooling=False))
     assert needs == TeacherNeeds((6, 7), weighted_pooling=False, shared_head=True)
-    assert student_layers(ObjectiveConfig(layers=layers)) == (3, 4, 2)
+    assert student_layers(ObjectiveConfig(layers=layers)) == (3, 2, 4)
     assert teacher_needs(ObjectiveConfig(name="sft")) == TeacherNeeds()
     assert student_layers(ObjectiveConfig(name="uld")) == ()
     assert not teacher_needs(ObjectiveConfig(logit=0)).shared_head
