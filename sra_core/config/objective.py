@@ -115,7 +115,7 @@ class ObjectiveConfig(Part):
     # dialogues and between two pretrained models no difference is shown.
     weighted_loss: bool = Field(
         False,
-        description="Weigh spans by the teacher's mass in the loss, as in the paper (WSL); off weighs all alike, which is never worse on our pairs.",
+        description="Weigh spans by the teacher's mass in the loss, as in the paper (WSL); off weighs all alike, which was not shown to be worse on any of our pairs.",
     )
     logit_chunk: int | None = runtime(
         None, "Spans per chunk of the logit term; unset picks one that bounds memory.", ge=1
