@@ -136,14 +136,14 @@ class PrefectWatcher(Watcher):
         now = time.monotonic()
         rate, begins = self._pace.rate(done, total, unit)
         ended = 0 < total <= done  # the total of a stream is 0: it is not known
-        if not begins and not ended and now - self._shown < _EVERY:
-            return
-        self._shown = now
         parts = [f"{done} of {total} {unit}" if total else f"{done} {unit}"]
         parts += [f"{rate:.3g} per second"] if rate else []
         parts += [f"{duration((total - done) / rate)} left"] if rate and done < total else []
         text = ", ".join([*parts, escape_markdown(note)] if note else parts)
-        self._endless = "" if total else text
+        self._endless = "" if total else text  # shown at the end, also where this count is not written now
+        if not begins and not ended and now - self._shown < _EVERY:
+            return
+        self._shown = now
         percent = 100.0 * done / total if total else 0.0
         self._write("progress", "progress", percent, text)
         self._link()

@@ -174,9 +174,9 @@ def compare_runs(
     result = RunComparison(list(runs), list(systems), students, _pair(students, reference, systems), reference)
     pairs = _pairs(students, None if all_pairs else reference, systems)
     metrics = {metric.name: metric for scores in systems.values() for metric in scores.metrics()}
-    others = _others(systems)
+    ambiguous = _ambiguous(systems)
     for metric in metrics.values():
-        scored = _shared(metric.name, systems, others)
+        scored = _shared(metric.name, systems, ambiguous)
         if scored is None:
             continue
         result.metrics[metric.name] = _metric_result(metric, scored, pairs, resamples, seed)
@@ -184,7 +184,7 @@ def compare_runs(
             result.breakdowns += _breakdowns(metric, scored, runs[0], resamples, seed)
     if not result.metrics:
         raise EvaluationError("the runs have no example in common", "evaluate them on the same test examples")
-    result.cases = _cases(systems, result.pair, others)
+    result.cases = _cases(systems, result.pair, ambiguous)
     result.differing = _differing(runs)
     for name, scores in systems.items():
         if scores.answers is not None:
@@ -239,7 +239,7 @@ def _pairs(students: list[str], reference: str | None, systems: Mapping[str, Mod
     return [(reference, name) for name in [*students, *others] if name != reference]
 
 
-def _others(systems: Mapping[str, ModelScores]) -> set[Key]:
+def _ambiguous(systems: Mapping[str, ModelScores]) -> set[Key]:
     """Ids under which models were asked other things: with another reference it is another example."""
     known: dict[Key, list[str]] = {}
     found = set()
@@ -250,14 +250,15 @@ def _others(systems: Mapping[str, ModelScores]) -> set[Key]:
     return found
 
 
-def _shared(metric: str, systems: dict[str, ModelScores], others: set[Key]) -> _Scored | None:
+def _shared(metric: str, systems: dict[str, ModelScores], ambiguous: set[Key]) -> _Scored | None:
     tables = {name: found for name, scores in systems.items() if (found := scores.values(metric)) is not None}
     if not tables:
         return None
     first: Values = next(iter(tables.values()))
     everyone = set(first[0]).intersection(*(keys for keys, _, _ in tables.values()))
+    everyone -= ambiguous
     anyone = set(first[0]).union(*(keys for keys, _, _ in tables.values()))
-    keys = [key for key in first[0] if key in everyone - others]
+    keys = [key for key in first[0] if key in everyone]
     values, weights = {}, {}
     for name, (own, numerators, denominators) in tables.items():
         place = dict(zip(own, range(len(own)), strict=True))
@@ -344,14 +345,14 @@ def _facts(run: EvaluatedRun) -> dict[Key, tuple[str, int]]:
     return facts
 
 
-def _cases(systems: dict[str, ModelScores], pair: tuple[str, str] | None, others: set[Key]) -> list[Case]:
+def _cases(systems: dict[str, ModelScores], pair: tuple[str, str] | None, ambiguous: set[Key]) -> list[Case]:
     tables = {name: scores.answers.to_pylist() for name, scores in systems.items() if scores.answers is not None}
     cases: dict[Key, Case] = {}
     totals: dict[tuple[Key, str], list[float]] = {}
     for name, rows in tables.items():
         for row in rows:
             key = row["dataset"], row["id"]
-            if key in others:
+            if key in ambiguous:
                 continue
             case = cases.setdefault(key, Case(*key, row["source"], row["prompt"], row["reference"], {}, {}, 0.0))
             case.answers.setdefault(name, row["answer"])

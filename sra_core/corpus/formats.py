@@ -77,13 +77,22 @@ def rows_of(stream: IO[bytes], path: str, relative: str, wanted: Wanted) -> Iter
             line = row.line
             yield row
     except DAMAGE as error:
-        if not packed or getattr(error, "errno", None):  # damaged data has no number of an error; a disk or network has
-            raise DataError(
-                f"{path} cannot be read on after line {line:,}: {first_line(error)}",
-                "run it again; if it breaks again, copy the file to this machine and give its path",
-            ) from error
+        if not packed or _breaks_off(error):
+            raise _broken_off(path, line, error) from error
         reason = f"the compressed data is damaged or ends early, and what follows is lost: {error}"
         yield BadRow(path, name, line + 1, reason, "")
+
+
+def _breaks_off(error: Exception) -> bool:
+    """Whether a disk or a network failed: damaged data has no number of an error."""
+    return bool(getattr(error, "errno", None))
+
+
+def _broken_off(path: str, line: int, error: Exception) -> DataError:
+    return DataError(
+        f"{path} cannot be read on after row {line:,}: {first_line(error)}",
+        "run it again; if it breaks again, copy the file to this machine and give its path",
+    )
 
 
 def _unpacked(stream: IO[bytes], packed: str) -> IO[bytes]:
@@ -358,6 +367,8 @@ def _table_rows(stream: IO[bytes], path: str, name: str, kind: str, wanted: Want
             line = row.line
             yield row
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+        if _breaks_off(error):
+            raise _broken_off(path, line, error) from error
         raise DataError(
             f"{path}, row {line + 1}: damaged or not {kind.capitalize()}: {error}", "fetch or write the file again"
         ) from error

@@ -249,4 +249,5 @@ class Lease:
                 self._remote.write(self._name, self._content(count))
 
     def _is_own(self) -> bool:
-        return (self._remote.read(self._name) or b"").startswith(self._owner.encode())
+        found = self._remote.read(self._name)
+        return found is not None and found.rpartition(b" ")[0] == self._owner.encode()

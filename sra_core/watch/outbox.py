@@ -188,9 +188,10 @@ class Outbox:
         if self._file is None:
             spool.mkdir(parents=True, exist_ok=True)
             # The time goes first: names in order are reports in the order in which they were left.
-            self._file = spool / f"{int(time.time()):011d}-{uuid.uuid4().hex[:8]}.jsonl"
-            self._lock = _lock_of(self._file)
-            self._lock.acquire(timeout=1)
+            file = spool / f"{int(time.time()):011d}-{uuid.uuid4().hex[:8]}.jsonl"
+            lock = _lock_of(file)
+            lock.acquire(timeout=1)
+            self._file, self._lock = file, lock  # only now: without its lock another process would take the file up
         partial = self._file.with_suffix(".partial")
         partial.write_text("".join(json.dumps(report) + "\n" for report in self._pending), encoding="utf-8")
         partial.replace(self._file)

@@ -169,6 +169,17 @@ def test_other_examples_under_the_same_ids_are_not_compared(tmp_path):
     assert table["id"][0].as_py() not in {case.id for case in comparison.cases}
 
 
+def test_how_spans_weigh_is_no_difference_to_an_objective_without_spans(tmp_path):
+    uld = write_run(tmp_path, {"student": 0.2}, objective="uld", more={"weighted_loss": True})
+    runs = read_runs([("uld", uld), ("sra", write_run(tmp_path, {"student": 0.2}, more={"weighted_loss": False}))])
+    assert list(compare_runs(runs, resamples=50).differing) == ["objective.name"]
+    by_mass = write_run(tmp_path, {"student": 0.2}, more={"weighted_loss": True})
+    runs = read_runs(
+        [("by mass", by_mass), ("alike", write_run(tmp_path, {"student": 0.2}, more={"weighted_loss": False}))]
+    )
+    assert list(compare_runs(runs, resamples=50).differing) == ["objective.weighted_loss"]
+
+
 def test_what_an_older_result_leaves_out_is_named_as_it_was(tmp_path):
     """Results from before the field stood for constant weights: that is 0, where the default is 1 now."""
     paths = [write_run(tmp_path, {"student": 0.2}, more=more) for more in ({"annealing": 1.0}, {}, {"other": 2})]

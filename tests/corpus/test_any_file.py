@@ -62,7 +62,7 @@ def test_a_place_that_breaks_off_is_an_error_and_no_end(name):
     lines = [{"instruction": f"q{n}", "response": random.Random(n).randbytes(40).hex()} for n in range(5000)]
     data = b"".join(json.dumps(line).encode() + b"\n" for line in lines)
     stream = io.BufferedReader(Breaks(compressed(data) if name.endswith(".gz") else data))
-    with pytest.raises(DataError, match=r"cannot be read on after line [\d,]+: .*Connection reset"):
+    with pytest.raises(DataError, match=r"cannot be read on after row [\d,]+: .*Connection reset"):
         list(rows_of(stream, name, name, lambda columns: None))
 
 

@@ -15,12 +15,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 from prefect.flows import load_flow_from_entrypoint
 from prefect.server.concurrency.lease_storage import filesystem
 
-from deploy.services import Settings, services
+from deploy.services import Settings, _pid_file, running, services
 from flows.retries import MOST_STARTS
 from sra_core.watch import QUIET
 
@@ -61,6 +62,24 @@ def test_automations_name_deployments_that_exist() -> None:
     named = {action["deployment"] for item in AUTOMATIONS for action in item["actions"] if "deployment" in action}
     assert named == {"evaluate/evaluate"}
     assert named <= known
+
+
+def test_a_service_that_ends_while_it_is_looked_at_is_not_running(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Settings(home=tmp_path)
+    first = services(settings)[0]
+    me = psutil.Process()
+    file = _pid_file(first, settings)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps({"pid": me.pid, "created": me.create_time()}))
+    assert running(first, settings) == me
+
+    def gone(process: psutil.Process) -> str:
+        raise psutil.NoSuchProcess(process.pid)
+
+    monkeypatch.setattr(psutil.Process, "status", gone)
+    assert running(first, settings) is None
 
 
 @pytest.mark.parametrize("name", ["docker", "kubernetes"])

@@ -54,6 +54,18 @@ def test_without_a_known_end_it_counts_and_is_whole_at_the_end(artifacts: Artifa
     assert _progress(artifacts)[-1] == (100.0, _progress(artifacts)[0][1])
 
 
+def test_without_a_known_end_not_every_count_is_written_and_the_last_one_is_shown(
+    artifacts: Artifacts, tmp_path: Path
+) -> None:
+    watch = watcher.PrefectWatcher()
+    watch.begin("prepare", "f", RunConfig(), "plan", reused=False)
+    for count in range(1, 50):
+        watch.progress(count, 0, "examples")
+    assert [text for _, text in _progress(artifacts)] == ["1 examples"]
+    watch.end(_manifest(tmp_path))
+    assert _progress(artifacts)[-1][1].startswith("49 examples")
+
+
 def test_with_a_known_end_it_says_how_much_is_left(artifacts: Artifacts, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watcher, "_EVERY", 0.0)
     watch = watcher.PrefectWatcher()

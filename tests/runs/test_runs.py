@@ -96,6 +96,8 @@ def test_what_generates_names_the_evaluation(monkeypatch: pytest.MonkeyPatch) ->
     assert Run(plain).config.evaluate.backend == "auto", "no GPU: the project's own loop answers, as without vLLM"
     monkeypatch.setattr("sra_core.runs.is_cuda", lambda device: True)
     assert Run(plain).config.evaluate.backend == "vllm"
+    nothing = load_config("smoke", {"evaluate": {"generate": 0}})
+    assert Run(nothing).config.evaluate.backend == "auto", "nothing is generated"
     monkeypatch.setattr("sra_core.runs.find_spec", lambda name: None)
     assert Run(plain).config.evaluate.backend == "auto"
 

@@ -187,6 +187,14 @@ def test_only_sra_is_named_after_how_spans_are_weighed() -> None:
         assert objective(name=name)["weighted_loss"] is True
 
 
+def test_gold_is_named_anew_where_tokens_counted_several_times() -> None:
+    def pairs(name: str, first_tokens: bool) -> object:
+        fields = {"objective": {"name": name}, "alignment": {"first_tokens": first_tokens}}
+        return Run(load_config("smoke", fields)).identity("distill").get("pairs")
+
+    assert [pairs("gold", True), pairs("gold", False), pairs("uld", True)] == ["once", None, None]
+
+
 def test_a_result_made_from_other_bytes_is_stale(own_store: RunConfig) -> None:
     manifest_file = Path(Run(own_store).result("evaluate").folder) / "manifest.json"
     manifest = Manifest.model_validate_json(manifest_file.read_text())

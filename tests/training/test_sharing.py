@@ -85,6 +85,21 @@ def job_of(store: Path, name: str, saved: bool = False, **distill: Any) -> Job:
     return job
 
 
+def test_a_baseline_that_was_begun_when_spans_weighed_by_mass_is_the_same_training(tmp_path: Path) -> None:
+    def of(name: str, objective: str, *, mass: bool, **more: Any) -> Job:
+        job = job_of(tmp_path, name, batch_size=4, accumulation=1, **more)
+        job.objective.name, job.objective.weighted_loss = objective, mass  # type: ignore[assignment]
+        return job
+
+    for objective in ("uld", "sra"):
+        stopped = of(f"{objective}-before", objective, mass=True, processes=2)
+        (stopped.checkpoints / "step-00000004").mkdir(parents=True)
+        stopped.save()
+    with pytest.raises(TrainingError, match="uld-before takes 8 examples a step with 2 processes"):
+        refuse_other_steps(of("uld-now", "uld", mass=False, processes=1))
+    refuse_other_steps(of("sra-now", "sra", mass=False, processes=1))
+
+
 def test_starting_over_for_other_processes_alone_is_refused(tmp_path: Path) -> None:
     """The training that was stopped has another name, and would be lost without a word."""
     stopped = job_of(tmp_path, "a", saved=True, batch_size=4, accumulation=1, processes=2)
