@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from datetime import datetime
@@ -11,6 +10,7 @@ from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic_core import to_json
 
 from sra_core.bench.estimate import Predict, forecast, left
 from sra_core.bench.grid import OWN, Bench, Cell
@@ -116,7 +116,9 @@ def _write(report: Report, folder: StageFolder) -> Manifest:
     for name, rows in tables.items():
         with atomic_write(folder.path / f"{name}.parquet") as file:
             pq.write_table(pa.Table.from_pylist(rows), pa.PythonFile(file, mode="w"))
-    _text(folder, "results.json", json.dumps({**tables, "notes": report.notes}, indent=2))
+    # JSON has no infinity, which one example alone can show, and readers but Python's refuse the file for it.
+    results = to_json({**tables, "notes": report.notes}, indent=2, inf_nan_mode="null")
+    _text(folder, "results.json", results.decode())
     _text(folder, SUMMARY, markdown(report))
     with atomic_write(folder.path / CURVES) as file:
         figure(report).savefig(cast(Any, file), format="png", dpi=120)

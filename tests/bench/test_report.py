@@ -164,6 +164,20 @@ def test_results_lie_in_the_store_whole(done: Bench) -> None:
     assert (folder / "learning_curves.png").read_bytes()[:4] == b"\x89PNG"
 
 
+def test_results_are_json_for_every_reader(done: Bench) -> None:
+    def refuse(name: str) -> None:
+        raise AssertionError(f"{name} is no JSON")
+
+    for cell in done.cells:
+        task = {"task": ["one"], "id": ["0"], "metric": ["acc"], "value": [1.0], "higher": [True]}
+        pq.write_table(pa.table(task), Run(cell.config).folder("evaluate").path / "tasks-student.parquet")
+    report = bench_report(done, Watcher())
+    text = (Path(report.manifest.folder) / "results.json").read_text()
+    found = json.loads(text, parse_constant=refuse)["differences"]
+    # A single example shows no spread: no difference is too large to be missed.
+    assert [each["detectable"] for each in found if each["metric"] == "lm_eval/one/acc"] == [None, None]
+
+
 def test_what_is_missing_is_said_and_pairs_take_the_seeds_that_both_have(tmp_path: Path) -> None:
     bench = grid(tmp_path)
     for cell in bench.cells[:4]:  # both seeds of sra, one of sft and of uld

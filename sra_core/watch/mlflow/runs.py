@@ -8,7 +8,6 @@ run.
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 import time
@@ -17,6 +16,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic_core import to_json
 
 from sra_core.config import RunConfig
 from sra_core.watch import Outbox, Report, Watcher, quiet_telemetry, redact, redact_text
@@ -261,8 +262,9 @@ class MlflowWatcher(Watcher):
 
     def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
         columns = list(rows[0]) if rows else []
-        text = json.dumps(redact({"columns": columns, "data": [list(row.values()) for row in rows]}), default=str)
-        self._stage_file(f"{name}.json", "tables", lambda path: path.write_text(text, encoding="utf-8"), table=True)
+        shown = redact({"columns": columns, "data": [list(row.values()) for row in rows]})
+        text = to_json(shown, inf_nan_mode="null", fallback=str)  # MLflow's page reads no NaN
+        self._stage_file(f"{name}.json", "tables", lambda path: path.write_bytes(text), table=True)
 
     def markdown(self, name: str, text: str) -> None:
         clean = redact_text(text)
