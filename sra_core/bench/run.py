@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic_core import to_json
+from pydantic import TypeAdapter
 
 from sra_core.bench.estimate import Predict, forecast, left
 from sra_core.bench.grid import OWN, Bench, Cell
@@ -117,7 +117,7 @@ def _write(report: Report, folder: StageFolder) -> Manifest:
         with atomic_write(folder.path / f"{name}.parquet") as file:
             pq.write_table(pa.Table.from_pylist(rows), pa.PythonFile(file, mode="w"))
     # JSON has no infinity, which one example alone can show, and readers but Python's refuse the file for it.
-    results = to_json({**tables, "notes": report.notes}, indent=2, inf_nan_mode="null")
+    results = TypeAdapter(Any).dump_json({**tables, "notes": report.notes}, indent=2)
     _text(folder, "results.json", results.decode())
     _text(folder, SUMMARY, markdown(report))
     with atomic_write(folder.path / CURVES) as file:

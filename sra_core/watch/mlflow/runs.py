@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic_core import to_json
+from pydantic import TypeAdapter
 
 from sra_core.config import RunConfig
 from sra_core.watch import Outbox, Report, Watcher, quiet_telemetry, redact, redact_text
@@ -263,7 +263,7 @@ class MlflowWatcher(Watcher):
     def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
         columns = list(rows[0]) if rows else []
         shown = redact({"columns": columns, "data": [list(row.values()) for row in rows]})
-        text = to_json(shown, inf_nan_mode="null", fallback=str)  # MLflow's page reads no NaN
+        text = TypeAdapter(Any).dump_json(shown, fallback=str)  # MLflow's page reads no NaN
         self._stage_file(f"{name}.json", "tables", lambda path: path.write_bytes(text), table=True)
 
     def markdown(self, name: str, text: str) -> None:
