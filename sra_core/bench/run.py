@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from datetime import datetime
@@ -10,7 +11,6 @@ from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import TypeAdapter
 
 from sra_core.bench.estimate import Predict, forecast, left
 from sra_core.bench.grid import OWN, Bench, Cell
@@ -19,7 +19,7 @@ from sra_core.bench.scores import collect, compare, held_out_bits
 from sra_core.errors import first_line
 from sra_core.runs import Run
 from sra_core.shards import Manifest, StageFolder, atomic_write
-from sra_core.watch import Watcher, duration, watched
+from sra_core.watch import Watcher, duration, finite, watched
 from sra_core.watch.mlflow import PipelineRun, cell_run
 
 __all__ = ["RunStage", "bench_report", "run_cells"]
@@ -117,8 +117,8 @@ def _write(report: Report, folder: StageFolder) -> Manifest:
         with atomic_write(folder.path / f"{name}.parquet") as file:
             pq.write_table(pa.Table.from_pylist(rows), pa.PythonFile(file, mode="w"))
     # JSON has no infinity, which one example alone can show, and readers but Python's refuse the file for it.
-    results = TypeAdapter(Any).dump_json({**tables, "notes": report.notes}, indent=2)
-    _text(folder, "results.json", results.decode())
+    results = finite({**tables, "notes": report.notes})
+    _text(folder, "results.json", json.dumps(results, indent=2))
     _text(folder, SUMMARY, markdown(report))
     with atomic_write(folder.path / CURVES) as file:
         figure(report).savefig(cast(Any, file), format="png", dpi=120)

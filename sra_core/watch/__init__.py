@@ -2,6 +2,7 @@
 
 from sra_core.watch.command import as_typed, sra_command
 from sra_core.watch.counts import counted
+from sra_core.watch.finite import finite
 from sra_core.watch.markdown import escape_markdown, fenced
 from sra_core.watch.outbox import Outbox, Report
 from sra_core.watch.pace import Pace
@@ -23,6 +24,7 @@ __all__ = [
     "duration",
     "escape_markdown",
     "fenced",
+    "finite",
     "mask_logs",
     "quiet_telemetry",
     "redact",

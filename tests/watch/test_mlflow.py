@@ -222,7 +222,7 @@ def test_files_are_kept_with_the_run_and_nothing_stays_in_the_spool(config: RunC
         watch = MlflowWatcher(config, parent)
         watch.begin("prepare", "prepare-fp", config, "", reused=False)
         watch.figure("evaluate/coverage", lambda: figure)
-        watch.table("samples", [{"question": "a", "score": 1}, {"question": "b", "score": math.nan}])
+        watch.table("samples", [{"question": "a", "score": 1}, {"question": "\ud800", "score": math.nan}])
         watch.markdown("audit", "# fine")
         watch.artifact(extra)
         watch.end(_manifest(config, "prepare"))
@@ -230,7 +230,7 @@ def test_files_are_kept_with_the_run_and_nothing_stays_in_the_spool(config: RunC
     folder = Path(run.info.artifact_uri.removeprefix("file://"))
     assert folder.is_relative_to(tmp_path / "mlflow-artifacts")
     assert (folder / "figures" / "evaluate-coverage.png").read_bytes().startswith(b"\x89PNG")
-    table = {"columns": ["question", "score"], "data": [["a", 1], ["b", None]]}  # JSON has no NaN
+    table = {"columns": ["question", "score"], "data": [["a", 1], ["\ud800", None]]}  # JSON has no NaN
     assert json.loads((folder / "tables" / "samples.json").read_text()) == table
     assert json.loads(run.data.tags["mlflow.loggedArtifacts"]) == [{"path": "tables/samples.json", "type": "table"}]
     assert (folder / "reports" / "audit.md").read_text() == "# fine"

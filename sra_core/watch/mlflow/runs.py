@@ -8,6 +8,7 @@ run.
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import os
 import time
@@ -17,10 +18,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import TypeAdapter
-
 from sra_core.config import RunConfig
-from sra_core.watch import Outbox, Report, Watcher, quiet_telemetry, redact, redact_text
+from sra_core.watch import Outbox, Report, Watcher, finite, quiet_telemetry, redact, redact_text
 from sra_core.watch.mlflow import describe
 from sra_core.watch.mlflow.places import file_name, home, spool, tracking_uri
 
@@ -263,8 +262,8 @@ class MlflowWatcher(Watcher):
     def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
         columns = list(rows[0]) if rows else []
         shown = redact({"columns": columns, "data": [list(row.values()) for row in rows]})
-        text = TypeAdapter(Any).dump_json(shown, fallback=str)  # MLflow's page reads no NaN
-        self._stage_file(f"{name}.json", "tables", lambda path: path.write_bytes(text), table=True)
+        text = json.dumps(finite(shown))
+        self._stage_file(f"{name}.json", "tables", lambda path: path.write_text(text, encoding="utf-8"), table=True)
 
     def markdown(self, name: str, text: str) -> None:
         clean = redact_text(text)
