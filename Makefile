@@ -26,7 +26,7 @@ setup: $(READY) $(TOOLS)  ## Make .venv with the project and its test tools (onc
 
 $(READY): pyproject.toml constraints.txt
 	$(call step,Making a virtual environment in $(VENV),$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; try make PYTHON=python3.11")' && $(PYTHON) -m venv $(VENV))
-	$(call step,Installing the project and its dependencies (2 GB; some minutes),$(INSTALL) --editable .)
+	$(call step,Installing the project and its dependencies (3 GB; some minutes),$(INSTALL) --editable .)
 	@touch $@
 
 $(TOOLS): $(READY)

@@ -116,7 +116,7 @@ def _memory(config: RunConfig) -> Iterator[Finding]:
     import psutil
 
     free = psutil.virtual_memory().available / _GIB
-    yield Finding("good" if free >= 6 else "slow", f"{free:.0f} GiB of memory free (quickstart takes about 4)")
+    yield Finding("good" if free >= 4 else "slow", f"{free:.0f} GiB of memory free; `sra plan` says what a run takes")
 
 
 def _store(config: RunConfig) -> Iterator[Finding]:

@@ -18,7 +18,7 @@ class Plan:
         bytes: Size of the results by stage, as their manifests count it; of models the weights and tokenizer alone,
             without configs, cards and metrics (some kilobytes), and without scores and answers.
         memory: Bytes at the peak of the stages that run a model (``adapt``, ``cache``, ``distill``); on a CPU, of
-            the whole process.
+            the whole process as it starts: its heap grows over a long training (seen: to three times that).
         devices: Where these run.
         seconds: Duration on this machine of the capture, of the steps of either training, and of scoring the test split
             (the longest it takes, without other data sets).
@@ -62,6 +62,7 @@ def _table(plan: Plan) -> Table:
             gap = "" if not actual else f"{(value - actual) / actual:+.1%}"
             where = f" ({plan.devices[name]})" if kind in ("memory", "seconds") else ""
             where = f", at most{where}" if kind == "seconds" and name == "evaluate" else where
+            where = f", at least{where}" if kind == "memory" and plan.devices[name] == "cpu" else where
             table.add_row(title.format(name) + where, form(value), "" if actual is None else form(actual), gap)
     return table
 
