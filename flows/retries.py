@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from typing import Any
 
 import httpx
+from huggingface_hub import errors as hub
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
@@ -14,7 +16,7 @@ from prefect.tasks import exponential_backoff
 
 from sra_core.errors import ShardError, SraError, StorageError, TrainingError
 
-__all__ = ["is_passing", "refuse_endless_starts", "stage_task"]
+__all__ = ["is_outage", "is_passing", "refuse_endless_starts", "stage_task"]
 
 RETRIES = 3
 MOST_STARTS = 6
@@ -30,16 +32,26 @@ def is_passing(error: BaseException | None) -> bool:
     if isinstance(error, (ShardError, StorageError)):
         return True
     if isinstance(error, SraError):
-        return _is_outage(error.__cause__)
-    return _is_outage(error) or (isinstance(error, OSError) and not isinstance(error, _LASTING))
+        return is_outage(error.__cause__)
+    return is_outage(error) or (isinstance(error, OSError) and not isinstance(error, _LASTING))
 
 
 # The next try would meet these again: a wrong path or missing rights are for a person to mend.
 _LASTING = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
 
 
-def _is_outage(error: BaseException | None) -> bool:
-    return isinstance(error, (ConnectionError, TimeoutError, ChildProcessError, httpx.TransportError))
+def is_outage(error: BaseException | None) -> bool:
+    """Whether an error, or what caused it, is of the network, a disk, an overloaded server or a killed process."""
+    while error:
+        if isinstance(error, (ConnectionError, TimeoutError, ChildProcessError)):
+            return True
+        if isinstance(error, OSError) and error.errno == errno.EIO:
+            return True
+        if isinstance(error, (httpx.HTTPError, hub.HTTPError)):  # the hub's client need not be of the same library
+            answer = getattr(error, "response", None)
+            return answer is None or answer.status_code >= 500 or answer.status_code in (408, 429)
+        error = error.__cause__
+    return False
 
 
 def _worth_retrying(task: Any, task_run: Any, state: State) -> bool:

@@ -15,14 +15,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import httpx
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, ArtifactFilterKey
 from prefect.context import FlowRunContext, TaskRunContext
-from prefect.exceptions import PrefectHTTPStatusError
 from prefect.logging import get_run_logger
 
+from flows.retries import is_outage
 from sra_core.config import RunConfig
 from sra_core.watch import Outbox, Pace, Report, Watcher, counted, duration, escape_markdown, redact_text
 from sra_core.watch.mlflow import MlflowWatcher, tracking_uri, ui_command
@@ -233,10 +232,8 @@ def _embedded(draw: Callable[[], Figure]) -> str | None:
 
 def _passing(error: Exception) -> bool:
     """The server is away or overloaded, and not: it refused the artifact."""
-    if isinstance(error, (PrefectHTTPStatusError, httpx.HTTPStatusError)):
-        return error.response.status_code >= 500 or error.response.status_code in (408, 429)
     # A RuntimeError is how Prefect's client says that it reached no server.
-    return isinstance(error, (httpx.TransportError, OSError, RuntimeError))
+    return is_outage(error) or isinstance(error, (OSError, RuntimeError))
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> str:

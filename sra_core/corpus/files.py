@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import io
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -146,13 +148,42 @@ class Files:
             with _reached(shown):
                 opened = self._system.open(path, "rb")
             with opened as stream:
-                for row in rows_of(stream, shown, relative, partial(self._columns.wanted, shown)):
+                buffered = io.BufferedReader(_Place(stream))
+                for row in rows_of(buffered, shown, relative, partial(self._columns.wanted, shown)):
                     yield replace(row, split=split) if split and isinstance(row, Row) else row
 
 
 def _reached(place: str) -> AbstractContextManager[None]:
     remedy = "check that it is there and that you may read it; of a URL also your credentials and the connection"
     return told_as(DataError, f"{place} cannot be read", remedy)
+
+
+class _Place(io.RawIOBase):
+    """A file whose place may fail: every failure is an `OSError` with a number, which damaged data has not.
+
+    Libraries of file systems raise kinds of their own inside a file, and time-outs without a number.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return int(self._stream.seek(offset, whence))
+
+    def readinto(self, buffer: Any) -> int:
+        try:
+            found = self._stream.read(len(buffer))
+        except Exception as error:
+            told = f"{type(error).__name__}: {error}".removesuffix(": ")
+            raise OSError(getattr(error, "errno", None) or errno.EIO, told) from error
+        buffer[: len(found)] = found
+        return len(found)
 
 
 def _require_name(name: str) -> None:

@@ -35,8 +35,7 @@ class HubRows:
     @cached_property
     def revision(self) -> str:
         """The commit that the revision stands for: the hub knows it, and without a network its local cache may."""
-        from huggingface_hub import HfApi
-        from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+        from huggingface_hub import HfApi, errors
 
         asked = self._config.revision
         if asked and COMMIT.fullmatch(asked):
@@ -44,7 +43,7 @@ class HubRows:
         remembered = _ref(self._config.source, asked or "main")
         try:
             commit = str(HfApi().dataset_info(self._config.source, revision=asked).sha)
-        except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
+        except (errors.HTTPError, OSError) as error:  # offline mode is an OSError too
             if remembered.is_file():
                 return remembered.read_text().strip()
             raise _unreachable(self._config, error) from error
@@ -119,6 +118,7 @@ class HubRows:
         """The splits by name; ``corpus.hub_split`` may also be an expression such as ``train[:10%]``."""
         from datasets import load_dataset_builder
         from datasets.exceptions import DatasetsError
+        from huggingface_hub import errors
 
         config = self._config
         try:
@@ -135,7 +135,7 @@ class HubRows:
             if not config.splits and config.hub_split not in found:
                 raise ValueError(f"there is no split {config.hub_split}; there are {', '.join(map(str, found))}")
             return {str(name): self._read_columns(data) for name, data in found.items()}
-        except (OSError, ValueError, DatasetsError) as error:
+        except (errors.HTTPError, OSError, ValueError, DatasetsError) as error:
             raise _unreachable(config, error) from error
 
     def _read_columns(self, data: Any) -> Any:

@@ -13,12 +13,12 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sra_core.config import CorpusConfig
 from sra_core.corpus import Corpus, Example, Rejected, Turn
-from sra_core.corpus.formats import rows_of
 from sra_core.errors import ConfigError, DataError
 
 from .helpers import NO_HOLDOUT, corpus, kept, pairs, rejected, splits, write_jsonl
@@ -37,33 +37,53 @@ def file(tmp_path):
     return lambda *rows: write_jsonl(tmp_path / "d.jsonl", rows)
 
 
-@pytest.mark.parametrize("name", ["d.jsonl", "d.jsonl.gz"])
-def test_a_place_that_breaks_off_is_an_error_and_no_end(name):
-    class Breaks(io.RawIOBase):
-        """The first bytes of a file, then none: as from another machine."""
+class PlaceError(Exception):
+    """As libraries of file systems raise them: of no kind that Python knows."""
 
-        def __init__(self, data):
-            self.data = io.BytesIO(data)
 
-        def readable(self):
-            return True
+class Breaks(io.BytesIO):
+    """A file of which the first bytes are read, then none: as from another machine."""
 
-        def seekable(self):
-            return True
+    def __init__(self, data, error, after=100_000):
+        super().__init__(data)
+        self.error, self.after = error, after
 
-        def seek(self, place, whence=0):
-            return self.data.seek(place, whence)
+    def read(self, size=-1):
+        if self.tell() + max(size, 0) > self.after:
+            raise self.error
+        return super().read(size)
 
-        def readinto(self, buffer):
-            if self.data.tell() > 100_000:
-                raise ConnectionResetError(104, "Connection reset by peer")
-            return self.data.readinto(buffer)
 
-    lines = [{"instruction": f"q{n}", "response": random.Random(n).randbytes(40).hex()} for n in range(5000)]
-    data = b"".join(json.dumps(line).encode() + b"\n" for line in lines)
-    stream = io.BufferedReader(Breaks(compressed(data) if name.endswith(".gz") else data))
-    with pytest.raises(DataError, match=r"cannot be read on after row [\d,]+: .*Connection reset"):
-        list(rows_of(stream, name, name, lambda columns: None))
+def encoded(name, rows):
+    if name.endswith(".parquet"):
+        sink = io.BytesIO()
+        pq.write_table(pa.Table.from_pylist(rows), sink, row_group_size=500)
+        return sink.getvalue()
+    data = b"".join(json.dumps(row).encode() + b"\n" for row in rows)
+    if name.endswith(".zst"):
+        return pa.compress(data, "zstd", asbytes=True)
+    return compressed(data) if name.endswith(".gz") else data
+
+
+@pytest.mark.parametrize(
+    "error", [ConnectionResetError(104, "Connection reset"), PlaceError("payload"), TimeoutError()], ids=repr
+)
+@pytest.mark.parametrize("name", ["d.jsonl", "d.csv", "d.jsonl.gz", "d.jsonl.zst", "d.parquet"])
+def test_a_place_that_breaks_off_is_an_error_and_no_end(name, error, monkeypatch):
+    rows = [{"instruction": f"q{n}", "response": random.Random(n).randbytes(40).hex()} for n in range(5000)]
+    if name.endswith(".csv"):
+        data = b"instruction,response\n" + b"".join(f"{r['instruction']},{r['response']}\n".encode() for r in rows)
+    else:
+        data = encoded(name, rows)
+    after = len(data) - 1 if name.endswith(".parquet") else 100_000  # a Parquet file is read from its end
+    system = MemoryFileSystem()
+    system.pipe_file(f"/breaks/{name}", data)
+    monkeypatch.setattr(MemoryFileSystem, "open", lambda *args, **options: Breaks(data, error, after))
+    with pytest.raises(
+        DataError, match=rf"/breaks/{name} cannot be read on after row [\d,]+: .*{type(error).__name__}"
+    ):
+        kept(f"memory://breaks/{name}")
+    system.rm("/breaks", recursive=True)
 
 
 def only(path, **fields):

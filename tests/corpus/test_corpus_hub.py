@@ -115,6 +115,17 @@ def test_identity_names_id_and_resolved_commit(data_set, monkeypatch):
     assert data_set[-1][1]["revision"] == COMMIT
 
 
+def test_a_hub_that_is_not_reached_is_a_data_error(monkeypatch):
+    """What its client raises then, whichever library it speaks HTTP with."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+    huggingface_hub.close_session()  # made while it was offline
+    with pytest.raises(DataError, match=r"cannot be read from the hub: .*refused"):
+        _ = HubRows(hub(revision=None)).revision
+    monkeypatch.undo()
+    huggingface_hub.close_session()
+
+
 def test_without_network_the_commit_comes_from_the_local_cache(tmp_path, monkeypatch):
     refs = tmp_path / "datasets--someone--some-pairs" / "refs"
     refs.mkdir(parents=True)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import errno
+from itertools import pairwise
 from typing import Any
+from unittest.mock import Mock
 
 import httpx
 import pytest
+from huggingface_hub import errors as hub
 from prefect.utilities.callables import parameter_schema
 from prefect.utilities.schema_tools.validation import validate
 from pydantic import MISSING
@@ -97,9 +100,16 @@ def test_a_run_that_is_started_again_keeps_its_own_name_once() -> None:
     assert own_name(settle("quality-smoke", name="mine").grid_title) == "mine"
 
 
-def _caused(error: Exception, cause: Exception) -> Exception:
-    error.__cause__ = cause
-    return error
+def _caused(*errors: Exception) -> Exception:
+    """The first, caused by the second, and so on."""
+    for error, cause in pairwise(errors):
+        error.__cause__ = cause
+    return errors[0]
+
+
+def _answered(status: int) -> Exception:
+    """What the hub's client raises for an answer."""
+    return hub.HfHubHTTPError("a", response=Mock(status_code=status))
 
 
 @pytest.mark.parametrize(
@@ -113,6 +123,11 @@ def _caused(error: Exception, cause: Exception) -> Exception:
         (httpx.ConnectError("a"), True),
         (_caused(ModelError("a", "b"), ConnectionError("a")), True),
         (_caused(TrainingError("a", "b"), ChildProcessError("killed")), True),
+        (_caused(ModelError("a", "b"), hub.LocalEntryNotFoundError("a"), hub.HTTPError("no route")), True),
+        (_caused(DataError("a", "b"), OSError(errno.EIO, "PlaceError: payload"), Exception("payload")), True),
+        (_caused(ModelError("a", "b"), _answered(503)), True),
+        (_caused(ModelError("a", "b"), _answered(404)), False),
+        (_caused(ModelError("a", "b"), hub.LocalEntryNotFoundError("offline")), False),
         (ConfigError("a", "b"), False),
         (DataError("a", "b"), False),
         (AlignmentError("a", "b"), False),
