@@ -248,7 +248,7 @@ def test_ctrl_c_ends_within_seconds_and_says_how_to_go_on(
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         text=True,
-        cwd=Path(__file__).parents[1],
+        cwd=Path(__file__).parents[2],
     )
     wait_for_shards(fresh, 1)
     process.send_signal(signal.SIGINT)
