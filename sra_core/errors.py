@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -19,6 +20,7 @@ __all__ = [
     "TokenizerError",
     "TrainingError",
     "first_line",
+    "is_full",
     "told_as",
 ]
 
@@ -89,6 +91,12 @@ def first_line(error: BaseException) -> str:
     """The first line of a message that says something; the kind of an error that brings none, such as a timeout."""
     lines = (line.strip() for line in str(error).splitlines())
     return next(filter(None, lines), type(error).__name__)
+
+
+def is_full(error: BaseException | None) -> bool:
+    """Whether no space was left, or the user's share of it, by the error or its cause."""
+    found = (error, error.__cause__ if error else None)
+    return any(isinstance(each, OSError) and each.errno in (errno.ENOSPC, errno.EDQUOT) for each in found)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from sra_core.config import CorpusConfig
 from sra_core.corpus.files import Columns, own_splits
 from sra_core.corpus.split import named_split
 from sra_core.corpus.types import BadRow, Row
-from sra_core.errors import DataError, first_line
+from sra_core.errors import DataError, SraError, first_line, is_full
 
 __all__ = ["HubRows"]
 
@@ -117,8 +117,6 @@ class HubRows:
     def _data(self) -> Mapping[str, Any]:
         """The splits by name; ``corpus.hub_split`` may also be an expression such as ``train[:10%]``."""
         from datasets import load_dataset_builder
-        from datasets.exceptions import DatasetsError
-        from huggingface_hub import errors
 
         config = self._config
         try:
@@ -135,7 +133,9 @@ class HubRows:
             if not config.splits and config.hub_split not in found:
                 raise ValueError(f"there is no split {config.hub_split}; there are {', '.join(map(str, found))}")
             return {str(name): self._read_columns(data) for name, data in found.items()}
-        except (errors.HTTPError, OSError, ValueError, DatasetsError) as error:
+        except SraError:
+            raise
+        except Exception as error:  # of any kind, as above
             raise _unreachable(config, error) from error
 
     def _read_columns(self, data: Any) -> Any:
@@ -155,6 +155,8 @@ def _unreachable(config: CorpusConfig, error: Exception) -> DataError:
     what = f"subset {config.subset or 'default'}, split {config.hub_split}, revision {config.revision or 'default'}"
     return DataError(
         f"data set {config.source} ({what}) cannot be read from the hub: {str(error).strip() or type(error).__name__}",
-        "check corpus.source, subset, hub_split, splits and revision, and the network; if you meant a file or folder, "
-        "there is none of that name here",
+        "free space, set HF_HOME to a folder with room, or set corpus.streaming"
+        if is_full(error)
+        else "check corpus.source, subset, hub_split, splits and revision, and the network; if you meant a file or "
+        "folder, there is none of that name here",
     )

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from sra_core.config import ModelRef
-from sra_core.errors import ModelError
+from sra_core.errors import ModelError, first_line
 
 __all__ = ["listed", "snapshot"]
 
@@ -27,7 +27,7 @@ def snapshot(ref: ModelRef, weights: bool) -> Path:
     Pickled weights come along where they are allowed and there are no others.
 
     Raises:
-        ModelError: no such model or revision, no access to it, or no network and it was never downloaded.
+        ModelError: no such model or revision, no access to it, no room for it, or no network and it was never fetched.
     """
     from huggingface_hub import constants, snapshot_download
 
@@ -82,9 +82,18 @@ def _explained(ref: ModelRef, part: str = "") -> Iterator[None]:
         raise ModelError(
             f"the hub has no model {name}", "correct the name; for a private model log in with `hf auth login`"
         ) from error
-    except (errors.LocalEntryNotFoundError, errors.HTTPError, OSError) as error:  # offline mode is an OSError too
-        which = f"{part}{name} {'are' if part else 'is'}"
+    except Exception as error:  # whatever its transports raise: kinds of their own, or RuntimeError
+        which = f"{part}{name} {'are' if part else 'is'} not in the hub's cache on this machine"
+        if isinstance(error, OSError) and error.errno and not isinstance(error, (ConnectionError, TimeoutError)):
+            raise ModelError(
+                f"{which}, and cannot be put there: {error}", "free space there, or set HF_HOME to a folder with room"
+            ) from error
+        if isinstance(error, (errors.HTTPError, OSError)):  # offline mode is an OSError too
+            raise ModelError(
+                f"{which}, and the hub cannot be reached ({type(error).__name__})",
+                "connect to the network (and unset HF_HUB_OFFLINE), or give a local folder, a GGUF file or a package",
+            ) from error
         raise ModelError(
-            f"{which} not in the hub's cache on this machine, and the hub cannot be reached ({type(error).__name__})",
-            "connect to the network (and unset HF_HUB_OFFLINE), or give a local folder, a GGUF file or a package",
+            f"{which}, and fetching it failed ({type(error).__name__}: {first_line(error)})",
+            "run it again: what was fetched is kept; or give a local folder, a GGUF file or a package",
         ) from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 from collections.abc import Iterator
@@ -10,12 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, BinaryIO
 
-from sra_core.errors import StorageError
+from sra_core.errors import StorageError, is_full
 
 __all__ = ["PARTIAL_SUFFIX", "HashingWriter", "atomic_write", "file_digest"]
 
 PARTIAL_SUFFIX = ".partial"
-_FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
 class HashingWriter:
@@ -74,7 +72,7 @@ def atomic_write(path: Path) -> Iterator[HashingWriter]:
 
 def storage_error(path: Path, error: OSError) -> StorageError:
     """The error that a failed write to ``path`` deserves."""
-    if error.errno in _FULL:
+    if is_full(error):
         return StorageError(
             f"no space left while writing {path}",
             "free space or point `store` elsewhere, then run again: finished work is kept",

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import errno
 import math
 from dataclasses import dataclass
 
 from sra_core.config import TrainingConfig
-from sra_core.errors import SraError, StorageError, TrainingError, first_line
+from sra_core.errors import SraError, StorageError, TrainingError, first_line, is_full
 
 __all__ = ["SpikeWatch", "explained", "is_out_of_memory", "non_finite_error", "out_of_memory_error"]
 
@@ -105,7 +104,7 @@ def explained(error: Exception, training: TrainingConfig, micro: int, section: s
     # Before the disk: lack of memory may be an OSError too.
     if is_out_of_memory(error):
         return out_of_memory_error(error, training, micro, section)
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if is_full(error):
         return StorageError(
             f"no space left while training: {error}", "free space and run again: training resumes from its checkpoint"
         )

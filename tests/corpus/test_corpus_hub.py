@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import re
 from collections import Counter
 
+import datasets
 import httpx
 import huggingface_hub
 import pytest
@@ -34,8 +37,6 @@ configs:
 @pytest.fixture
 def data_set(tmp_path, monkeypatch):
     """A data set repository as the hub holds them, in a folder that `datasets` is pointed at by its id."""
-    import datasets
-
     folder = tmp_path / "repository"
     write_jsonl(folder / "train-0.jsonl", pairs(3))
     write_jsonl(folder / "train-1.jsonl", pairs(2, 3))
@@ -124,6 +125,30 @@ def test_a_hub_that_is_not_reached_is_a_data_error(monkeypatch):
         _ = HubRows(hub(revision=None)).revision
     monkeypatch.undo()
     huggingface_hub.close_session()
+
+
+@pytest.mark.parametrize(
+    ("error", "remedy"),
+    [
+        (RuntimeError("Data processing error: CAS"), "check corpus.source"),
+        (huggingface_hub.errors.HTTPError("no route"), "check corpus.source"),
+        (OSError(errno.ENOSPC, "No space left on device"), "free space"),
+        (datasets.exceptions.DatasetGenerationError("An error occurred"), "free space"),
+    ],
+    ids=repr,
+)
+def test_a_fetch_that_fails_is_a_data_error(monkeypatch, error, remedy):
+    """As `datasets` and the transports of the hub's client raise it."""
+    if isinstance(error, datasets.exceptions.DatasetsError):
+        error.__cause__ = OSError(errno.ENOSPC, "No space left on device")
+
+    def answer(*_, **__):
+        raise error
+
+    monkeypatch.setattr(datasets, "load_dataset_builder", answer)
+    with pytest.raises(DataError, match=f"data set someone/some-pairs .*{re.escape(str(error))}") as caught:
+        list(Corpus(hub()))
+    assert caught.value.remedy.startswith(remedy)
 
 
 def test_without_network_the_commit_comes_from_the_local_cache(tmp_path, monkeypatch):

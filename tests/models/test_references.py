@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import multiprocessing
@@ -436,12 +437,26 @@ def test_what_the_hub_may_answer(
         resolve(reference("someone/tiny"))
 
 
-def test_a_hub_that_is_not_reached(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (errors.HTTPError("connection refused"), "the hub cannot be reached .*\n  -> connect to the network"),
+        (TimeoutError(), "the hub cannot be reached"),
+        (ConnectionResetError(errno.ECONNRESET, "reset"), "the hub cannot be reached"),
+        (OSError(errno.ENOSPC, "No space left on device"), "cannot be put there: .*No space left.*\n  -> free space"),
+        (PermissionError(errno.EACCES, "Permission denied"), "cannot be put there: .*denied.*\n.*HF_HOME"),
+        (RuntimeError("Data processing error: CAS"), "fetching it failed .*Data processing error.*\n  -> run it again"),
+    ],
+    ids=repr,
+)
+def test_a_fetch_that_fails(error: Exception, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the client and its transports raise it, before there is an answer or amid the files."""
+
     def answer(*_: object, **__: object) -> None:
-        raise errors.HTTPError("connection refused")  # what the client raises, before there is an answer
+        raise error
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", answer)
-    with pytest.raises(ModelError, match="the hub cannot be reached"):
+    with pytest.raises(ModelError, match=told):
         resolve(reference("someone/tiny"))
 
 
