@@ -113,8 +113,8 @@ def audit(teacher: Tokenizer, student: Tokenizer, texts: Iterable[str]) -> Align
         ModelError: A name leads to no tokenizer.
         TokenizerError: A tokenizer that is a slow one, has wrong offsets or no end of text.
     """
-    if isinstance(texts, str):
-        raise DataError("texts is one str, not a list of texts", 'give a list, as in ["One text."]')
+    if isinstance(texts, str) or not isinstance(texts, Iterable):
+        raise DataError(f"texts is of type {type(texts).__name__}, not a list of texts", 'give it as in ["One text."]')
     pair = (_loaded(teacher), _loaded(student))
     encode = _encoder(*pair)
     found = AlignmentAudit(alignment.shared_vocabulary(*pair))
@@ -153,6 +153,13 @@ def _encoder(teacher: PreTrainedTokenizerFast, student: PreTrainedTokenizerFast)
 def _example(text: str, number: int) -> Example:
     if not isinstance(text, str):
         raise DataError(
-            f"text {number} is of type {type(text).__name__}, not str", 'give a list of texts, as in ["One text."]'
+            f"text {number} is of type {type(text).__name__}, not str",
+            "give text, as in 'One text.'; to audit, a list of these",
         )
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"text {number} holds a lone surrogate, half of a character, at character {error.start + 1}", "remove it"
+        ) from error
     return Example(id=f"text {number}", instruction="", response=text, source="texts")

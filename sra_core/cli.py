@@ -107,13 +107,14 @@ def init(
     with console.status("looking at the models, and at the first examples"):
         found = guesses(path.stem, **told)
     write_recipe(path, found)
-    console.print(f"{path} is written. What was guessed, and from what (the file says it too):\n", soft_wrap=True)
+    _say(f"{path} is written. What was guessed, and from what (the file says it too):\n")
     table = Table(box=None, show_header=False, pad_edge=False)
     for guess in found:
         if guess.why:
             table.add_row(f"  {guess.field}", escape(str(guess.value)), f"[dim]{escape(guess.why)}")
     console.print(table)
-    console.print(as_typed(f"\nNext: `sra doctor {path}`, `sra plan {path}`, `sra run {path}`"), soft_wrap=True)
+    name = shlex.quote(str(path))
+    _say(as_typed(f"\nNext: `sra doctor {name}`, `sra plan {name}`, `sra run {name}`"))
 
 
 @app.command()
@@ -127,15 +128,16 @@ def run(recipe: Recipe, settings: Settings = None) -> None:
         results = stages.run(config, _watcher(config, parent))
     _summary(results["evaluate"].folder)
     sra = sra_command()
-    chosen = "".join(f" --set {shlex.quote(each)}" for each in settings or [])
+    chosen = shlex.join([recipe, *_flags(settings)])
     say = [f"The student:    {results['distill'].folder}/student"]
     if config.tracking.enabled:
-        say.append(f"Runs in MLflow: {tracking_uri(config)}, opened by: {sra} ui {recipe}{chosen}")
-    say.append(f"To compare it:  {sra} compare {results['evaluate'].folder} OTHER ...")
-    say.append(f"To publish it:  {sra} publish {results['evaluate'].folder} --to OWNER/NAME")
-    say.append(f"Another try:    {sra} run {recipe}{chosen} --set distill.learning_rate=1e-3")
+        say.append(f"Runs in MLflow: {tracking_uri(config)}, opened by: {sra} ui {chosen}")
+    evaluation = shlex.quote(results["evaluate"].folder)
+    say.append(f"To compare it:  {sra} compare {evaluation} OTHER ...")
+    say.append(f"To publish it:  {sra} publish {evaluation} --to OWNER/NAME")
+    say.append(f"Another try:    {sra} run {chosen} --set distill.learning_rate=1e-3")
     say.append("                (finished stages are kept)")
-    console.print("\n".join(["", *say]), soft_wrap=True)
+    _say("\n".join(["", *say]))
 
 
 @app.command()
@@ -190,9 +192,8 @@ def generate(recipe: Recipe, settings: Settings = None) -> None:
 
     manifest = _stage("generate", recipe, settings)
     read = settings_for(_config(recipe, settings).corpus, Path(manifest.folder) / GENERATED)
-    chosen = "".join(f" --set {shlex.quote(each)}" for each in [*(settings or []), *read, "objective.name=sft"])
-    say = f"\nLearn from it: {sra_command()} run {recipe}{chosen}"
-    console.print(say, soft_wrap=True)
+    chosen = [recipe, *_flags([*(settings or []), *read, "objective.name=sft"])]
+    _say(f"\nLearn from it: {sra_command()} run {shlex.join(chosen)}")
 
 
 @app.command()
@@ -212,15 +213,17 @@ def audit(
     from sra_core.prepare import AUDIT_PAGE, audit_of, check_figure, example_figure, write_figure
     from sra_core.runs import Run
 
+    if example and not figure:
+        raise ConfigError("--example says what to draw, but not where", "add --figure FILE.svg")
     if figure:
         check_figure(figure)
     manifest = _stage("prepare", recipe, settings)
     console.print(render_terminal(audit_of(manifest)))
-    console.print(f"\nThe whole report, for a browser: {manifest.folder}/{AUDIT_PAGE}", soft_wrap=True)
+    _say(f"\nThe whole report, for a browser: {manifest.folder}/{AUDIT_PAGE}")
     if figure:
         whole = write_figure(example_figure(Run(_config(recipe, settings)), example), figure)
         hint = "" if whole else " (letters that the font lacks are boxes; an .svg leaves them to its reader's fonts)"
-        console.print(f"The spans of one example, drawn: {figure.absolute()}{hint}", soft_wrap=True)
+        _say(f"The spans of one example, drawn: {figure.absolute()}{hint}")
 
 
 @app.command()
@@ -264,6 +267,8 @@ def compare(
     """
     from sra_core.compare import compare_runs, page_name, read_runs, terminal_report, write_report
 
+    if page:
+        _require_file(page, "--page")
     config = _config(recipe, settings)
     found = read_runs([_finished(config, run) for run in runs])
     comparison = compare_runs(found, reference=reference, all_pairs=all_pairs)
@@ -272,11 +277,11 @@ def compare(
     page = page or Path(page_name(comparison))
     replaced = " (in place of the one that was there)" if page.exists() else ""
     write_report(comparison, page)
-    console.print(f"\nThe whole report, for a browser: {page.absolute()}{replaced}", soft_wrap=True)
+    _say(f"\nThe whole report, for a browser: {page.absolute()}{replaced}")
     if track:
         from sra_core.compare import track_comparison
 
-        console.print(f"In MLflow: run {track_comparison(config, comparison, page)}", soft_wrap=True)
+        _say(f"In MLflow: run {track_comparison(config, comparison, page)}")
 
 
 @app.command()
@@ -305,9 +310,9 @@ def publish(
 
     config = _config(recipe, settings)
     student = student_of(config, _finished(config, run)[1])
-    console.print("\n".join(f"Licence of the {line}" for line in require_licences(student, licence_allows_it)))
+    _say("\n".join(f"Licence of the {line}" for line in require_licences(student, licence_allows_it)))
     address = upload(student, to, public=public)
-    console.print(f"The student is at {address} ({'public' if public else 'private'})", soft_wrap=True)
+    _say(f"The student is at {address} ({'public' if public else 'private'})")
 
 
 @bench.command("quality")
@@ -329,6 +334,8 @@ def bench_quality(
     from sra_core.plan import stage_seconds
     from sra_core.watch.mlflow import benchmark_run
 
+    if report:
+        _require_file(report, "--report")
     config = _config(recipe, settings)
     grid = Bench(config, _names(cells, config), _numbers(seeds))
     if show:
@@ -348,7 +355,7 @@ def bench_quality(
         if report:
             report.write_text(markdown(found))
         if found.manifest:
-            console.print(f"\nTables, figure and report: {found.manifest.folder}", soft_wrap=True)
+            _say(f"\nTables, figure and report: {found.manifest.folder}")
         grid.require_all_ran()
 
 
@@ -396,15 +403,15 @@ def fields(
     hints.append(f"Or in your own recipe:   {recipe}")
     if not section:
         hints.append(f"The fields of a section: {sra_command()} fields distill")
-    console.print("\n".join(["", *hints]), soft_wrap=True)
+    _say("\n".join(["", *hints]))
 
 
 @app.command()
 def config(recipe: Recipe, settings: Settings = None) -> None:
     """Print all settings of a run as YAML, which is a recipe in itself."""
-    import yaml
+    from sra_core.config.yaml_1_2 import write_yaml
 
-    sys.stdout.write(yaml.safe_dump(_config(recipe, settings).model_dump(mode="json"), sort_keys=False, width=100))
+    sys.stdout.write(write_yaml(_config(recipe, settings).model_dump(mode="json"), width=100))
 
 
 @app.command()
@@ -493,11 +500,32 @@ def _finished(config: RunConfig, run: str) -> tuple[str | None, Path]:
     """Name, if it has one, and evaluation folder of what a person named, possibly as NAME=RUN."""
     from sra_core.compare import find_evaluation
 
-    name, _, place = run.rpartition("=")
+    # Names and folders may hold signs of equality themselves.
+    parts = [("", run), *((run[:k], run[k + 1 :]) for k, sign in enumerate(run) if sign == "=")]
+    name, place = next((part for part in parts if Path(part[1]).is_dir()), parts[-1])
     if place.endswith(".lock"):
         raise EvaluationError(f"{place} is the lock beside a result", "name the folder itself, as in evaluations/*/")
     own, folder = (None, Path(place)) if Path(place).is_dir() else find_evaluation(config, place)
     return name or own, folder
+
+
+def _say(text: str) -> None:
+    """Text as it is: people's paths and words are no markup, and are not broken where they would be copied."""
+    console.print(text, markup=False, soft_wrap=True)
+
+
+def _flags(settings: list[str] | None) -> list[str]:
+    return [word for each in settings or [] for word in ("--set", each)]
+
+
+def _require_file(path: Path, option: str) -> None:
+    """See that a file can be written before any work is done for it; its folder is made."""
+    if path.is_dir():
+        raise ConfigError(f"{option} {path} is a folder", "name a file in it")
+    try:
+        path.absolute().parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{option} {path}: its folder cannot be made: {error.strerror}", "name another") from error
 
 
 def _config(recipe: str, settings: list[str] | None) -> RunConfig:
@@ -511,7 +539,7 @@ def _stage(name: str, recipe: str, settings: list[str] | None) -> Any:
 
     config = _config(recipe, settings)
     manifest = stages.STAGES[name](config, _watcher(config, None))
-    console.print(f"  {manifest.folder}")
+    _say(f"  {manifest.folder}")
     return manifest
 
 

@@ -125,12 +125,16 @@ def _store(config: RunConfig) -> Iterator[Finding]:
         return
     store = Path(config.store).expanduser().absolute()
     parent = next(path for path in (store, *store.parents) if path.exists())
+    if not parent.is_dir():
+        yield Finding("bad", f"store {store}: {parent} is a file; set `store` to a folder of yours")
+        return
     if not os.access(parent, os.W_OK):
         yield Finding("bad", f"store {store} cannot be written; set `store` to a folder of yours")
         return
     free = shutil.disk_usage(parent).free / _GIB
     level: Level = "good" if free >= 5 else "slow" if free >= 1 else "bad"
-    yield Finding(level, f"store {store}: {free:.0f} GiB free")
+    remedy = "" if level == "good" else "; free space, or set `store` to a folder with room"
+    yield Finding(level, f"store {store}: {free:.0f} GiB free{remedy}")
 
 
 def _remote_store(url: str) -> Finding:

@@ -9,11 +9,10 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
-import yaml
-
 from sra_core.alignment import AlignedExample, PairEncoder
 from sra_core.config import ModelRef, RunConfig, nested
 from sra_core.config.load import load_config
+from sra_core.config.yaml_1_2 import write_yaml
 from sra_core.corpus import Corpus, Example, Rejected
 from sra_core.doctor import check_layers, check_models, doubtful_teacher
 from sra_core.errors import ConfigError, DataError
@@ -221,4 +220,4 @@ def _window(ref: ModelRef) -> int:
 
 def _yaml(value: Any) -> str:
     # As the item of a list: behind a bare scalar PyYAML writes a line `...`.
-    return yaml.safe_dump([value], default_flow_style=True, width=sys.maxsize).strip()[1:-1]
+    return write_yaml([value], default_flow_style=True, width=sys.maxsize).strip()[1:-1]

@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from sra_core.config import RunConfig
-from sra_core.errors import ManifestMismatch, ShardError
+from sra_core.errors import ConfigError, ManifestMismatch, ShardError
 from sra_core.processes import is_cuda, native_dtype
 from sra_core.shards import Manifest, StageFolder, fingerprint, read_manifest, verify
 from sra_core.watch import Watcher, watched
@@ -40,8 +40,16 @@ class Run:
 
     @classmethod
     def of(cls, config: RunConfig | Run) -> Run:
-        """The run of a config; a run is itself."""
-        return config if isinstance(config, Run) else cls(config)
+        """The run of a config; a run is itself.
+
+        Raises:
+            ConfigError: It is neither.
+        """
+        if isinstance(config, Run):
+            return config
+        if not isinstance(config, RunConfig):
+            raise ConfigError(f"{config!r} is no config", 'build one: load_config("smoke"), or of a file of yours')
+        return cls(config)
 
     @property
     def stages(self) -> list[str]:

@@ -164,9 +164,10 @@ def compare_runs(
     """
     if not runs:
         raise EvaluationError("there is no run to compare", "name at least one evaluation folder")
-    if len({run.name for run in runs}) < len(runs):
-        raise EvaluationError("two runs have the same name", "give each folder a name of its own")
     students = [run.name for run in runs]
+    twice = [name for name in students if students.count(name) > 1]
+    if twice:
+        raise EvaluationError(f"two runs are called {twice[0]!r}", "give each a name of its own, as in NAME=RUN")
     reference = reference or students[0]
     if reference not in students:
         raise EvaluationError(f"the reference {reference!r} is not one of the runs", f"they are {', '.join(students)}")

@@ -46,7 +46,7 @@ class Lead:
         )
         if self.clear:
             return f"there is something to learn: {figures}"
-        if self.ahead.low > 0:
+        if self.ahead.examples < _FEWEST:
             return f"{figures}: too few texts to tell whether there is something to learn -> {_KEEP}"
         remedy = (
             "adapt it longer (adapt.max_steps, adapt.epochs), or take a stronger teacher"

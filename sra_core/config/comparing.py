@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
-from sra_core.config.part import Part
+from sra_core.config.part import Part, Seed
 
 __all__ = ["BenchConfig", "TrackingConfig", "Variant"]
 
@@ -42,7 +42,7 @@ class BenchConfig(Part):
         min_length=1,
         description="What is compared: variants, each with a name and the fields in which it differs from the run.",
     )
-    seeds: list[int] = Field(
+    seeds: list[Seed] = Field(
         [1, 2, 3], min_length=1, description="Seeds that every variant is trained with; each takes the place of `seed`."
     )
     reference: str = Field("sft", description="Variant that every other one is paired with, example by example.")

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from sra_core.config.data import ColumnField
-from sra_core.config.part import Part, runtime, where_set
+from sra_core.config.part import Part, Seed, runtime, where_set
 
 __all__ = ["DatasetConfig", "EvaluateConfig"]
 
@@ -91,7 +91,7 @@ class EvaluateConfig(Part):
     )
     temperature: float = Field(0.0, ge=0, description="0 decodes greedily; 1 with top_p 1 is the paper's sampling.")
     top_p: float = Field(1.0, gt=0, le=1, description="Nucleus sampling: smallest set of tokens with this probability.")
-    seeds: list[int] = Field([10], min_length=1, description="Seeds to sample with; greedy decoding uses one.")
+    seeds: list[Seed] = Field([10], min_length=1, description="Seeds to sample with; greedy decoding uses one.")
     leaks: Literal["exclude", "report", "off"] = Field(
         "exclude",
         title="Leak check",

@@ -5,12 +5,11 @@ from __future__ import annotations
 import difflib
 import json
 import os
-import re
+import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 from pydantic_settings import (
     BaseSettings,
@@ -24,6 +23,7 @@ from sra_core.config.mappings import merged
 from sra_core.config.problems import config_error, leaves, nearest
 from sra_core.config.reference import part_of
 from sra_core.config.run import RunConfig
+from sra_core.config.yaml_1_2 import NotYaml, read_yaml
 from sra_core.errors import ConfigError
 
 __all__ = ["ENV_PREFIX", "OTHER_VARIABLES", "load_config", "parse_overrides", "recipe_names", "recipe_path"]
@@ -34,46 +34,6 @@ ENV_PREFIX = "SRA_"
 OTHER_VARIABLES = frozenset({"SRA_CACHE_HOME", "SRA_ROOT", "SRA_STARTED_BY", "SRA_VERSION"})
 """Variables with that prefix that stand for no field: model cache, what deploy/prefect.yaml reads, the launcher's."""
 
-
-class Loader(yaml.SafeLoader):
-    """YAML 1.2: only `true` and `false` are booleans (`off` is a value of `evaluate.leaks`), a date is a text, `5e8` a number,
-    `010` ten; and a key stands once: PyYAML takes the last of several, and what stood under the others is gone."""
-
-    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        node: yaml.MappingNode = super().compose_mapping_node(anchor)
-        # Before `<<` is merged in: a section may say anew what the one that it merges says.
-        first: dict[str, yaml.Node] = {}
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and first.setdefault(key.value, key) is not key:
-                told = f"{key.value!r} stands here and in line {first[key.value].start_mark.line + 1}; write it once"
-                raise yaml.composer.ComposerError(None, None, told, key.start_mark)
-        return node
-
-    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
-        text = self.construct_scalar(node)
-        return int(text, 0 if text.startswith(("0o", "0x")) else 10)
-
-
-_NOT_TAKEN = (":bool", ":timestamp", ":float", ":int")
-# A table of its own: SafeLoader's is shared by all who use PyYAML.
-Loader.yaml_implicit_resolvers = {}
-for _first, _resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items():
-    Loader.yaml_implicit_resolvers[_first] = [pair for pair in _resolvers if not pair[0].endswith(_NOT_TAKEN)]
-Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:bool", re.compile("^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
-)
-Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",  # before integers, which are floats without point and exponent
-    re.compile(
-        r"^(?:[-+]?(?:\.[0-9]+|[0-9]+\.[0-9]*)(?:[eE][-+]?[0-9]+)?|[-+]?[0-9]+[eE][-+]?[0-9]+"
-        r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
-    ),
-    list("-+0123456789."),
-)
-Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:int", re.compile(r"^(?:[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+)$"), list("-+0123456789")
-)
-Loader.add_constructor("tag:yaml.org,2002:int", Loader.construct_yaml_int)
 
 _FOLDER = Path(__file__).parent.parent / "recipes"
 
@@ -93,6 +53,8 @@ def recipe_path(recipe: str) -> Path:
     path = shipped if shipped.parent == _FOLDER and shipped.exists() else Path(recipe).expanduser()
     if path.is_file():
         return path
+    if recipe and path.is_dir():
+        raise ConfigError(f"{recipe} is a folder, not a recipe", "name a YAML file in it")
     if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:  # a person meant a file
         raise ConfigError(f"no file {recipe} in {Path.cwd()}", _missing_file(path))
     near = difflib.get_close_matches(recipe, recipe_names(), n=1)
@@ -110,7 +72,7 @@ def _missing_file(path: Path) -> str:
     near = difflib.get_close_matches(path.name, there, n=1)
     if near:
         return f"did you mean {folder / near[0]}?"
-    return f"correct the path, or have it written: `sra init {path}`"
+    return f"correct the path, or have it written: `sra init {shlex.quote(str(path))}`"
 
 
 def load_config(
@@ -131,8 +93,9 @@ def load_config(
     Raises:
         ConfigError: Names each field that is unknown or has a bad value, and where the value came from.
     """
-    values = _recipe_values(recipe_path(recipe)) if recipe else {}
-    if recipe:
+    values: dict[str, Any] = {}
+    if recipe is not None:
+        values = _recipe_values(recipe_path(recipe))
         # A config that was printed is a recipe too, and says itself which one it came from.
         values["recipe"] = values.get("recipe") or recipe_path(recipe).stem
     overrides = dict(overrides or {})
@@ -175,14 +138,20 @@ def load_config(
 def _recipe_values(path: Path, children: tuple[Path, ...] = ()) -> dict[str, Any]:
     """A recipe's values over those of the recipe that it ``extends``."""
     try:
-        values = yaml.load(path.read_text(), Loader)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path} cannot be read as YAML: {error}", "write it like the shipped recipes") from error
+        values = read_yaml(path.read_text("utf-8"))
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"{path} is not UTF-8: {error}", f"convert it: iconv -f ENCODING -t UTF-8 {shlex.quote(str(path))}"
+        ) from error
+    except (OSError, NotYaml) as error:
+        raise ConfigError(f"{path} cannot be read as YAML: {error}", "mend it there") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path} is not a YAML mapping of fields", "write it like the shipped recipes")
     base = values.pop("extends", None)
     if base is None:
         return values
+    if not isinstance(base, str):
+        raise ConfigError(f"{path}: extends must be the name or file of one recipe, not {base!r}", "name one")
     if path in children:
         raise ConfigError(f"{path} extends itself", "remove one of the `extends` lines")
     return merged(_recipe_values(recipe_path(base), (*children, path)), values)
@@ -254,6 +223,6 @@ def parse_overrides(assignments: Iterable[str]) -> dict[str, Any]:
 
 def _yaml_value(assignment: str, text: str) -> Any:
     try:
-        return yaml.load(text, Loader)
-    except yaml.YAMLError as error:
+        return read_yaml(text)
+    except NotYaml as error:
         raise ConfigError(f"--set {assignment!r}: {error}", "quote the value as YAML") from error

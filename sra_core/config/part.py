@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Literal, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic_core import PydanticKnownError
 
-__all__ = ["AUTO", "DType", "Part", "hashed", "runtime", "where_set"]
+__all__ = ["AUTO", "DType", "Part", "Seed", "hashed", "runtime", "where_set"]
 
+Seed = Annotated[int, Field(ge=0, le=2**53)]
+"""What every random generator takes, and JSON keeps."""
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 AUTO = (
@@ -42,10 +45,31 @@ class Part(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
+    def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """Pydantic takes it for 1, in a list too."""
+        kind = cls.model_fields[str(info.field_name)].annotation
+        if not _holds(kind, bool) and any(isinstance(each, bool) for each in (value if _is_list(value) else [value])):
+            if _holds(kind, float):
+                raise PydanticKnownError("float_type")
+            if _holds(kind, int):
+                raise PydanticKnownError("int_type")
+        return value
+
+    @field_validator("*", mode="before")
+    @classmethod
     def _null_takes_a_mapping_back(cls, value: Any, info: ValidationInfo) -> Any:
         """An empty one would not: it is merged into what the recipe below has."""
         mapping = value is None and get_origin(cls.model_fields[str(info.field_name)].annotation) is dict
         return {} if mapping else value
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, (list, tuple))
+
+
+def _holds(annotation: Any, kind: type) -> bool:
+    """Whether a type is ``kind``, or has it for one of its parts or choices."""
+    return annotation is kind or any(_holds(each, kind) for each in get_args(annotation))
 
 
 def hashed(part: BaseModel) -> dict[str, Any]:
@@ -68,6 +92,6 @@ def _identity_items(part: BaseModel) -> Iterator[tuple[str, Any]]:
 def _plain(value: Any) -> Any:
     if isinstance(value, BaseModel):
         return hashed(value)
-    if isinstance(value, (list, tuple)):
+    if _is_list(value):
         return [_plain(item) for item in value]
     return value

@@ -12,7 +12,7 @@ from sra_core.config.data import AlignmentConfig, CorpusConfig
 from sra_core.config.evaluation import EvaluateConfig
 from sra_core.config.models import ModelRef, StudentConfig, TeacherConfig
 from sra_core.config.objective import ObjectiveConfig
-from sra_core.config.part import Part, runtime
+from sra_core.config.part import Part, Seed, runtime
 from sra_core.config.secrets import refuse_secrets
 from sra_core.config.training import AdaptConfig, DistillConfig
 
@@ -59,7 +59,7 @@ class RunConfig(Part):
         "How models read a batch: `flat` lays its texts end to end, `padded` pads them to one length; `auto` runs a model flat where a probe shows that this changes nothing but rounding.",
         title="Layout of batches",
     )
-    seed: int = Field(0, ge=0, description="Seed of initialisation, data order, dropout and sampling.")
+    seed: Seed = Field(0, description="Seed of initialisation, data order, dropout and sampling.")
     teacher: TeacherConfig = Field(TeacherConfig(), description="The model that is imitated.")
     student: StudentConfig = Field(StudentConfig(), description="The model that learns.")
     corpus: CorpusConfig = Field(CorpusConfig(), description="Where examples come from.")

@@ -6,9 +6,8 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import yaml
-
 from sra_core.config import RunConfig, hashed
+from sra_core.config.yaml_1_2 import write_yaml
 from sra_core.models import MADE_HERE, licence_of
 from sra_core.shards import Manifest
 from sra_core.watch import redact, redact_text
@@ -45,7 +44,7 @@ def model_card(
         _table(
             "Lineage", [(f"`{made.stage}`", f"`{made.fingerprint}`, content `{made.content}`") for made in upstream]
         ),
-        "## Settings\n\n```yaml\n" + yaml.safe_dump(json.loads(_settings(config)), sort_keys=False, width=100) + "```",
+        "## Settings\n\n```yaml\n" + write_yaml(json.loads(_settings(config)), width=100) + "```",
         _usage(config),
     ]
     return redact_text("\n".join(sections)) + "\n"
@@ -57,7 +56,7 @@ def _header(config: RunConfig) -> str:
         "pipeline_tag": "text-generation",
         "tags": ["knowledge-distillation", "span-representation-alignment", f"objective:{config.objective.name}"],
     }
-    return f"---\n{yaml.safe_dump(fields, sort_keys=False)}---\n"
+    return f"---\n{write_yaml(fields)}---\n"
 
 
 def _summary(config: RunConfig, result: Mapping[str, float | None], licences: Mapping[str, str]) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -11,6 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from sra_core.config.load import load_config
 from tests.conftest import SmokeRun
 
 SRA = [sys.executable, "-m", "sra_core.cli"]
@@ -85,6 +88,15 @@ def test_an_error_is_printed_with_its_remedy_and_no_traceback(tmp_path: Path) ->
         (["run", "smoke", "--set", "distill.epochs"], "--set"),
         (["prepare", "smoke", "--set", "teacher.source=./no-such-model"], "no-such-model"),
         (["prepare", "smoke", "--set", "corpus.source=no-such-file.jsonl"], "no-such-file.jsonl"),
+        (["run", ""], "no recipe ''"),
+        (["run", "."], ". is a folder, not a recipe"),
+        (["run", "smoke", "--set", "distill.max_steps=true"], "distill.max_steps: must be an integer, not True"),
+        (["run", "smoke", "--set", "distill.learning_rate=true"], "distill.learning_rate: must be a number, not True"),
+        (["run", "smoke", "--set", "evaluate.seeds=[1, true]"], "evaluate.seeds: must be an integer"),
+        (["run", "smoke", "--set", "seed=99999999999999999999"], "seed: must be less than or equal to"),
+        (["bench", "quality", "smoke", "--report", "."], "--report . is a folder"),
+        (["compare", "a", "b", "--page", "."], "--page . is a folder"),
+        (["audit", "smoke", "--example", "a"], "add --figure"),
     ],
 )
 def test_bad_input_is_named(arguments: list[str], message: str, tmp_path: Path) -> None:
@@ -93,6 +105,43 @@ def test_bad_input_is_named(arguments: list[str], message: str, tmp_path: Path) 
     assert message in failed.stderr.replace("\n", " ")
     assert "->" in failed.stderr
     assert "Traceback" not in failed.stderr
+
+
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        (b"extends: [smoke, quickstart]\n", "extends must be the name or file of one recipe"),
+        (b"name: caf\xe9\n", "mine.yaml is not UTF-8"),
+        (b"name: a\nname: b\n", "mine.yaml cannot be read as YAML: 'name' stands here and in line 1"),
+        (b"teacher: &a {b: *a}\n", "Circular"),
+    ],
+)
+def test_a_bad_recipe_is_named(written: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_bytes(written)
+    failed = sra("config", str(tmp_path / "mine.yaml"))
+    assert failed.returncode == 1
+    assert message in failed.stderr.replace("\n", " ")
+    assert "Traceback" not in failed.stderr
+
+
+def test_brackets_in_paths_and_prompts_are_no_markup(tmp_path: Path) -> None:
+    """Rich takes `[x]` for a style and `[/INST]` for the end of one."""
+    store, data = tmp_path / "a store [x]", tmp_path / "d [b].jsonl"
+    lines = [{"instruction": f"q{n}", "response": f"answer {n} to it"} for n in range(40)]
+    data.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    chosen = ["--set", f"corpus.source={data}", "--set", "corpus.prompt='Q: {instruction} {context} [/INST]'"]
+    done = sra("run", "smoke", *chosen, store=store)
+    assert done.returncode == 0, done.stderr
+    assert f"{store}/students/" in done.stdout
+    assert f"sra run smoke {shlex.join(chosen)} --set distill.learning_rate=1e-3" in done.stdout
+    (evaluation,) = (store / "evaluations").glob("*/")
+    assert f"compare {shlex.quote(str(evaluation))} OTHER" in done.stdout
+    named = tmp_path / "lr=1e-3"
+    evaluation.rename(named)
+    compared = sra("compare", f"x=1={named}", str(named), "--page", str(tmp_path / "new" / "page.html"), store=store)
+    assert compared.returncode == 0, compared.stderr
+    assert "x=1" in compared.stdout
+    assert (tmp_path / "new" / "page.html").is_file()
 
 
 def test_a_malformed_line_is_named_by_file_and_number(tmp_path: Path) -> None:
@@ -108,6 +157,16 @@ def test_config_prints_a_recipe_that_loads_again(tmp_path: Path) -> None:
     printed = sra("config", "smoke", "--set", "distill.max_steps=3").stdout
     assert yaml.safe_load(printed)["distill"]["max_steps"] == 3
     (tmp_path / "saved.yaml").write_text(printed)
+    assert sra("config", str(tmp_path / "saved.yaml")).stdout == printed
+
+
+def test_text_that_looks_like_a_number_stays_text(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(
+        "extends: smoke\nteacher: {template: chat, template_arguments: {a: '08', b: '1e3'}}\n"
+    )
+    printed = sra("config", str(tmp_path / "mine.yaml")).stdout
+    (tmp_path / "saved.yaml").write_text(printed)
+    assert load_config(str(tmp_path / "saved.yaml")).teacher.template_arguments == {"a": "08", "b": "1e3"}
     assert sra("config", str(tmp_path / "saved.yaml")).stdout == printed
 
 

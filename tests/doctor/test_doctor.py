@@ -24,6 +24,15 @@ def test_a_config_that_can_run_has_nothing_bad(tmp_path: Path) -> None:
     assert "adapt.enabled" not in said  # nobody expects random weights to know the corpus
 
 
+@pytest.mark.parametrize("place", ["file", "file/below"])
+def test_a_store_that_is_a_file_is_bad(place: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    findings = examine(load_config("smoke", {"store": str(tmp_path / place)}))
+    assert [f.text for f in findings if f.level == "bad"] == [
+        f"store {tmp_path / place}: {tmp_path / 'file'} is a file; set `store` to a folder of yours"
+    ]
+
+
 def test_what_a_run_would_fail_at_is_named(tmp_path: Path) -> None:
     config = load_config(
         "smoke",

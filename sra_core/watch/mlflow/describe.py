@@ -11,9 +11,8 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from sra_core.config import MAIN_FIELDS, RunConfig, hashed
+from sra_core.config.yaml_1_2 import write_yaml
 from sra_core.watch import redact, redact_text
 
 if TYPE_CHECKING:
@@ -79,8 +78,7 @@ def parameters(config: RunConfig, *, grid: bool = False) -> dict[str, Any]:
 
 def config_text(config: RunConfig, *, grid: bool = False) -> str:
     """The whole config as YAML, secrets masked; a file of it is a recipe."""
-    text: str = yaml.safe_dump(redact(_plain(config, grid)), sort_keys=False, allow_unicode=True)
-    return text
+    return write_yaml(redact(_plain(config, grid)), allow_unicode=True)
 
 
 def _plain(config: RunConfig, grid: bool) -> dict[str, Any]:
