@@ -259,16 +259,27 @@ def _delimited_rows(stream: IO[bytes], path: str, name: str, packed: str) -> Ite
         except StopIteration:
             return
         except csv.Error as error:
-            yield BadRow(path, name, line, f"not valid CSV: {error}", _shown(b"".join(taken)))
+            yield from _bad_record(path, name, line, f"not valid CSV: {error}", taken)
             continue
         if header is None:
             header = _header(cells, b"".join(taken), path, line)
         elif cells:
             problem = _cells_problem(header, cells, b"".join(taken), delimiter)
             if problem:
-                yield BadRow(path, name, line, problem, _shown(b"".join(taken)))
+                yield from _bad_record(path, name, line, problem, taken)
             else:
                 yield Row(path, name, line, dict(zip(header, cells, strict=True)), cells=True)
+
+
+def _bad_record(path: str, name: str, line: int, problem: str, taken: Sequence[bytes]) -> Iterator[BadRow]:
+    """A bad row for each line of a record: a quote too many may have taken rows for text, which are not lost as one."""
+    if len(taken) > 1:
+        problem = (
+            f"{problem} (the record goes on to line {line + len(taken) - 1}: is a quote missing, or one too many?)"
+        )
+    yield BadRow(path, name, line, problem, _shown(taken[0]) if taken else "")
+    for number, raw in enumerate(taken[1:], line + 1):
+        yield BadRow(path, name, number, f"inside of the malformed record that begins in line {line}", _shown(raw))
 
 
 def name_is_tsv(path: str) -> bool:

@@ -91,6 +91,22 @@ def only(path, **fields):
     return example
 
 
+@pytest.mark.parametrize("closed", [True, False])
+def test_rows_that_a_quote_takes_for_text_are_counted_one_by_one(tmp_path, closed):
+    lines = ["instruction,response", *(f"q{n},answer {n}" for n in range(80))]
+    lines[21] = 'q20,"answer 20'
+    lines[61] = 'q60,"answer 60' if closed else lines[61]
+    path = tmp_path / "d.csv"
+    path.write_text("\n".join(lines) + "\n")
+    lost = range(22, 63 if closed else 82)
+    assert [each.id for each in rejected(path, max_malformed=100, **NO_HOLDOUT)] == [f"d:{line}" for line in lost]
+    assert len(kept(path, max_malformed=100, **NO_HOLDOUT)) == 80 - len(lost)
+    with pytest.raises(
+        DataError, match=rf"d\.csv, line 22: not valid CSV.*goes on to line {lost[-1]}: is a quote missing"
+    ):
+        kept(path, max_malformed=0, **NO_HOLDOUT)
+
+
 # What columns mean
 
 
