@@ -59,6 +59,7 @@ def align(teacher: Tokenizer, student: Tokenizer, text: str) -> TextSpans:
 
     Raises:
         AlignmentError: The text is empty or white space, or the two sides have no cut in common.
+        DataError: It is no ``str``, or holds half of a character.
         ModelError: A name leads to no tokenizer.
         TokenizerError: A tokenizer that is a slow one, has wrong offsets or no end of text.
     """
@@ -109,7 +110,7 @@ def audit(teacher: Tokenizer, student: Tokenizer, texts: Iterable[str]) -> Align
             report for a terminal (`render_terminal`), as Markdown and as a page.
 
     Raises:
-        DataError: A text that is no ``str``.
+        DataError: A text that is no ``str``, or holds half of a character.
         ModelError: A name leads to no tokenizer.
         TokenizerError: A tokenizer that is a slow one, has wrong offsets or no end of text.
     """

@@ -14,7 +14,7 @@ import pytest
 
 import sra_core
 from sra_core import alignment
-from sra_core.errors import AlignmentError, DataError, ModelError, TokenizerError
+from sra_core.errors import AlignmentError, ConfigError, DataError, ModelError, TokenizerError
 from tests.alignment.tokenizers import load
 from tests.conftest import SmokeRun
 
@@ -123,5 +123,12 @@ def test_what_cannot_be_aligned_is_said(hub: Path) -> None:
         sra_core.shared_vocabulary("./nowhere", student)
     with pytest.raises(DataError, match="text 2 is of type int, not str"):
         sra_core.audit(teacher, student, ["one", 2])  # type: ignore[list-item]
-    with pytest.raises(DataError, match="texts is one str"):
+    with pytest.raises(DataError, match="texts is of type str, not a list"):
         sra_core.audit(teacher, student, "one text")
+    with pytest.raises(DataError, match="texts is of type NoneType"):
+        sra_core.audit(teacher, student, None)  # type: ignore[arg-type]
+    for call in (lambda it: sra_core.align(teacher, student, it), lambda it: sra_core.audit(teacher, student, [it])):
+        with pytest.raises(DataError, match="text 1 holds a lone surrogate, half of a character, at character 3"):
+            call("a \ud800 b")
+    with pytest.raises(ConfigError, match="'smoke' is no config\n  -> build one: load_config"):
+        sra_core.run("smoke")  # type: ignore[arg-type]
