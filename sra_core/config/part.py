@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
-from pydantic_core import PydanticKnownError
 
 __all__ = ["AUTO", "DType", "Part", "Seed", "hashed", "runtime", "where_set"]
 
@@ -50,9 +49,9 @@ class Part(BaseModel):
         kind = cls.model_fields[str(info.field_name)].annotation
         if not _holds(kind, bool) and any(isinstance(each, bool) for each in (value if _is_list(value) else [value])):
             if _holds(kind, float):
-                raise PydanticKnownError("float_type")
+                raise ValueError(f"must be a number, not {value}")
             if _holds(kind, int):
-                raise PydanticKnownError("int_type")
+                raise ValueError(f"must be an integer, not {value}")
         return value
 
     @field_validator("*", mode="before")

@@ -228,7 +228,7 @@ def test_errors_say_what_to_do(tmp_path, folders):
         read_run(tmp_path)
     with pytest.raises(EvaluationError, match="result of distill"):
         read_run(next((folders[0].parent.parent / "students").iterdir()))
-    with pytest.raises(EvaluationError, match="same name"):
+    with pytest.raises(EvaluationError, match="two runs are called 'x'"):
         compare_runs([read_run(folders[0], "x"), read_run(folders[1], "x")])
     with pytest.raises(EvaluationError, match="no run"):
         compare_runs([])
