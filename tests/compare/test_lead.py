@@ -76,6 +76,15 @@ def test_two_texts_show_nothing() -> None:
 
 
 @pytest.mark.parametrize("count", [1, 5])
+def test_few_texts_do_not_show_that_there_is_nothing_to_learn_either(count: int) -> None:
+    lead = teacher_lead(cache(nats(1.2)[:count]), nats(1.0)[:count], SIZES[:count])
+    assert lead is not None
+    assert lead.ahead.low < 0
+    assert not lead.told(adapted=False).startswith("WARNING")
+    assert "too few texts to tell" in lead.told(adapted=False)
+
+
+@pytest.mark.parametrize("count", [1, 5])
 def test_few_texts_are_told_before_anything_runs(count: int) -> None:
     told = few_texts(count)
     assert told is not None
