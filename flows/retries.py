@@ -43,6 +43,8 @@ _LASTING = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectory
 def is_outage(error: BaseException | None) -> bool:
     """Whether an error, or what caused it, is of the network, a disk, an overloaded server or a killed process."""
     while error:
+        if isinstance(error, hub.OfflineModeIsEnabled):  # a kind of ConnectionError, but a person's own wish
+            return False
         if isinstance(error, (ConnectionError, TimeoutError, ChildProcessError)):
             return True
         if isinstance(error, OSError) and error.errno == errno.EIO:

@@ -43,6 +43,11 @@ def test_it_is_read_back_as_it_was(value: dict[str, Any]) -> None:
         assert repr(found) == repr(value)  # 1 is neither 1.0 nor True
 
 
+def test_a_line_end_that_pyyaml_writes_as_it_is_comes_back() -> None:
+    for text in ("a\x85b", "\x85"):
+        assert read_yaml(write_yaml({text: text}, allow_unicode=True)) == {text: text}
+
+
 def test_not_a_number_and_infinity() -> None:
     found = read_yaml(write_yaml([math.nan, math.inf, -math.inf]))
     assert repr(found) == "[nan, inf, -inf]"
